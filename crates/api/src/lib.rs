@@ -1,0 +1,17 @@
+//! HTTP in and out: the router, the extractors that turn a request into a grant, thin handlers, wire types, problem details, the OpenAPI
+//! document, server-sent events.
+//!
+//! Owns no rule of the product: a handler parses, calls one use case of `ocore-control`, and writes the answer.
+
+mod authorized;
+mod problem;
+mod router;
+
+pub use problem::{Problem, ProblemBody};
+pub use router::{openapi, router};
+
+/// What every handler gets.
+#[derive(Clone)]
+pub struct AppState {
+    pub control: ocore_control::Control,
+}

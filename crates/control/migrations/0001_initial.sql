@@ -1,0 +1,345 @@
+-- The whole state of the control plane. Text columns with a check hold the words of `ocore_model`'s enumerations.
+
+create table users (
+    id uuid primary key,
+    email text not null,
+    name text not null,
+    password_hash text not null,
+    created_at timestamptz not null default now(),
+    updated_at timestamptz not null default now()
+);
+create unique index users_email on users (lower(email));
+
+-- One login. Its refresh tokens rotate; a second use of one revokes the whole session.
+create table sessions (
+    id uuid primary key,
+    user_id uuid not null references users on delete cascade,
+    user_agent text not null default '',
+    created_at timestamptz not null default now(),
+    expires_at timestamptz not null,
+    revoked_at timestamptz
+);
+create index sessions_user on sessions (user_id);
+
+create table refresh_tokens (
+    token_hash bytea primary key,
+    session_id uuid not null references sessions on delete cascade,
+    created_at timestamptz not null default now(),
+    used_at timestamptz
+);
+create index refresh_tokens_session on refresh_tokens (session_id);
+
+create table organizations (
+    id uuid primary key,
+    name text not null,
+    slug text not null unique,
+    logo_url text not null default '',
+    created_at timestamptz not null default now(),
+    updated_at timestamptz not null default now()
+);
+
+create table roles (
+    id uuid primary key,
+    organization_id uuid not null references organizations on delete cascade,
+    name text not null,
+    description text not null default '',
+    is_system boolean not null default false,
+    permissions text[] not null,
+    created_at timestamptz not null default now(),
+    updated_at timestamptz not null default now(),
+    unique (organization_id, name)
+);
+
+create table members (
+    id uuid primary key,
+    organization_id uuid not null references organizations on delete cascade,
+    user_id uuid not null references users on delete cascade,
+    role_id uuid not null references roles,
+    created_at timestamptz not null default now(),
+    unique (organization_id, user_id)
+);
+create index members_user on members (user_id);
+
+create table invitations (
+    id uuid primary key,
+    organization_id uuid not null references organizations on delete cascade,
+    email text not null,
+    role_id uuid not null references roles on delete cascade,
+    token_hash bytea not null unique,
+    invited_by uuid not null references users,
+    status text not null default 'pending' check (status in ('pending', 'accepted', 'cancelled')),
+    created_at timestamptz not null default now(),
+    expires_at timestamptz not null
+);
+
+create table api_keys (
+    id uuid primary key,
+    organization_id uuid not null references organizations on delete cascade,
+    -- The key never has more rights than this member has now.
+    user_id uuid not null references users on delete cascade,
+    name text not null,
+    -- The first characters, so that a person can tell keys apart.
+    prefix text not null,
+    key_hash bytea not null unique,
+    permissions text[] not null,
+    created_at timestamptz not null default now(),
+    expires_at timestamptz,
+    last_used_at timestamptz,
+    revoked_at timestamptz
+);
+create index api_keys_organization on api_keys (organization_id);
+
+create table servers (
+    id uuid primary key,
+    -- Null: the machine of this installation, shared by its organizations.
+    organization_id uuid references organizations on delete cascade,
+    name text not null unique,
+    description text not null default '',
+    host text not null,
+    status text not null check (status in ('active', 'unreachable', 'removing', 'deleted')),
+    status_message text not null default '',
+    os_name text not null default '',
+    os_version text not null default '',
+    cpu_cores int not null default 0,
+    ram_total_bytes bigint not null default 0,
+    pool jsonb not null default '{}',
+    -- Of the route snapshot that the server's edge should have.
+    route_generation bigint not null default 0,
+    last_seen_at timestamptz,
+    created_at timestamptz not null default now(),
+    updated_at timestamptz not null default now()
+);
+
+create table projects (
+    id uuid primary key,
+    organization_id uuid not null references organizations on delete cascade,
+    name text not null,
+    -- In the address of the built-in remote: /git/<organization>/<slug>.git
+    slug text not null,
+    description text not null default '',
+    odoo_version text not null,
+    module_selection jsonb not null,
+    with_demo boolean not null default false,
+    create_environment_on_push boolean not null default true,
+    repository_kind text not null check (repository_kind in ('built_in', 'external')),
+    repository_url text,
+    repository_branch text,
+    deploy_key_public text,
+    -- Sealed by `control::secrets`.
+    deploy_key_private bytea,
+    webhook_secret_hash bytea,
+    archived_at timestamptz,
+    created_at timestamptz not null default now(),
+    updated_at timestamptz not null default now(),
+    unique (organization_id, slug)
+);
+
+-- What oCore knows of a project's branches. A deleted one stays, with the time.
+create table branches (
+    project_id uuid not null references projects on delete cascade,
+    name text not null,
+    head_sha text not null,
+    commit_author text not null,
+    commit_author_email text not null,
+    commit_message text not null,
+    committed_at timestamptz not null,
+    deleted_at timestamptz,
+    updated_at timestamptz not null default now(),
+    primary key (project_id, name)
+);
+
+create table instances (
+    id uuid primary key,
+    organization_id uuid not null references organizations on delete cascade,
+    project_id uuid not null references projects,
+    server_id uuid not null references servers,
+    name text not null,
+    -- One label of the host name; unique in the whole installation while the instance exists.
+    slug text not null,
+    status text not null check (status in ('creating', 'running', 'stopped', 'restarting', 'failed', 'removing', 'deleted')),
+    status_message text not null default '',
+    odoo_version text not null,
+    -- `ocore_host::OdooSettings`.
+    settings jsonb not null,
+    -- Of Odoo's `admin`, set at a fresh install; sealed by `control::secrets`.
+    admin_password bytea,
+    active_color text check (active_color in ('blue', 'green')),
+    active_data_set_id uuid,
+    active_release text,
+    active_deployment_id uuid,
+    -- The data as it was before the last deployment that changed it.
+    previous_data_set_id uuid,
+    -- The operation that holds the instance; at most one.
+    operation_id uuid,
+    -- Raised at each claim; the host refuses calls with an older one.
+    generation bigint not null default 0,
+    restart_count int not null default 0,
+    last_restart_at timestamptz,
+    created_at timestamptz not null default now(),
+    updated_at timestamptz not null default now()
+);
+create unique index instances_slug on instances (slug) where status <> 'deleted';
+create index instances_organization on instances (organization_id);
+create index instances_server on instances (server_id);
+
+create table branch_mappings (
+    id uuid primary key,
+    project_id uuid not null references projects on delete cascade,
+    -- `*` matches any run of characters.
+    branch_pattern text not null,
+    instance_id uuid not null references instances on delete cascade,
+    -- The highest that matches decides.
+    priority int not null default 0,
+    created_at timestamptz not null default now(),
+    unique (project_id, branch_pattern, instance_id)
+);
+
+create table environments (
+    id uuid primary key,
+    organization_id uuid not null references organizations on delete cascade,
+    project_id uuid not null references projects,
+    instance_id uuid not null references instances,
+    name text not null,
+    description text not null default '',
+    branch text not null,
+    stage text not null check (stage in ('production', 'staging', 'development')),
+    commit_behavior text not null check (commit_behavior in ('do_nothing', 'create_new_build', 'update_previous_build')),
+    status text not null check (status in ('active', 'removing', 'deleted')),
+    status_message text not null default '',
+    auto_destroy_on_merge boolean not null default false,
+    cloned_from_id uuid references environments,
+    is_neutralized boolean not null default false,
+    -- The branch's newest commit that is not live, and how many commits lie between it and the live one.
+    pending_commit_count int not null default 0,
+    pending_commit_sha text,
+    last_commit_at timestamptz,
+    last_commit_author text,
+    -- The commit that is live.
+    live_commit_sha text,
+    created_at timestamptz not null default now(),
+    updated_at timestamptz not null default now()
+);
+create unique index environments_branch on environments (project_id, branch) where status <> 'deleted';
+create unique index environments_instance on environments (instance_id) where status <> 'deleted';
+create unique index environments_production on environments (project_id) where stage = 'production' and status <> 'deleted';
+create index environments_organization on environments (organization_id, created_at);
+
+create table deployments (
+    id uuid primary key,
+    organization_id uuid not null references organizations on delete cascade,
+    project_id uuid not null references projects,
+    environment_id uuid not null references environments,
+    instance_id uuid not null references instances,
+    status text not null check (status in ('queued', 'running', 'succeeded', 'failed', 'cancelled', 'superseded')),
+    trigger_type text not null check (trigger_type in ('push', 'webhook', 'manual', 'api')),
+    triggered_by uuid references users,
+    branch text not null,
+    commit_sha text not null,
+    commit_author text not null,
+    commit_author_email text not null,
+    commit_message text not null,
+    previous_commit_sha text,
+    previous_deployment_id uuid references deployments,
+    -- Fresh database or the live data; from the commit behavior at the time.
+    data_mode text not null check (data_mode in ('fresh', 'keep')),
+    -- The slot that it made live.
+    color text check (color in ('blue', 'green')),
+    release text,
+    -- `ocore_model::deployment::ModulePlan`.
+    plan jsonb,
+    -- The data set that it worked in, and the one that was live before.
+    data_set_id uuid,
+    snapshot_data_set_id uuid,
+    -- Set in the transaction before the first effect on the instance; from then on it is not superseded.
+    changing boolean not null default false,
+    cancel_requested_at timestamptz,
+    error_message text,
+    error_excerpt text,
+    created_at timestamptz not null default now(),
+    started_at timestamptz,
+    completed_at timestamptz,
+    updated_at timestamptz not null default now()
+);
+create index deployments_environment on deployments (environment_id, created_at desc);
+create index deployments_project on deployments (project_id, created_at desc);
+create index deployments_open on deployments (instance_id) where status in ('queued', 'running');
+
+create table deployment_steps (
+    id uuid primary key,
+    deployment_id uuid not null references deployments on delete cascade,
+    name text not null,
+    sort_order int not null,
+    status text not null check (status in ('pending', 'running', 'succeeded', 'failed', 'undone', 'skipped')),
+    -- One sentence: what came of it.
+    summary text not null default '',
+    -- Raised with each change, so that a follower can tell old from new.
+    version int not null default 0,
+    started_at timestamptz,
+    completed_at timestamptz,
+    unique (deployment_id, name)
+);
+
+create table step_log_lines (
+    id bigint generated always as identity primary key,
+    deployment_id uuid not null references deployments on delete cascade,
+    step_id uuid not null references deployment_steps on delete cascade,
+    logged_at timestamptz not null default now(),
+    text text not null
+);
+create index step_log_lines_deployment on step_log_lines (deployment_id, id);
+create index step_log_lines_step on step_log_lines (step_id, id);
+
+-- Something that somebody asked for. This table is the truth; the queue only carries ids.
+create table operations (
+    id uuid primary key,
+    kind text not null,
+    organization_id uuid not null references organizations on delete cascade,
+    instance_id uuid not null references instances,
+    deployment_id uuid references deployments,
+    parameters jsonb not null,
+    status text not null check (status in ('queued', 'running', 'succeeded', 'failed', 'stuck')),
+    -- Of the step graph; an operation of another version is unwound, not resumed.
+    schema_version int not null,
+    -- The saga's graph, as it was when it began.
+    dag jsonb,
+    generation bigint not null default 0,
+    claimed_by uuid,
+    error text,
+    created_at timestamptz not null default now(),
+    started_at timestamptz,
+    completed_at timestamptz
+);
+create index operations_open on operations (instance_id, created_at) where status in ('queued', 'running');
+
+-- The saga's log, in the order in which it was written.
+create table operation_events (
+    operation_id uuid not null references operations on delete cascade,
+    sequence bigint generated always as identity,
+    node_id bigint not null,
+    event jsonb not null,
+    recorded_at timestamptz not null default now(),
+    primary key (operation_id, sequence)
+);
+
+-- What happened, for whoever follows. NOTIFY `ocore_events` carries the id.
+create table events (
+    id bigint generated always as identity primary key,
+    organization_id uuid not null references organizations on delete cascade,
+    kind text not null,
+    project_id uuid,
+    environment_id uuid,
+    instance_id uuid,
+    deployment_id uuid,
+    payload jsonb not null default '{}',
+    created_at timestamptz not null default now()
+);
+create index events_deployment on events (deployment_id, id);
+create index events_organization on events (organization_id, id);
+
+create function notify_event() returns trigger language plpgsql as $$
+begin
+    perform pg_notify('ocore_events', new.id::text);
+    return null;
+end
+$$;
+create trigger events_notify after insert on events for each row execute function notify_event();

@@ -1,0 +1,60 @@
+//! What every use case needs: the store, the server, the clock, the settings.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use ocore_host::Host;
+use ocore_model::{clock::Clock, ids::ServerId};
+use sqlx::PgPool;
+
+/// The control plane as one value; cheap to clone.
+#[derive(Clone)]
+pub struct Control {
+    pub pool: PgPool,
+    /// The data plane of this machine.
+    pub host: Arc<dyn Host>,
+    /// This machine's row.
+    pub server_id: ServerId,
+    pub clock: Arc<dyn Clock>,
+    pub settings: Arc<Settings>,
+}
+
+/// What an installation can set. Times are durations, sizes bytes.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// At least 32 bytes; signs access tokens (HS256) and derives the key that seals secrets in the store.
+    pub secret: Vec<u8>,
+    pub access_token_lifetime: Duration,
+    pub refresh_token_lifetime: Duration,
+    /// Instances answer at `<slug>.<base domain>`.
+    pub base_domain: String,
+    /// How a browser reaches the edge: scheme and, when it is not the scheme's own, port. `http`, 8080 gives `http://<slug>.localhost:8080`.
+    pub edge_scheme: String,
+    pub edge_port: u16,
+    /// How a client reaches the API, without a slash at the end: `http://127.0.0.1:8700`.
+    pub public_url: String,
+    /// The mirrors: `<repositories>/<project id>.git`.
+    pub repositories: PathBuf,
+    /// A push that brings more is refused.
+    pub push_limit: u64,
+    /// Deployments that run side by side on this machine.
+    pub parallel_operations: usize,
+    /// The edge's administration socket.
+    pub edge_socket: PathBuf,
+}
+
+impl Settings {
+    /// Where a browser finds an instance.
+    pub fn instance_url(&self, slug: &str) -> String {
+        let default_port = if self.edge_scheme == "https" { 443 } else { 80 };
+        if self.edge_port == default_port {
+            format!("{}://{slug}.{}", self.edge_scheme, self.base_domain)
+        } else {
+            format!("{}://{slug}.{}:{}", self.edge_scheme, self.base_domain, self.edge_port)
+        }
+    }
+
+    /// Where Git pushes to a built-in repository.
+    pub fn git_remote(&self, organization_slug: &str, project_slug: &str) -> String {
+        format!("{}/git/{organization_slug}/{project_slug}.git", self.public_url)
+    }
+}

@@ -1,0 +1,20 @@
+//! The control plane, by noun: accounts, organizations, projects, environments, instances, deployments; the operations that change the
+//! world and the reconcilers that keep it; the store behind them.
+//!
+//! Owns tenancy, rights, transactions and events. Knows no HTTP (that is `ocore-api`) and touches no process or file of an Odoo itself
+//! (that is `ocore-host`, through [`ocore_host::Host`]).
+//!
+//! Every use case is a free function of its noun's module. It takes [`Control`] and a [`authorization::Grant`], the proof that its caller
+//! has the right it needs, or a [`authorization::System`] when no person asked.
+
+pub mod authorization;
+pub mod branches;
+mod context;
+pub mod deployments;
+mod error;
+pub mod git;
+pub mod operations;
+pub mod store;
+
+pub use context::{Control, Settings};
+pub use error::{Error, FieldError, Result};

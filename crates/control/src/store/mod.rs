@@ -1,0 +1,2 @@
+//! The store: PostgreSQL, one file a noun. A function takes a connection (or a transaction) and never opens its own; a tenant's rows need
+//! a [`crate::authorization::Scope`] or [`crate::authorization::System`]. Queries are checked against the schema when they are compiled.

@@ -1,0 +1,319 @@
+//! The one door to a server: [`Host`], with its arguments and answers.
+//!
+//! Rules that hold for every call: it may run twice and the second run finds the first one's work; it leaves nothing half-made that a later
+//! call could take for whole; a call for an instance carries a [`Fence`], and one with an older generation than the newest seen for that
+//! instance is refused with [`HostError::Fenced`](crate::HostError::Fenced) before any effect.
+
+use std::{collections::BTreeMap, net::SocketAddr};
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use ocore_model::{
+    ids::{DataSetId, InstanceId, OperationId},
+    instance::Color,
+    names::{ModuleName, OdooVersion},
+};
+use serde::{Deserialize, Serialize};
+use tokio::io::AsyncRead;
+use tokio_util::sync::CancellationToken;
+
+use crate::error::Result;
+
+/// Who calls: the operation, and the generation that was raised when it was claimed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fence {
+    pub operation: OperationId,
+    /// Grows with every claim on the instance.
+    pub generation: i64,
+}
+
+/// The name of an unpacked source tree: 64 hexadecimal digits, a hash over the commit, its submodules' commits and the owner's isolation key.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SourceId(pub String);
+
+/// The name of a release: 64 hexadecimal digits, a hash over source, Python environment and Odoo distribution. The API's `imageTag`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ReleaseId(pub String);
+
+impl std::fmt::Display for SourceId {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+impl std::fmt::Display for ReleaseId {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+/// A tar stream as `git archive` writes it.
+pub type TarStream = Box<dyn AsyncRead + Send + Unpin>;
+
+/// One Odoo module of a source tree, read from its manifest without running it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceModule {
+    pub name: ModuleName,
+    /// The directory, relative to the source tree, with `/`.
+    pub path: String,
+    /// Lies in a submodule.
+    pub in_submodule: bool,
+    pub installable: bool,
+    pub auto_install: bool,
+    pub version: String,
+    /// Direct dependencies, as written.
+    pub depends: Vec<String>,
+    /// SHA-256 over the paths, modes and contents of its files, hexadecimal.
+    pub digest: String,
+}
+
+/// What a sealed source tree holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Source {
+    pub id: SourceId,
+    pub modules: Vec<SourceModule>,
+    /// Paths of the `requirements.txt` files that count: the root's and those of directories that hold modules; relative, sorted.
+    pub requirements: Vec<String>,
+    pub bytes: u64,
+}
+
+/// An Odoo that is installed on the server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Distribution {
+    pub odoo_version: OdooVersion,
+    /// Changes whenever its source or its Python environment does, e.g. the package's version.
+    pub id: String,
+    /// Technical names of the modules that come with it.
+    pub modules: Vec<ModuleName>,
+}
+
+/// An immutable build: what Odoo runs from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Release {
+    pub id: ReleaseId,
+    pub source: SourceId,
+    pub odoo_version: OdooVersion,
+    pub distribution_id: String,
+    /// Module name to digest, for the plan of the next deployment.
+    pub modules: BTreeMap<ModuleName, String>,
+}
+
+/// What [`Host::build_release`] needs.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct BuildRelease {
+    pub source: SourceId,
+    pub odoo_version: OdooVersion,
+    /// Python environments are shared only between builds with the same key; the caller gives one key to each tenant's project.
+    pub isolation_key: String,
+}
+
+/// Where a new data set comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DataSource {
+    /// An empty cluster with an empty database, an empty file store.
+    Fresh,
+    /// A copy of another data set of the same instance, whose Odoo and cluster are stopped first (and stay stopped).
+    CopyOf(DataSetId),
+}
+
+/// A module as the database knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstalledModule {
+    pub name: String,
+    /// Odoo's word: `installed`, `to upgrade`, `uninstalled` …
+    pub state: String,
+    pub version: Option<String>,
+}
+
+/// What [`Host::run_modules`] does in a data set that nobody else uses.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RunModules {
+    pub data_set: DataSetId,
+    pub release: ReleaseId,
+    pub install: Vec<ModuleName>,
+    pub update: Vec<ModuleName>,
+    /// Loads demo data into a fresh database.
+    pub with_demo: bool,
+    /// Set after a fresh install: the password of Odoo's `admin`. Never logged.
+    pub admin_password: Option<String>,
+    pub settings: OdooSettings,
+}
+
+/// How an instance's Odoo runs. Units as in Odoo's own configuration: bytes and seconds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct OdooSettings {
+    /// 0: one threaded process that serves websockets too.
+    pub workers: u16,
+    pub max_cron_threads: u16,
+    pub limit_memory_soft: u64,
+    pub limit_memory_hard: u64,
+    pub limit_time_cpu: u32,
+    pub limit_time_real: u32,
+    /// Odoo's `--log-level`.
+    pub log_level: String,
+    /// Added to the processes' environment.
+    pub env_vars: BTreeMap<String, String>,
+}
+
+impl Default for OdooSettings {
+    fn default() -> Self {
+        Self {
+            workers: 0,
+            max_cron_threads: 1,
+            limit_memory_soft: 2048 * 1024 * 1024,
+            limit_memory_hard: 2560 * 1024 * 1024,
+            limit_time_cpu: 600,
+            limit_time_real: 1200,
+            log_level: "info".to_owned(),
+            env_vars: BTreeMap::new(),
+        }
+    }
+}
+
+/// What [`Host::start_slot`] starts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlotSpec {
+    pub color: Color,
+    pub data_set: DataSetId,
+    pub release: ReleaseId,
+    pub settings: OdooSettings,
+}
+
+/// A slot whose Odoo runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunningSlot {
+    pub color: Color,
+    pub data_set: DataSetId,
+    pub release: ReleaseId,
+    pub http: SocketAddr,
+    /// Present when there are workers.
+    pub websocket: Option<SocketAddr>,
+    pub pid: i32,
+    pub started_at: DateTime<Utc>,
+}
+
+/// What a server sees of one instance, now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceObservation {
+    pub instance: InstanceId,
+    /// Data sets whose directories are whole.
+    pub data_sets: Vec<DataSetId>,
+    /// Data sets whose PostgreSQL cluster runs.
+    pub clusters: Vec<DataSetId>,
+    pub slots: Vec<RunningSlot>,
+}
+
+/// What a server is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostFacts {
+    pub hostname: String,
+    pub os_name: String,
+    pub os_version: String,
+    pub cpu_cores: u32,
+    pub ram_total_bytes: u64,
+    pub pool: PoolFacts,
+    pub distributions: Vec<Distribution>,
+}
+
+/// The storage pool as it is now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolFacts {
+    pub path: String,
+    /// `xfs`, `btrfs`, `ext4` …
+    pub file_system: String,
+    /// Copies share their blocks. When false, copies are plain and take the data's full size and time.
+    pub reflinks: bool,
+    pub total_bytes: u64,
+    pub available_bytes: u64,
+}
+
+/// Where a step's output goes while it runs; each call is one line without its end.
+pub trait LogSink: Send + Sync {
+    fn line(&self, text: &str);
+}
+
+/// Progress of one call: where its lines go and how it is asked to stop.
+#[derive(Clone)]
+pub struct Progress {
+    pub log: std::sync::Arc<dyn LogSink>,
+    pub cancel: CancellationToken,
+}
+
+/// One server's data plane.
+#[async_trait]
+pub trait Host: Send + Sync + 'static {
+    async fn facts(&self) -> Result<HostFacts>;
+
+    /// Unpacks a tar stream below `prefix` (relative, empty for the root) of an unsealed source tree; a sealed one is left as it is and the
+    /// stream is dropped. Links that leave the tree are refused.
+    async fn unpack_source(&self, source: &SourceId, prefix: &str, tar: TarStream) -> Result<()>;
+
+    /// Reads the manifests, hashes the modules and makes the tree read-only. The answer for a sealed one is the stored one.
+    /// `submodules` are the prefixes that came from submodules.
+    async fn seal_source(&self, source: &SourceId, submodules: &[String], progress: Progress) -> Result<Source>;
+
+    /// The sealed source of that name, or `None`.
+    async fn find_source(&self, source: &SourceId) -> Result<Option<Source>>;
+
+    /// The distribution for an Odoo series; `Rejected` when it is not installed, with what to do.
+    async fn distribution(&self, version: &OdooVersion) -> Result<Distribution>;
+
+    /// Makes the Python environment, compiles the byte code (a syntax error is `Rejected` with file and line) and writes the release.
+    async fn build_release(&self, request: BuildRelease, progress: Progress) -> Result<Release>;
+
+    async fn find_release(&self, release: &ReleaseId) -> Result<Option<Release>>;
+
+    /// Removes sources, releases and environments that are not needed for `keep` and are older than an hour; never one that runs.
+    async fn prune_releases(&self, keep: &[ReleaseId]) -> Result<()>;
+
+    /// Allocates users and ports and makes the instance's directories.
+    async fn create_instance(&self, instance: InstanceId, fence: Fence) -> Result<()>;
+
+    /// Stops everything of the instance and removes it with all its data, users and ports.
+    async fn destroy_instance(&self, instance: InstanceId, fence: Fence) -> Result<()>;
+
+    async fn create_data_set(
+        &self,
+        instance: InstanceId,
+        data_set: DataSetId,
+        source: DataSource,
+        fence: Fence,
+        progress: Progress,
+    ) -> Result<()>;
+
+    /// Stops what uses the data set and removes it. Absent is done.
+    async fn remove_data_set(&self, instance: InstanceId, data_set: DataSetId, fence: Fence) -> Result<()>;
+
+    /// Starts the data set's cluster and waits until it accepts connections.
+    async fn start_cluster(&self, instance: InstanceId, data_set: DataSetId, fence: Fence) -> Result<()>;
+
+    async fn stop_cluster(&self, instance: InstanceId, data_set: DataSetId, fence: Fence) -> Result<()>;
+
+    /// The modules of the data set's database, starting the cluster if need be. Empty for a fresh one.
+    async fn installed_modules(&self, instance: InstanceId, data_set: DataSetId, fence: Fence) -> Result<Vec<InstalledModule>>;
+
+    /// Installs and updates modules with Odoo's own `-i`/`-u` and reads all signs of failure, also the silent ones
+    /// (reference: exit 0 with `invalid module names`, `Some modules are not loaded`, `odoo.schema` errors). A failure is `Rejected`.
+    /// Not repeatable on the same data set after a failure: the caller throws the data set away.
+    async fn run_modules(&self, instance: InstanceId, request: RunModules, fence: Fence, progress: Progress) -> Result<()>;
+
+    /// Starts a slot (and the cluster of its data set) and waits until Odoo answers real requests with its database. Running already with
+    /// the same specification is done; with another, it is restarted.
+    async fn start_slot(&self, instance: InstanceId, slot: SlotSpec, fence: Fence, progress: Progress) -> Result<RunningSlot>;
+
+    /// Stops a slot gracefully, then by force. Not running is done.
+    async fn stop_slot(&self, instance: InstanceId, color: Color, fence: Fence) -> Result<()>;
+
+    /// What is there, for every instance of this server.
+    async fn observe(&self) -> Result<Vec<InstanceObservation>>;
+
+    /// The last `lines` lines of the instance's Odoo log, then, when `follow`, new ones as they come, across rotations, until the receiver goes.
+    async fn odoo_log(&self, instance: InstanceId, lines: usize, follow: bool) -> Result<tokio::sync::mpsc::Receiver<String>>;
+
+    /// Rotates logs that have grown past their limit.
+    async fn rotate_logs(&self) -> Result<()>;
+}

@@ -1,0 +1,14 @@
+//! The words that every floor of oCore shares: ids, names, states and their transitions, permissions, routes, deployment steps.
+//!
+//! Pure: no I/O, no async, no clock of its own. What needs the world takes a [`clock::Clock`] from its caller.
+
+pub mod clock;
+pub mod deployment;
+pub mod environment;
+pub mod ids;
+pub mod instance;
+pub mod names;
+pub mod permission;
+pub mod project;
+pub mod route;
+pub mod state;

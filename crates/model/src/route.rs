@@ -1,0 +1,47 @@
+//! What the edge knows: which host name leads where. A snapshot is complete and has a generation; a lower generation never replaces a higher one.
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::InstanceId;
+
+/// Everything that one edge routes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RouteSnapshot {
+    pub generation: u64,
+    pub routes: Vec<Route>,
+}
+
+/// One instance as the edge sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Route {
+    pub instance_id: InstanceId,
+    /// Full host names, lower case, without a port.
+    pub hosts: Vec<String>,
+    /// What a person calls it, for the pages that the edge itself shows.
+    pub title: String,
+    pub state: RouteState,
+}
+
+/// What the edge does with a request for a route.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "camelCase")]
+pub enum RouteState {
+    /// Passes it on.
+    Serving {
+        http: SocketAddr,
+        /// Where `/websocket` goes; `None` when the HTTP port serves it too (Odoo without workers).
+        websocket: Option<SocketAddr>,
+    },
+    /// The first deployment is on its way. 503 with a page that reloads itself.
+    Building { message: String },
+    /// A deployment works on the data. 503 with a page that reloads itself.
+    Updating { message: String },
+    /// Nobody used it, or somebody stopped it. 503 with a page.
+    Stopped,
+    /// 502 with a page.
+    Failed { message: String },
+}

@@ -1,0 +1,66 @@
+//! What all state machines share: the error of a transition that the rules do not have, and text forms for the store and the API.
+
+use thiserror::Error;
+
+/// A state machine was asked for a step that its rules do not have.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{machine} cannot go from {from} on {event}")]
+pub struct IllegalTransition {
+    pub machine: &'static str,
+    pub from: &'static str,
+    pub event: String,
+}
+
+/// A word that is not one of the words of an enumeration.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("`{value}` is not a {what}; use one of: {allowed}")]
+pub struct UnknownWord {
+    pub what: &'static str,
+    pub value: String,
+    pub allowed: String,
+}
+
+/// Gives an enumeration its one text form: in the store, in the API and in logs.
+macro_rules! words {
+    ($(#[$doc:meta])* $name:ident, $what:literal { $($(#[$variant_doc:meta])* $variant:ident = $word:literal),* $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
+        pub enum $name {
+            $($(#[$variant_doc])* #[serde(rename = $word)] $variant),*
+        }
+
+        impl $name {
+            /// All values, in the order of their definition.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),*];
+
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $word),*
+                }
+            }
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                formatter.write_str(self.as_str())
+            }
+        }
+
+        impl std::str::FromStr for $name {
+            type Err = $crate::state::UnknownWord;
+
+            fn from_str(text: &str) -> Result<Self, Self::Err> {
+                match text {
+                    $($word => Ok(Self::$variant),)*
+                    _ => Err($crate::state::UnknownWord {
+                        what: $what,
+                        value: text.to_owned(),
+                        allowed: [$($word),*].join(", "),
+                    }),
+                }
+            }
+        }
+    };
+}
+
+pub(crate) use words;
