@@ -9,9 +9,11 @@ use std::{collections::BTreeMap, net::SocketAddr};
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use ocore_model::{
+    edge::EdgeStatus,
     ids::{DataSetId, InstanceId, OperationId},
     instance::Color,
     names::{ModuleName, OdooVersion},
+    route::RouteSnapshot,
 };
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncRead;
@@ -316,4 +318,11 @@ pub trait Host: Send + Sync + 'static {
 
     /// Rotates logs that have grown past their limit.
     async fn rotate_logs(&self) -> Result<()>;
+
+    /// Puts a complete snapshot into force at this server's edge; the answer is the generation then in force, and the edge has stored it.
+    /// The same snapshot again is done. `Fenced` when the edge has a newer generation; `Machine` when it does not answer.
+    async fn apply_routes(&self, snapshot: RouteSnapshot) -> Result<u64>;
+
+    /// What passes through this server's edge, by instance and slot. `Machine` when it does not answer.
+    async fn edge_status(&self) -> Result<EdgeStatus>;
 }

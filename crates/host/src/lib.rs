@@ -5,7 +5,9 @@
 //! calls may all run twice.
 
 pub mod api;
+mod edge_client;
 mod error;
 
 pub use api::*;
+pub use edge_client::EdgeClient;
 pub use error::{HostError, Result};

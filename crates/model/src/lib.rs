@@ -4,6 +4,7 @@
 
 pub mod clock;
 pub mod deployment;
+pub mod edge;
 pub mod environment;
 pub mod ids;
 pub mod instance;
