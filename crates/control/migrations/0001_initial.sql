@@ -127,7 +127,15 @@ create table projects (
     deploy_key_public text,
     -- Sealed by `control::secrets`.
     deploy_key_private bytea,
-    webhook_secret_hash bytea,
+    -- An access token for an https repository; sealed by `control::secrets`.
+    repository_token bytea,
+    -- The ssh host keys that were seen first, in known_hosts format.
+    repository_known_hosts text not null default '',
+    -- When the last fetch ended well, and what the last one that did not said.
+    repository_fetched_at timestamptz,
+    repository_error text,
+    -- Verifies webhooks, so it has to be had in the clear; sealed by `control::secrets`.
+    webhook_secret bytea,
     archived_at timestamptz,
     created_at timestamptz not null default now(),
     updated_at timestamptz not null default now(),
@@ -147,6 +155,19 @@ create table branches (
     updated_at timestamptz not null default now(),
     primary key (project_id, name)
 );
+
+-- A webhook that was verified and stored; what it asks for is done after the answer, by whoever finds it not done.
+create table webhook_deliveries (
+    id uuid primary key,
+    project_id uuid not null references projects on delete cascade,
+    -- The sender's own id of the delivery; the same one again is taken for done.
+    delivery_id text,
+    received_at timestamptz not null default now(),
+    processed_at timestamptz,
+    error text,
+    unique (project_id, delivery_id)
+);
+create index webhook_deliveries_open on webhook_deliveries (received_at) where processed_at is null;
 
 create table instances (
     id uuid primary key,

@@ -36,6 +36,11 @@ pub struct Settings {
     pub repositories: PathBuf,
     /// A push that brings more is refused.
     pub push_limit: u64,
+    /// `file://` repositories may be connected: whoever manages a project then reads every repository that this process can read. Off by default.
+    pub allow_file_repositories: bool,
+    /// External repositories, and submodules, may lie on this machine's own and link-local addresses and use plain `http://`. Off by default:
+    /// they are how a tenant would reach the cloud's metadata service or oCore's own ports.
+    pub allow_local_repositories: bool,
     /// Deployments that run side by side on this machine.
     pub parallel_operations: usize,
     /// The edge's administration socket.
