@@ -1,0 +1,167 @@
+//! `ocore env` and `ocore open`.
+
+use anyhow::{Context, Result};
+use clap::{Args, Subcommand, ValueEnum};
+use serde_json::json;
+
+use super::{ClientOptions, failure::Failure, http::Api, output::Output, select};
+
+#[derive(Debug, Subcommand)]
+pub enum EnvironmentCommand {
+    List {
+        #[arg(long)]
+        project: Option<String>,
+    },
+    /// Show one: by id, slug, branch or project/branch
+    Show { environment: String },
+    /// Make an environment for a branch
+    Create {
+        branch: String,
+        #[arg(long)]
+        project: Option<String>,
+        #[arg(long, value_enum, default_value = "development")]
+        stage: Stage,
+    },
+    /// Delete it with all its data (not production)
+    Delete {
+        environment: String,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
+    /// What a push does
+    Behavior {
+        environment: String,
+        #[arg(value_enum)]
+        behavior: Behavior,
+    },
+    /// Build the commits that wait
+    Build { environment: String },
+    /// How to log in to its Odoo
+    Credentials { environment: String },
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum Stage {
+    Production,
+    Staging,
+    Development,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum Behavior {
+    DoNothing,
+    CreateNewBuild,
+    UpdatePreviousBuild,
+}
+
+fn word(value: &impl ValueEnum) -> String {
+    value.to_possible_value().map(|value| value.get_name().replace('-', "_")).unwrap_or_default()
+}
+
+const FIELDS: &[(&str, &str)] = &[
+    ("Name", "/name"),
+    ("Branch", "/branch"),
+    ("Stage", "/environmentType"),
+    ("Odoo", "/instanceStatus"),
+    ("Address", "/url"),
+    ("On push", "/commitBehavior"),
+    ("Last commit", "/lastCommitAt"),
+    ("By", "/lastCommitAuthor"),
+    ("Pending", "/pendingCommitCount"),
+    ("Message", "/statusMessage"),
+    ("Id", "/id"),
+];
+
+impl EnvironmentCommand {
+    pub async fn run(self, options: &ClientOptions, output: Output) -> Result<()> {
+        let api = Api::logged_in(options)?;
+        match self {
+            Self::List { project } => {
+                let answer = match project {
+                    Some(project) => {
+                        let project = select::project(&api, Some(&project)).await?;
+                        api.get(&format!("/projects/{}/environments", select::id(&project))).await?
+                    }
+                    None => api.get("/environments").await?,
+                };
+                let rows = answer.as_array().or_else(|| answer["environments"].as_array()).cloned().unwrap_or_default();
+                let columns = [
+                    ("branch", "/branch"),
+                    ("stage", "/environmentType"),
+                    ("odoo", "/instanceStatus"),
+                    ("pending", "/pendingCommitCount"),
+                    ("address", "/url"),
+                    ("id", "/id"),
+                ];
+                output.list(&answer, &rows, &columns, "There is no environment yet; push a branch, or use `ocore env create`.");
+            }
+            Self::Show { environment } => output.show(&select::environment(&api, &environment).await?, FIELDS),
+            Self::Create { branch, project, stage } => {
+                let project = select::project(&api, project.as_deref()).await?;
+                let body = json!({ "branch": branch, "environmentType": word(&stage) });
+                output.show(&api.post(&format!("/projects/{}/environments", select::id(&project)), body).await?, FIELDS);
+            }
+            Self::Delete { environment, yes } => {
+                let environment = select::environment(&api, &environment).await?;
+                if !yes && !confirm(&format!("Delete {} with its database and files?", environment["branch"].as_str().unwrap_or_default()))? {
+                    return Err(Failure::Usage("nothing was deleted".to_owned()).into());
+                }
+                let answer = api.delete(&format!("/environments/{}", select::id(&environment))).await?;
+                output.done(&answer, "It is being deleted.");
+            }
+            Self::Behavior { environment, behavior } => {
+                let environment = select::environment(&api, &environment).await?;
+                let path = format!("/environments/{}/commit-behavior", select::id(&environment));
+                let answer = api.put(&path, json!({ "behavior": word(&behavior) })).await?;
+                output.done(&answer, answer["message"].as_str().unwrap_or("Done."));
+            }
+            Self::Build { environment } => {
+                let environment = select::environment(&api, &environment).await?;
+                let deployment = api.post(&format!("/environments/{}/trigger-build", select::id(&environment)), json!({})).await?;
+                super::deployment::follow(&api, output, &deployment).await?;
+            }
+            Self::Credentials { environment } => {
+                let environment = select::environment(&api, &environment).await?;
+                let path = format!("/instances/{}/credentials", environment["instanceId"].as_str().unwrap_or_default());
+                output.show(&api.get(&path).await?, &[("Login", "/login"), ("Password", "/password")]);
+            }
+        }
+        Ok(())
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct Open {
+    environment: String,
+    /// Print the address only
+    #[arg(long)]
+    print: bool,
+}
+
+impl Open {
+    pub async fn run(self, options: &ClientOptions, output: Output) -> Result<()> {
+        let api = Api::logged_in(options)?;
+        let environment = select::environment(&api, &self.environment).await?;
+        let url = environment["url"].as_str().context("the environment has no address")?;
+        if self.print || output.json {
+            println!("{url}");
+            return Ok(());
+        }
+        for program in ["xdg-open", "open"] {
+            if std::process::Command::new(program).arg(url).status().is_ok_and(|status| status.success()) {
+                return Ok(());
+            }
+        }
+        println!("{url}");
+        Ok(())
+    }
+}
+
+fn confirm(question: &str) -> Result<bool> {
+    use std::io::IsTerminal;
+    if !std::io::stdin().is_terminal() {
+        return Err(Failure::Usage(format!("{question} There is no terminal to ask at; give --yes")).into());
+    }
+    dialoguer::Confirm::new().with_prompt(question).default(false).interact().context("cannot ask")
+}

@@ -1,0 +1,106 @@
+//! `ocore project`.
+
+use anyhow::Result;
+use clap::Subcommand;
+use serde_json::{Value, json};
+
+use super::{ClientOptions, http::Api, output::Output, select};
+
+#[derive(Debug, Subcommand)]
+pub enum ProjectCommand {
+    List {
+        #[arg(long)]
+        archived: bool,
+    },
+    Show {
+        project: Option<String>,
+    },
+    /// Make a project; prints the address to push to
+    Create {
+        name: String,
+        #[arg(long, default_value = "")]
+        description: String,
+        #[arg(long, default_value = "19.0")]
+        odoo_version: String,
+        /// Which modules a fresh database gets: own (the repository's), all (with submodules), or a list `sale,my_module`
+        #[arg(long, default_value = "own")]
+        modules: String,
+        /// Load demo data into fresh databases
+        #[arg(long)]
+        with_demo: bool,
+    },
+    /// Take commits from another Git URL instead of pushes
+    Connect {
+        #[arg(long)]
+        project: Option<String>,
+        url: String,
+        /// The branch that becomes an environment at once
+        #[arg(long, default_value = "main")]
+        branch: String,
+    },
+    /// Fetch from the connected repository now
+    Fetch {
+        project: Option<String>,
+    },
+    Archive {
+        project: String,
+    },
+}
+
+const FIELDS: &[(&str, &str)] = &[
+    ("Name", "/name"),
+    ("Description", "/description"),
+    ("Odoo", "/odooVersion"),
+    ("Push to", "/repository/gitRemote"),
+    ("Repository", "/repository/url"),
+    ("Deploy key", "/repository/deployKey"),
+    ("Webhook", "/repository/webhookUrl"),
+    ("Webhook secret", "/repository/webhookSecret"),
+    ("Id", "/id"),
+];
+
+impl ProjectCommand {
+    pub async fn run(self, options: &ClientOptions, output: Output) -> Result<()> {
+        let api = Api::logged_in(options)?;
+        match self {
+            Self::List { archived } => {
+                let answer = api.get(if archived { "/projects?includeArchived=true" } else { "/projects" }).await?;
+                let rows = answer["projects"].as_array().cloned().unwrap_or_default();
+                let columns = [("name", "/name"), ("odoo", "/odooVersion"), ("push to", "/repository/gitRemote"), ("id", "/id")];
+                output.list(&answer, &rows, &columns, "There is no project yet; make one with `ocore project create`.");
+            }
+            Self::Show { project } => output.show(&select::project(&api, project.as_deref()).await?, FIELDS),
+            Self::Create { name, description, odoo_version, modules, with_demo } => {
+                let body = json!({
+                    "name": name, "description": description, "odooVersion": odoo_version,
+                    "moduleSelection": module_selection(&modules), "withDemo": with_demo,
+                });
+                output.show(&api.post("/projects", body).await?, FIELDS);
+            }
+            Self::Connect { project, url, branch } => {
+                let project = select::project(&api, project.as_deref()).await?;
+                let path = format!("/projects/{}/repository", select::id(&project));
+                let answer = api.post(&path, json!({ "repositoryUrl": url, "branch": branch })).await?;
+                output.show(&json!({ "repository": answer }), FIELDS);
+            }
+            Self::Fetch { project } => {
+                let project = select::project(&api, project.as_deref()).await?;
+                let answer = api.post(&format!("/projects/{}/repository/fetch", select::id(&project)), json!({})).await?;
+                output.done(&answer, "Fetched.");
+            }
+            Self::Archive { project } => {
+                let project = select::project(&api, Some(&project)).await?;
+                let answer = api.delete(&format!("/projects/{}", select::id(&project))).await?;
+                output.done(&answer, "The project is archived.");
+            }
+        }
+        Ok(())
+    }
+}
+
+fn module_selection(words: &str) -> Value {
+    match words {
+        "own" | "all" => json!({ "kind": words }),
+        list => json!({ "kind": "list", "modules": list.split(',').map(str::trim).filter(|name| !name.is_empty()).collect::<Vec<_>>() }),
+    }
+}

@@ -1,0 +1,240 @@
+//! The one configuration of the installation: defaults (a commented file in the binary), then a file, then the environment.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::Write,
+    net::SocketAddr,
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::Deserialize;
+
+/// The commented defaults; `ocore config --default` prints them.
+pub const DEFAULTS: &str = include_str!("../config.default.toml");
+const SYSTEM_FILE: &str = "/etc/ocore/ocore.toml";
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    pub home: PathBuf,
+    pub listen: SocketAddr,
+    pub public_url: String,
+    pub base_domain: String,
+    pub edge: Edge,
+    pub database: Database,
+    pub auth: Auth,
+    pub pool: Pool,
+    pub odoo: Odoo,
+    pub git: Git,
+    pub limits: Limits,
+    pub log: Log,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Edge {
+    pub listen: SocketAddr,
+    pub scheme: String,
+    pub port: u16,
+    pub trusted_proxies: Vec<String>,
+    pub max_body_bytes: u64,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Database {
+    pub url: String,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Auth {
+    pub secret: String,
+    pub open_signup: bool,
+    pub access_token_seconds: u64,
+    pub refresh_token_seconds: u64,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pool {
+    pub path: PathBuf,
+    pub image_bytes: u64,
+    pub image_limit_bytes: u64,
+    pub copies: Copies,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Copies {
+    Auto,
+    Plain,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Odoo {
+    pub directory: PathBuf,
+    #[serde(default)]
+    pub distributions: BTreeMap<String, OdooDistribution>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OdooDistribution {
+    pub source: PathBuf,
+    pub python: PathBuf,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Git {
+    pub push_limit_bytes: u64,
+    pub allow_local_repositories: bool,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limits {
+    pub parallel_operations: usize,
+    pub first_uid: u32,
+    pub last_uid: u32,
+    pub first_port: u16,
+    pub last_port: u16,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Log {
+    pub filter: String,
+    pub json: bool,
+}
+
+impl Config {
+    /// Reads the configuration. `file` must be there when it is named; the system's file may be absent.
+    pub fn load(file: Option<&Path>) -> Result<Self> {
+        use config::{Environment, File, FileFormat};
+        let mut builder = config::Config::builder().add_source(File::from_str(DEFAULTS, FileFormat::Toml));
+        builder = match file {
+            Some(file) => builder.add_source(File::from(file).format(FileFormat::Toml)),
+            None => builder.add_source(File::new(SYSTEM_FILE, FileFormat::Toml).required(false)),
+        };
+        builder = builder.add_source(Environment::with_prefix("OCORE").prefix_separator("__").separator("__").try_parsing(true));
+        if let Ok(url) = std::env::var("DATABASE_URL") {
+            builder = builder.set_override("database.url", url)?;
+        }
+        let mut config: Self =
+            builder.build().and_then(config::Config::try_deserialize).context("the configuration cannot be read; `ocore config --default` prints every setting")?;
+        if config.pool.path.as_os_str().is_empty() {
+            config.pool.path = config.home.join("pool");
+        }
+        if config.public_url.is_empty() {
+            config.public_url = format!("http://{}", config.listen);
+        }
+        config.public_url.truncate(config.public_url.trim_end_matches('/').len());
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<()> {
+        ensure!(self.home.is_absolute(), "home must be an absolute path, not {}", self.home.display());
+        ensure!(self.limits.first_uid < self.limits.last_uid, "limits.first_uid must be less than limits.last_uid");
+        ensure!(self.limits.first_uid >= 1000, "limits.first_uid must be at least 1000: lower ids belong to the system");
+        ensure!(self.limits.first_port < self.limits.last_port, "limits.first_port must be less than limits.last_port");
+        ensure!(matches!(self.edge.scheme.as_str(), "http" | "https"), "edge.scheme is http or https, not {}", self.edge.scheme);
+        ensure!(self.auth.secret.is_empty() || self.auth.secret.len() >= 32, "auth.secret needs at least 32 bytes");
+        if self.listen.port() == self.edge.listen.port() && self.listen.port() != 0 {
+            bail!("listen and edge.listen have the same port {}", self.listen.port());
+        }
+        Ok(())
+    }
+
+    /// The key that signs tokens and seals secrets; made once, readable by root alone.
+    pub fn secret(&self) -> Result<Vec<u8>> {
+        if !self.auth.secret.is_empty() {
+            return Ok(self.auth.secret.clone().into_bytes());
+        }
+        let path = self.home.join("secret");
+        if let Ok(secret) = fs::read(&path) {
+            ensure!(secret.len() >= 32, "{} is too short to be a secret; restore it from a backup: without it stored secrets cannot be read", path.display());
+            return Ok(secret);
+        }
+        fs::create_dir_all(&self.home).with_context(|| format!("cannot make {}", self.home.display()))?;
+        let secret: String = (0..4).map(|_| uuid::Uuid::new_v4().simple().to_string()).collect();
+        let temporary = self.home.join(".secret.new");
+        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        file.write_all(secret.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&temporary, &path)?;
+        Ok(secret.into_bytes())
+    }
+
+    pub fn edge_port(&self) -> u16 {
+        if self.edge.port == 0 { self.edge.listen.port() } else { self.edge.port }
+    }
+
+    pub fn edge_directory(&self) -> PathBuf {
+        self.home.join("edge")
+    }
+
+    pub fn edge_socket(&self) -> PathBuf {
+        self.edge_directory().join("admin.sock")
+    }
+
+    pub fn repositories(&self) -> PathBuf {
+        self.home.join("repositories")
+    }
+
+    pub fn parallel_operations(&self) -> usize {
+        if self.limits.parallel_operations > 0 {
+            return self.limits.parallel_operations;
+        }
+        std::thread::available_parallelism().map_or(2, std::num::NonZero::get)
+    }
+
+    pub fn access_token_lifetime(&self) -> Duration {
+        Duration::from_secs(self.auth.access_token_seconds)
+    }
+
+    pub fn refresh_token_lifetime(&self) -> Duration {
+        Duration::from_secs(self.auth.refresh_token_seconds)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_complete_and_valid() {
+        let config = Config::load(None).unwrap();
+        assert_eq!(config.edge_port(), 8080);
+        assert_eq!(config.pool.path, Path::new("/var/lib/ocore/pool"));
+        assert_eq!(config.public_url, "http://127.0.0.1:8700");
+    }
+
+    #[test]
+    fn a_misspelled_setting_is_an_error_that_names_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("ocore.toml");
+        fs::write(&file, "hoem = '/srv'").unwrap();
+        let error = format!("{:#}", Config::load(Some(&file)).unwrap_err());
+        assert!(error.contains("hoem"), "{error}");
+    }
+
+    #[test]
+    fn the_secret_is_made_once_and_only_its_owner_reads_it() {
+        use std::os::unix::fs::PermissionsExt;
+        let directory = tempfile::tempdir().unwrap();
+        let mut config = Config::load(None).unwrap();
+        config.home = directory.path().join("home");
+        let secret = config.secret().unwrap();
+        assert_eq!(secret, config.secret().unwrap());
+        assert!(secret.len() >= 32);
+        assert_eq!(fs::metadata(config.home.join("secret")).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+}
