@@ -300,15 +300,30 @@ create table deployment_steps (
     unique (deployment_id, name)
 );
 
+-- Where a follower of a deployment is: one sequence for its events and the lines of its steps.
+create sequence stream_positions;
+
+-- Gives a row its place. The deployment's row is the lock, so that the rows of one deployment become visible in the order of their places:
+-- who has read up to a place never finds an older one later.
+create function place_in_stream() returns trigger language plpgsql as $$
+begin
+    perform 1 from deployments where id = new.deployment_id for no key update;
+    new.id := nextval('stream_positions');
+    return new;
+end
+$$;
+
 create table step_log_lines (
-    id bigint generated always as identity primary key,
+    -- By the trigger, never by the writer.
+    id bigint primary key,
     deployment_id uuid not null references deployments on delete cascade,
     step_id uuid not null references deployment_steps on delete cascade,
-    logged_at timestamptz not null default now(),
+    logged_at timestamptz not null default clock_timestamp(),
     text text not null
 );
 create index step_log_lines_deployment on step_log_lines (deployment_id, id);
 create index step_log_lines_step on step_log_lines (step_id, id);
+create trigger step_log_lines_place before insert on step_log_lines for each row execute function place_in_stream();
 
 -- Something that somebody asked for. This table is the truth; the queue only carries ids.
 create table operations (
@@ -342,9 +357,10 @@ create table operation_events (
     primary key (operation_id, sequence)
 );
 
--- What happened, for whoever follows. NOTIFY `ocore_events` carries the id.
+-- What happened, for whoever follows. Rows are written by the triggers below, in the transaction that changes the thing: none is forgotten.
 create table events (
-    id bigint generated always as identity primary key,
+    -- By the trigger, never by the writer.
+    id bigint primary key,
     organization_id uuid not null references organizations on delete cascade,
     kind text not null,
     project_id uuid,
@@ -352,15 +368,85 @@ create table events (
     instance_id uuid,
     deployment_id uuid,
     payload jsonb not null default '{}',
-    created_at timestamptz not null default now()
+    -- Orders the events of a whole organization: one is shown when every older transaction has ended.
+    transaction_id xid8 not null default pg_current_xact_id(),
+    created_at timestamptz not null default clock_timestamp()
 );
 create index events_deployment on events (deployment_id, id);
-create index events_organization on events (organization_id, id);
+create index events_organization on events (organization_id, transaction_id, id);
+create trigger events_place before insert on events for each row execute function place_in_stream();
 
-create function notify_event() returns trigger language plpgsql as $$
+-- NOTIFY `ocore_events` says where to look: `<organization id> <deployment id>`, or only the organization.
+create function notify_events() returns trigger language plpgsql as $$
 begin
-    perform pg_notify('ocore_events', new.id::text);
+    perform pg_notify('ocore_events', concat_ws(' ', organization_id, deployment_id))
+    from (select distinct organization_id, deployment_id from fresh) as places;
     return null;
 end
 $$;
-create trigger events_notify after insert on events for each row execute function notify_event();
+create trigger events_notify after insert on events referencing new table as fresh for each statement execute function notify_events();
+
+create function notify_lines() returns trigger language plpgsql as $$
+begin
+    perform pg_notify('ocore_events', concat_ws(' ', deployments.organization_id, deployments.id))
+    from deployments where deployments.id in (select deployment_id from fresh);
+    return null;
+end
+$$;
+create trigger step_log_lines_notify after insert on step_log_lines referencing new table as fresh for each statement execute function notify_lines();
+
+create function deployment_event() returns trigger language plpgsql as $$
+begin
+    if tg_op = 'UPDATE' and old.status = new.status then
+        return null;
+    end if;
+    insert into events (organization_id, kind, project_id, environment_id, instance_id, deployment_id, payload)
+    values (new.organization_id, 'deployment.status', new.project_id, new.environment_id, new.instance_id, new.id,
+            jsonb_build_object('status', new.status, 'message', new.error_message, 'excerpt', new.error_excerpt));
+    return null;
+end
+$$;
+create trigger deployments_event after insert or update on deployments for each row execute function deployment_event();
+
+create function step_event() returns trigger language plpgsql as $$
+begin
+    if old.status = new.status and old.summary = new.summary then
+        return null;
+    end if;
+    insert into events (organization_id, kind, project_id, environment_id, instance_id, deployment_id, payload)
+    select organization_id, 'deployment.step', project_id, environment_id, instance_id, id,
+           jsonb_build_object('name', new.name, 'status', new.status, 'summary', new.summary,
+                              'durationMs', (extract(epoch from new.completed_at - new.started_at) * 1000)::bigint)
+    from deployments where id = new.deployment_id;
+    return null;
+end
+$$;
+create trigger deployment_steps_event after update on deployment_steps for each row execute function step_event();
+
+create function instance_event() returns trigger language plpgsql as $$
+begin
+    if tg_op = 'UPDATE' and old.status = new.status and old.status_message = new.status_message then
+        return null;
+    end if;
+    insert into events (organization_id, kind, project_id, instance_id, payload)
+    values (new.organization_id, 'instance.status', new.project_id, new.id,
+            jsonb_build_object('status', new.status, 'message', new.status_message));
+    return null;
+end
+$$;
+create trigger instances_event after insert or update on instances for each row execute function instance_event();
+
+create function environment_event() returns trigger language plpgsql as $$
+begin
+    if tg_op = 'UPDATE' and old.status = new.status and old.status_message = new.status_message
+        and old.pending_commit_sha is not distinct from new.pending_commit_sha then
+        return null;
+    end if;
+    insert into events (organization_id, kind, project_id, environment_id, instance_id, payload)
+    values (new.organization_id, 'environment.status', new.project_id, new.id, new.instance_id,
+            jsonb_build_object('status', new.status, 'message', new.status_message,
+                               'pendingCommitCount', new.pending_commit_count, 'pendingCommitSha', new.pending_commit_sha));
+    return null;
+end
+$$;
+create trigger environments_event after insert or update on environments for each row execute function environment_event();

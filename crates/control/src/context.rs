@@ -6,6 +6,8 @@ use ocore_host::Host;
 use ocore_model::{clock::Clock, ids::ServerId};
 use sqlx::PgPool;
 
+use crate::signals::Signals;
+
 /// The control plane as one value; cheap to clone.
 #[derive(Clone)]
 pub struct Control {
@@ -16,6 +18,8 @@ pub struct Control {
     pub server_id: ServerId,
     pub clock: Arc<dyn Clock>,
     pub settings: Arc<Settings>,
+    /// Wakes whoever follows a deployment or an organization. `Signals::default()`.
+    pub signals: Signals,
 }
 
 /// What an installation can set. Times are durations, sizes bytes.

@@ -14,6 +14,7 @@ pub mod deployments;
 mod error;
 pub mod git;
 pub mod operations;
+pub mod signals;
 pub mod store;
 
 pub use context::{Control, Settings};

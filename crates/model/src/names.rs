@@ -71,6 +71,8 @@ macro_rules! name {
                 &self.0
             }
         }
+
+        crate::state::stored_as_text!($name);
     };
 }
 

@@ -20,6 +20,31 @@ pub struct UnknownWord {
     pub allowed: String,
 }
 
+/// Lets the store read a type from a text column, by its `FromStr`: `select status as "status: DeploymentStatus"`. It is bound as text (`as_str()`).
+macro_rules! stored_as_text {
+    ($name:ident) => {
+        #[cfg(feature = "store")]
+        impl sqlx::Type<sqlx::Postgres> for $name {
+            fn type_info() -> sqlx::postgres::PgTypeInfo {
+                <str as sqlx::Type<sqlx::Postgres>>::type_info()
+            }
+
+            fn compatible(info: &sqlx::postgres::PgTypeInfo) -> bool {
+                <str as sqlx::Type<sqlx::Postgres>>::compatible(info)
+            }
+        }
+
+        #[cfg(feature = "store")]
+        impl<'row> sqlx::Decode<'row, sqlx::Postgres> for $name {
+            fn decode(value: sqlx::postgres::PgValueRef<'row>) -> Result<Self, sqlx::error::BoxDynError> {
+                Ok(<&str as sqlx::Decode<sqlx::Postgres>>::decode(value)?.parse()?)
+            }
+        }
+    };
+}
+
+pub(crate) use stored_as_text;
+
 /// Gives an enumeration its one text form: in the store, in the API and in logs.
 macro_rules! words {
     ($(#[$doc:meta])* $name:ident, $what:literal { $($(#[$variant_doc:meta])* $variant:ident = $word:literal),* $(,)? }) => {
@@ -60,6 +85,8 @@ macro_rules! words {
                 }
             }
         }
+
+        $crate::state::stored_as_text!($name);
     };
 }
 
