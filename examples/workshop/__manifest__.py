@@ -1,0 +1,25 @@
+{
+    "name": "Bicycle workshop",
+    "summary": "Repair orders for a bicycle workshop, with a page that customers can see",
+    "version": "19.0.1.0.0",
+    "category": "Services",
+    "author": "oCore",
+    "license": "LGPL-3",
+    "depends": ["web"],
+    "data": [
+        "security/groups.xml",
+        "security/ir.model.access.csv",
+        "data/sequence.xml",
+        "data/services.xml",
+        "views/bike_views.xml",
+        "views/service_views.xml",
+        "views/order_views.xml",
+        "views/menus.xml",
+        "views/pages.xml",
+    ],
+    "demo": ["demo/workshop.xml"],
+    "assets": {
+        "web.assets_frontend": ["workshop/static/src/css/pages.css"],
+    },
+    "application": True,
+}
