@@ -1,1 +1,11 @@
-//! placeholder
+//! For tests only: a whole oCore on real PostgreSQL, Git and Odoo in a temporary directory, and what a test does with it.
+
+pub mod client;
+pub mod installation;
+pub mod module;
+pub mod repository;
+pub mod wait;
+
+pub use client::ApiClient;
+pub use installation::{Installation, Options};
+pub use repository::{Push, Repository};
