@@ -37,6 +37,7 @@ pub struct Installation {
     pub api_address: SocketAddr,
     pub edge_address: SocketAddr,
     environment: Vec<(String, String)>,
+    slice_number: u32,
     server: Option<Child>,
     /// Keeps this installation's users and ports apart from those of others that run at the same time.
     _slice: Flock<fs::File>,
@@ -62,10 +63,10 @@ impl Installation {
             ("OCORE__POOL__IMAGE_BYTES", image_bytes.to_string()),
             ("OCORE__POOL__IMAGE_LIMIT_BYTES", image_bytes.to_string()),
             ("OCORE__GIT__ALLOW_LOCAL_REPOSITORIES", "true".to_owned()),
-            ("OCORE__LIMITS__FIRST_UID", (300_000 + number * 200).to_string()),
-            ("OCORE__LIMITS__LAST_UID", (300_199 + number * 200).to_string()),
-            ("OCORE__LIMITS__FIRST_PORT", (20_000 + number * 400).to_string()),
-            ("OCORE__LIMITS__LAST_PORT", (20_399 + number * 400).to_string()),
+            ("OCORE__LIMITS__FIRST_UID", first_uid(number).to_string()),
+            ("OCORE__LIMITS__LAST_UID", (first_uid(number) + 199).to_string()),
+            ("OCORE__LIMITS__FIRST_PORT", first_port(number).to_string()),
+            ("OCORE__LIMITS__LAST_PORT", (first_port(number) + 399).to_string()),
             ("OCORE__LOG__FILTER", std::env::var("OCORE_TEST_LOG").unwrap_or_else(|_| "info".to_owned())),
         ]
         .into_iter()
@@ -78,12 +79,23 @@ impl Installation {
             api_address,
             edge_address,
             environment,
+            slice_number: number,
             server: None,
             _slice: slice,
             _directory: directory,
         };
         installation.serve(&[]).await?;
         Ok(installation)
+    }
+
+    /// The first of its 200 user ids.
+    pub fn first_uid(&self) -> u32 {
+        first_uid(self.slice_number)
+    }
+
+    /// The first of its 400 ports.
+    pub fn first_port(&self) -> u16 {
+        first_port(self.slice_number)
     }
 
     pub fn api_url(&self) -> String {
@@ -226,6 +238,14 @@ impl Drop for Installation {
             eprintln!("an installation could not be removed: {error:#}");
         }
     }
+}
+
+fn first_uid(slice: u32) -> u32 {
+    300_000 + slice * 200
+}
+
+fn first_port(slice: u32) -> u16 {
+    20_000 + slice as u16 * 400
 }
 
 fn free_address() -> Result<SocketAddr> {
