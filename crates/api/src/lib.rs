@@ -4,7 +4,15 @@
 //! Owns no rule of the product: a handler parses, calls one use case of `ocore-control`, and writes the answer.
 
 mod authorized;
+mod cookies;
+mod docs;
+mod document;
+mod extract;
+mod health;
+mod metrics;
+mod observe;
 mod problem;
+mod request_id;
 mod router;
 
 pub use problem::{Problem, ProblemBody};

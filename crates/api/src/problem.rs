@@ -9,6 +9,8 @@ use ocore_control::Error;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::request_id::current_request_id;
+
 /// `application/problem+json`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
@@ -39,42 +41,72 @@ pub struct ProblemField {
 
 /// An error on its way out of a handler.
 #[derive(Debug)]
-pub struct Problem(pub Error);
+pub enum Problem {
+    /// What a use case said.
+    Control(Error),
+    /// What is wrong with the request as HTTP, before any use case.
+    Http { status: StatusCode, code: &'static str, detail: String },
+}
+
+impl Problem {
+    pub(crate) fn http(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
+        Self::Http { status, code, detail: detail.into() }
+    }
+
+    fn status_and_code(&self) -> (StatusCode, &'static str) {
+        match self {
+            Self::Http { status, code, .. } => (*status, code),
+            Self::Control(error) => match error {
+                Error::NotFound { .. } => (StatusCode::NOT_FOUND, "not_found"),
+                Error::Unauthenticated { code, .. } => (StatusCode::UNAUTHORIZED, code),
+                Error::Forbidden { code, .. } => (StatusCode::FORBIDDEN, code),
+                Error::Ambiguous { code, .. } => (StatusCode::BAD_REQUEST, code),
+                Error::Conflict { code, .. } => (StatusCode::CONFLICT, code),
+                Error::Invalid { .. } => (StatusCode::UNPROCESSABLE_ENTITY, "invalid_input"),
+                Error::Unavailable { code, .. } => (StatusCode::SERVICE_UNAVAILABLE, code),
+                Error::TooMany { .. } => (StatusCode::TOO_MANY_REQUESTS, "too_many_attempts"),
+                Error::Internal { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
+            },
+        }
+    }
+}
 
 impl From<Error> for Problem {
     fn from(error: Error) -> Self {
-        Self(error)
+        Self::Control(error)
     }
 }
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let (status, code) = match &self.0 {
-            Error::NotFound { .. } => (StatusCode::NOT_FOUND, "not_found"),
-            Error::Unauthenticated { code, .. } => (StatusCode::UNAUTHORIZED, *code),
-            Error::Forbidden { code, .. } => (StatusCode::FORBIDDEN, *code),
-            Error::Conflict { code, .. } => (StatusCode::CONFLICT, *code),
-            Error::Invalid { .. } => (StatusCode::UNPROCESSABLE_ENTITY, "invalid_input"),
-            Error::Unavailable { code, .. } => (StatusCode::SERVICE_UNAVAILABLE, *code),
-            Error::TooMany { .. } => (StatusCode::TOO_MANY_REQUESTS, "too_many_attempts"),
-            Error::Internal { context, source } => {
-                tracing::error!(%context, source = source.as_ref().map(|source| format!("{source:?}")), "internal error");
-                (StatusCode::INTERNAL_SERVER_ERROR, "internal")
+        let (status, code) = self.status_and_code();
+        let mut errors = Vec::new();
+        let mut retry_after = None;
+        let detail = match self {
+            Self::Http { detail, .. } => detail,
+            Self::Control(error) => {
+                let detail = error.to_string();
+                match error {
+                    Error::Invalid { fields } => {
+                        errors = fields.into_iter().map(|field| ProblemField { field: field.field, message: field.message }).collect();
+                    }
+                    Error::TooMany { retry_after_seconds } => retry_after = Some(retry_after_seconds),
+                    Error::Internal { context, source } => {
+                        let source = source.map(|source| chain(source.as_ref()));
+                        tracing::error!(%context, source, "internal error");
+                    }
+                    _ => {}
+                }
+                detail
             }
-        };
-        let errors = match &self.0 {
-            Error::Invalid { fields } => {
-                fields.iter().map(|field| ProblemField { field: field.field.clone(), message: field.message.clone() }).collect()
-            }
-            _ => Vec::new(),
         };
         let body = ProblemBody {
             kind: format!("urn:ocore:problem:{code}"),
             title: status.canonical_reason().unwrap_or_default().to_owned(),
             status: status.as_u16(),
-            detail: self.0.to_string(),
+            detail,
             code: code.to_owned(),
-            request_id: crate::authorized::current_request_id(),
+            request_id: current_request_id(),
             errors,
         };
         let mut response = (status, Json(body)).into_response();
@@ -83,9 +115,44 @@ impl IntoResponse for Problem {
         if status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
-        if let Error::TooMany { retry_after_seconds } = &self.0 {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(*retry_after_seconds));
+        if let Some(seconds) = retry_after {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         response
     }
+}
+
+/// An error and what caused it, in one line for the log.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+/// The answer when a handler panicked: the process lives, the caller learns nothing of its inside.
+pub(crate) fn from_panic(panic: Box<dyn std::any::Any + Send>) -> Response {
+    let message = panic
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned())
+        .or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "a panic without words".to_owned());
+    Problem::Control(Error::broken(format!("a handler panicked: {message}"))).into_response()
+}
+
+/// The answer to a path that the service does not have.
+pub(crate) async fn no_such_path() -> Problem {
+    Problem::http(StatusCode::NOT_FOUND, "no_such_path", "the API has nothing at this path; GET /api/docs shows what there is")
+}
+
+/// The answer to a method that the path does not have.
+pub(crate) async fn no_such_method() -> Problem {
+    Problem::http(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "method_not_allowed",
+        "this path does not take this method; GET /api/docs shows what it takes",
+    )
 }

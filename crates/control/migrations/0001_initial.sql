@@ -29,6 +29,14 @@ create table refresh_tokens (
 );
 create index refresh_tokens_session on refresh_tokens (session_id);
 
+-- Attempts to log in, by e-mail and address of the caller, as a hash of the two. Counted before the password is looked at, forgotten at a
+-- success or when the window is over.
+create table login_attempts (
+    key bytea primary key,
+    attempts int not null,
+    window_ends_at timestamptz not null
+);
+
 create table organizations (
     id uuid primary key,
     name text not null,

@@ -22,8 +22,9 @@ pub enum Credential {
     ApiKey(ApiKeyId),
 }
 
-/// An authenticated caller in one organization. Made by `accounts` from a token; nothing else makes one.
+/// An authenticated caller in one organization. Made by [`crate::accounts::Identity::scope`]; nothing else makes one.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Scope {
     pub organization_id: OrganizationId,
     pub organization_slug: String,

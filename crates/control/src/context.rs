@@ -29,6 +29,8 @@ pub struct Settings {
     pub secret: Vec<u8>,
     pub access_token_lifetime: Duration,
     pub refresh_token_lifetime: Duration,
+    /// Anybody may sign up. When false, only the first user of the installation and people with an invitation may.
+    pub open_signup: bool,
     /// Instances answer at `<slug>.<base domain>`.
     pub base_domain: String,
     /// How a browser reaches the edge: scheme and, when it is not the scheme's own, port. `http`, 8080 gives `http://<slug>.localhost:8080`.
@@ -65,5 +67,29 @@ impl Settings {
     /// Where Git pushes to a built-in repository.
     pub fn git_remote(&self, organization_slug: &str, project_slug: &str) -> String {
         format!("{}/git/{organization_slug}/{project_slug}.git", self.public_url)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn settings() -> Settings {
+        Settings {
+            secret: vec![7; 32],
+            access_token_lifetime: Duration::from_secs(3600),
+            refresh_token_lifetime: Duration::from_secs(30 * 24 * 3600),
+            open_signup: true,
+            base_domain: "localhost".to_owned(),
+            edge_scheme: "http".to_owned(),
+            edge_port: 8080,
+            public_url: "http://127.0.0.1:8700".to_owned(),
+            repositories: PathBuf::from("/nonexistent"),
+            push_limit: 1 << 20,
+            allow_file_repositories: false,
+            allow_local_repositories: false,
+            parallel_operations: 2,
+            edge_socket: PathBuf::from("/nonexistent/edge.sock"),
+        }
     }
 }

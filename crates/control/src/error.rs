@@ -25,6 +25,9 @@ pub enum Error {
     /// The caller is known and may not.
     #[error("{message}")]
     Forbidden { code: &'static str, message: String },
+    /// The call leaves open what it means; the message lists what it may say.
+    #[error("{message}")]
+    Ambiguous { code: &'static str, message: String },
     /// The thing's state does not allow it now.
     #[error("{message}")]
     Conflict { code: &'static str, message: String },
@@ -55,6 +58,14 @@ impl Error {
         Self::Invalid { fields: vec![FieldError { field: field.into(), message: message.into() }] }
     }
 
+    pub fn unauthenticated(code: &'static str, message: impl Into<String>) -> Self {
+        Self::Unauthenticated { code, message: message.into() }
+    }
+
+    pub fn forbidden(code: &'static str, message: impl Into<String>) -> Self {
+        Self::Forbidden { code, message: message.into() }
+    }
+
     pub fn conflict(code: &'static str, message: impl Into<String>) -> Self {
         Self::Conflict { code, message: message.into() }
     }
@@ -78,6 +89,12 @@ impl From<sqlx::Error> for Error {
             },
             other => Self::internal("a query of the store", other),
         }
+    }
+}
+
+impl From<sqlx::migrate::MigrateError> for Error {
+    fn from(error: sqlx::migrate::MigrateError) -> Self {
+        Self::internal("the migrations of the store", error)
     }
 }
 

@@ -7,15 +7,27 @@
 //! Every use case is a free function of its noun's module. It takes [`Control`] and a [`authorization::Grant`], the proof that its caller
 //! has the right it needs, or a [`authorization::System`] when no person asked.
 
+pub mod accounts;
+pub mod api_keys;
 pub mod authorization;
 pub mod branches;
 mod context;
 pub mod deployments;
 mod error;
 pub mod git;
+pub mod health;
+pub mod members;
 pub mod operations;
+pub mod roles;
+pub mod secrets;
 pub mod signals;
 pub mod store;
 
 pub use context::{Control, Settings};
 pub use error::{Error, FieldError, Result};
+
+/// Brings the store's schema up to date. May run twice, and on several machines at once (sqlx takes an advisory lock).
+pub async fn migrate(pool: &sqlx::PgPool) -> Result<()> {
+    sqlx::migrate!("./migrations").run(pool).await?;
+    Ok(())
+}

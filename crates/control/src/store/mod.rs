@@ -1,2 +1,8 @@
 //! The store: PostgreSQL, one file a noun. A function takes a connection (or a transaction) and never opens its own; a tenant's rows need
 //! a [`crate::authorization::Scope`] or [`crate::authorization::System`]. Queries are checked against the schema when they are compiled.
+
+pub(crate) mod accounts;
+pub(crate) mod api_keys;
+pub(crate) mod health;
+pub(crate) mod members;
+pub(crate) mod roles;
