@@ -1,0 +1,98 @@
+//! What every bench leaves: a table for people and `target/bench/<name>.json` for programs.
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use anyhow::Result;
+use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
+use serde::Serialize;
+use serde_json::Value;
+
+/// A promise and what was measured of it.
+#[derive(Debug, Clone, Serialize)]
+pub struct Target {
+    pub name: String,
+    pub unit: &'static str,
+    pub value: f64,
+    /// The value may be at most this.
+    pub target: f64,
+    pub met: bool,
+}
+
+impl Target {
+    pub fn at_most(name: impl Into<String>, unit: &'static str, value: f64, target: f64) -> Self {
+        Self { name: name.into(), unit, value: rounded(value), target, met: value <= target }
+    }
+}
+
+#[derive(Debug, Serialize)]
+pub struct Report {
+    pub name: &'static str,
+    pub machine: BTreeMap<&'static str, String>,
+    pub rows: Vec<Value>,
+    pub targets: Vec<Target>,
+}
+
+impl Report {
+    pub fn new(name: &'static str) -> Self {
+        Self { name, machine: machine(), rows: Vec::new(), targets: Vec::new() }
+    }
+
+    /// Prints the table and writes the file.
+    pub fn finish(&self) -> Result<()> {
+        let mut table = Table::new();
+        table.load_style(UTF8_FULL_CONDENSED);
+        if let Some(first) = self.rows.first().and_then(Value::as_object) {
+            let columns: Vec<String> = first.keys().cloned().collect();
+            table.set_header(&columns);
+            for row in &self.rows {
+                table.add_row(columns.iter().map(|column| match &row[column] {
+                    Value::String(text) => text.clone(),
+                    other => other.to_string(),
+                }));
+            }
+        }
+        println!("{table}");
+        let mut targets = Table::new();
+        targets.load_style(UTF8_FULL_CONDENSED).set_header(["target", "measured", "at most", "unit", "met"]);
+        for target in &self.targets {
+            let met = if target.met { "yes" } else { "NO" };
+            targets.add_row([&target.name, &target.value.to_string(), &target.target.to_string(), target.unit, met]);
+        }
+        println!("{targets}");
+        let directory = Path::new("target/bench");
+        fs::create_dir_all(directory)?;
+        fs::write(directory.join(format!("{}.json", self.name)), serde_json::to_vec_pretty(self)?)?;
+        Ok(())
+    }
+}
+
+fn machine() -> BTreeMap<&'static str, String> {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let cpu = read("/proc/cpuinfo").lines().find_map(|line| Some(line.strip_prefix("model name")?.split_once(':')?.1.trim().to_owned()));
+    let memory = read("/proc/meminfo").lines().next().map(|line| line.split_whitespace().skip(1).collect::<Vec<_>>().join(" "));
+    let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
+    BTreeMap::from([
+        ("cpu", cpu.unwrap_or_default()),
+        ("cores", cores.to_string()),
+        ("memory", memory.unwrap_or_default()),
+        ("kernel", read("/proc/sys/kernel/osrelease").trim().to_owned()),
+    ])
+}
+
+/// Three decimals are more than the measurements hold.
+pub fn rounded(value: f64) -> f64 {
+    (value * 1000.0).round() / 1000.0
+}
+
+/// The value below which that share of the sorted measurements lies.
+pub fn quantile(sorted: &[f64], share: f64) -> f64 {
+    if sorted.is_empty() {
+        return f64::NAN;
+    }
+    sorted[((sorted.len() - 1) as f64 * share).round() as usize]
+}
+
+pub fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    quantile(&values, 0.5)
+}
