@@ -74,11 +74,12 @@ create table invitations (
     email text not null,
     role_id uuid not null references roles on delete cascade,
     token_hash bytea not null unique,
-    invited_by uuid not null references users,
+    invited_by uuid not null references users on delete cascade,
     status text not null default 'pending' check (status in ('pending', 'accepted', 'cancelled')),
     created_at timestamptz not null default now(),
     expires_at timestamptz not null
 );
+create index invitations_organization on invitations (organization_id, created_at);
 
 create table api_keys (
     id uuid primary key,
@@ -111,6 +112,8 @@ create table servers (
     cpu_cores int not null default 0,
     ram_total_bytes bigint not null default 0,
     pool jsonb not null default '{}',
+    -- The Odoo series that are installed there.
+    odoo_versions text[] not null default '{}',
     -- Of the route snapshot that the server's edge should have.
     route_generation bigint not null default 0,
     last_seen_at timestamptz,
@@ -149,6 +152,8 @@ create table projects (
     updated_at timestamptz not null default now(),
     unique (organization_id, slug)
 );
+
+create unique index projects_name on projects (organization_id, lower(name));
 
 -- What oCore knows of a project's branches. A deleted one stays, with the time.
 create table branches (

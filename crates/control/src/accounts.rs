@@ -8,7 +8,7 @@ mod throttle;
 use std::net::IpAddr;
 
 use chrono::{DateTime, Utc};
-use ocore_model::{ids::UserId, names::Slug};
+use ocore_model::ids::UserId;
 
 pub(crate) use identity::Membership;
 pub use identity::{API_KEY_PREFIX, Identity, Person, authenticate, identify};
@@ -153,11 +153,6 @@ pub(crate) fn check_email(email: &str) -> Result<String, &'static str> {
                 && domain.split('.').all(|label| !label.is_empty() && !label.starts_with('-') && !label.ends_with('-'))
         });
     if plausible { Ok(email) } else { Err("give an e-mail address such as ada@example.com") }
-}
-
-/// A slug in an input, with the field's name in the error.
-pub(crate) fn parse_slug(field: &str, slug: &str) -> Result<Slug> {
-    slug.parse().map_err(|error: ocore_model::names::InvalidName| Error::invalid(field, error.to_string()))
 }
 
 #[cfg(test)]

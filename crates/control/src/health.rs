@@ -21,7 +21,7 @@ pub struct Check {
 pub async fn checks(control: &Control) -> Vec<Check> {
     let store = async { store::health::ping(&mut *control.pool.acquire().await?).await };
     let host = async { control.host.facts().await.map(drop) };
-    let edge = async { tokio::net::UnixStream::connect(&control.settings.edge_socket).await.map(drop) };
+    let edge = async { control.host.edge_status().await.map(drop) };
     let (store, host, edge) = tokio::join!(check("store", store), check("host", host), check("edge", edge));
     vec![store, host, edge]
 }

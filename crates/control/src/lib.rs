@@ -18,8 +18,11 @@ pub mod git;
 pub mod health;
 pub mod members;
 pub mod operations;
+pub mod organizations;
+pub mod projects;
 pub mod roles;
 pub mod secrets;
+pub mod servers;
 pub mod signals;
 pub mod store;
 

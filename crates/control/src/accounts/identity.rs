@@ -89,8 +89,9 @@ impl Identity {
         }
     }
 
-    pub(crate) fn organizations(&self) -> Vec<OrganizationId> {
-        self.memberships.iter().map(|membership| membership.organization_id).collect()
+    /// What the caller may do in an organization; `None` when they do not belong to it.
+    pub(crate) fn permissions_in(&self, organization: OrganizationId) -> Option<&PermissionSet> {
+        self.memberships.iter().find(|membership| membership.organization_id == organization).map(|membership| &membership.permissions)
     }
 }
 

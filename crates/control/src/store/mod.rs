@@ -5,4 +5,7 @@ pub(crate) mod accounts;
 pub(crate) mod api_keys;
 pub(crate) mod health;
 pub(crate) mod members;
+pub(crate) mod organizations;
+pub(crate) mod projects;
 pub(crate) mod roles;
+pub(crate) mod servers;

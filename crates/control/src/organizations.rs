@@ -1,0 +1,216 @@
+//! Organizations: the tenants. Whoever makes one is its owner; its system roles come with it.
+
+use chrono::{DateTime, Utc};
+use ocore_model::{
+    ids::OrganizationId,
+    names::{Slug, slug_from},
+    permission::{PermissionSet, SystemRole},
+};
+
+use crate::{
+    Control, Error, FieldError, Result,
+    accounts::{Identity, Person},
+    authorization::{Grant, ManageOrganization, ViewOrganization},
+    projects, store,
+};
+
+#[derive(Debug, Clone)]
+pub struct Organization {
+    pub id: OrganizationId,
+    pub name: String,
+    pub slug: String,
+    /// Empty when there is none.
+    pub logo_url: String,
+    pub created_at: DateTime<Utc>,
+    pub updated_at: DateTime<Utc>,
+}
+
+/// An organization with what the caller is in it.
+#[derive(Debug, Clone)]
+pub struct OwnOrganization {
+    pub organization: Organization,
+    /// The name of the caller's role.
+    pub role: String,
+    /// What the caller may do: of an API key, what is left of it.
+    pub permissions: PermissionSet,
+}
+
+#[derive(Debug, Clone)]
+pub struct NewOrganization {
+    pub name: String,
+    /// Made from the name when `None`.
+    pub slug: Option<String>,
+}
+
+/// What changes; `None` stays.
+#[derive(Debug, Clone, Default)]
+pub struct OrganizationPatch {
+    pub name: Option<String>,
+    pub slug: Option<String>,
+    pub logo_url: Option<String>,
+}
+
+/// Makes an organization with its system roles; the caller becomes its owner. A slug that is taken is `Conflict` with the code `slug_taken`;
+/// one made from the name gets a number instead.
+pub async fn create(control: &Control, person: &Person, new: NewOrganization) -> Result<OwnOrganization> {
+    let now = control.clock.now();
+    let name = new.name.trim().to_owned();
+    let mut fields = Vec::new();
+    check_name(&name, &mut fields);
+    let wished = match &new.slug {
+        Some(slug) => match slug.parse::<Slug>() {
+            Ok(slug) => Some(slug),
+            Err(error) => {
+                fields.push(FieldError { field: "slug".to_owned(), message: error.to_string() });
+                None
+            }
+        },
+        None => None,
+    };
+    if !fields.is_empty() {
+        return Err(Error::Invalid { fields });
+    }
+    let mut transaction = control.pool.begin().await?;
+    let slug = match wished {
+        Some(slug) => slug,
+        None => {
+            let base = slug_from(&name, 45, "organization");
+            let taken = store::organizations::slugs_like(&mut transaction, base.as_str()).await?;
+            first_free(&base, &taken)
+        }
+    };
+    let organization =
+        Organization { id: OrganizationId::new(), name, slug: slug.to_string(), logo_url: String::new(), created_at: now, updated_at: now };
+    if !store::organizations::insert(&mut transaction, &organization).await? {
+        return Err(slug_taken(&organization.slug));
+    }
+    let owner = store::roles::insert_system_roles(&mut transaction, organization.id, now).await?;
+    store::members::insert(&mut transaction, organization.id, person.user_id, owner, now).await?;
+    transaction.commit().await?;
+    tracing::info!(organization_id = %organization.id, slug = %organization.slug, "an organization was made");
+    Ok(OwnOrganization { organization, role: SystemRole::Owner.to_string(), permissions: SystemRole::Owner.permissions() })
+}
+
+/// The organizations that the caller belongs to, by name.
+pub async fn own(control: &Control, identity: &Identity) -> Result<Vec<OwnOrganization>> {
+    let mut own = store::organizations::of_user(&mut *control.pool.acquire().await?, identity.user_id).await?;
+    own.retain_mut(|own| match identity.permissions_in(own.organization.id) {
+        Some(permissions) => {
+            own.permissions = permissions.clone();
+            true
+        }
+        None => false,
+    });
+    Ok(own)
+}
+
+/// The caller's organization.
+pub async fn show(control: &Control, grant: &Grant<ViewOrganization>) -> Result<OwnOrganization> {
+    let own = store::organizations::of_user(&mut *control.pool.acquire().await?, grant.user_id).await?;
+    let mut own =
+        own.into_iter().find(|own| own.organization.id == grant.organization_id).ok_or(Error::NotFound { what: "organization" })?;
+    own.permissions = grant.permissions.clone();
+    Ok(own)
+}
+
+/// Changes name, slug or logo. A new slug changes the addresses of the organization's built-in repositories.
+pub async fn update(control: &Control, grant: &Grant<ManageOrganization>, patch: OrganizationPatch) -> Result<OwnOrganization> {
+    let mut fields = Vec::new();
+    if let Some(name) = &patch.name {
+        check_name(name.trim(), &mut fields);
+    }
+    if let Some(Err(error)) = patch.slug.as_ref().map(|slug| slug.parse::<Slug>()) {
+        fields.push(FieldError { field: "slug".to_owned(), message: error.to_string() });
+    }
+    if let Some(logo_url) = &patch.logo_url
+        && !logo_url.is_empty()
+        && !is_web_address(logo_url)
+    {
+        fields.push(FieldError { field: "logoUrl".to_owned(), message: "give an http or https address, or nothing".to_owned() });
+    }
+    if !fields.is_empty() {
+        return Err(Error::Invalid { fields });
+    }
+    let mut transaction = control.pool.begin().await?;
+    let own = store::organizations::of_user(&mut transaction, grant.user_id).await?;
+    let mut own =
+        own.into_iter().find(|own| own.organization.id == grant.organization_id).ok_or(Error::NotFound { what: "organization" })?;
+    let organization = &mut own.organization;
+    if let Some(name) = patch.name {
+        name.trim().clone_into(&mut organization.name);
+    }
+    if let Some(slug) = patch.slug {
+        organization.slug = slug;
+    }
+    if let Some(logo_url) = patch.logo_url {
+        organization.logo_url = logo_url;
+    }
+    organization.updated_at = control.clock.now();
+    if !store::organizations::update(&mut transaction, organization).await? {
+        return Err(slug_taken(&organization.slug));
+    }
+    transaction.commit().await?;
+    own.permissions = grant.permissions.clone();
+    Ok(own)
+}
+
+/// Deletes the organization with its members, keys, projects and their history. Refused while an instance of it exists.
+pub async fn delete(control: &Control, grant: &Grant<ManageOrganization>) -> Result<()> {
+    let mut transaction = control.pool.begin().await?;
+    store::members::lock(&mut transaction, grant).await?;
+    let instances = store::organizations::count_instances(&mut transaction, grant).await?;
+    if instances > 0 {
+        return Err(Error::conflict(
+            "organization_in_use",
+            format!("{} still has {instances} instances; delete them first", grant.organization_slug),
+        ));
+    }
+    let projects = store::projects::list(&mut transaction, grant, true).await?;
+    store::organizations::delete(&mut transaction, grant).await?;
+    transaction.commit().await?;
+    for project in projects {
+        projects::remove_mirror(control, project.id).await;
+    }
+    tracing::info!(organization_id = %grant.organization_id, slug = %grant.organization_slug, "an organization was deleted");
+    Ok(())
+}
+
+fn check_name(name: &str, fields: &mut Vec<FieldError>) {
+    if !(2..=100).contains(&name.chars().count()) || name.chars().any(char::is_control) {
+        fields.push(FieldError { field: "name".to_owned(), message: "give a name of 2 to 100 characters".to_owned() });
+    }
+}
+
+fn is_web_address(text: &str) -> bool {
+    text.len() <= 2000 && url::Url::parse(text).is_ok_and(|url| matches!(url.scheme(), "http" | "https"))
+}
+
+/// The slug, or the slug with the lowest number that is not taken.
+pub(crate) fn first_free(base: &Slug, taken: &[String]) -> Slug {
+    if !taken.iter().any(|slug| slug == base.as_str()) {
+        return base.clone();
+    }
+    (2..=taken.len() + 2)
+        .filter_map(|number| format!("{base}-{number}").parse::<Slug>().ok())
+        .find(|slug| !taken.iter().any(|taken| taken == slug.as_str()))
+        .unwrap_or_else(|| base.clone())
+}
+
+fn slug_taken(slug: &str) -> Error {
+    Error::conflict("slug_taken", format!("the slug {slug} is taken; choose another"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slug_that_is_taken_gets_the_lowest_free_number() {
+        let base: Slug = "acme".parse().unwrap();
+        let free = |taken: &[&str]| first_free(&base, &taken.iter().map(ToString::to_string).collect::<Vec<_>>()).to_string();
+        assert_eq!(free(&[]), "acme");
+        assert_eq!(free(&["acme-corp"]), "acme");
+        assert_eq!(free(&["acme"]), "acme-2");
+        assert_eq!(free(&["acme", "acme-3", "acme-2"]), "acme-4");
+    }
+}

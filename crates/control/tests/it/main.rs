@@ -1,0 +1,3 @@
+//! The control plane against a real PostgreSQL.
+
+mod accounts;

@@ -1,0 +1,120 @@
+//! A host for tests of the store and the API, where nothing of a machine is needed.
+
+use async_trait::async_trait;
+use ocore_host::{
+    BuildRelease, DataSource, Distribution, Fence, Host, HostError, HostFacts, InstalledModule, InstanceObservation, Progress, Release,
+    ReleaseId, Result, RunModules, RunningSlot, SlotSpec, Source, SourceId, TarStream,
+};
+use ocore_model::{
+    edge::EdgeStatus,
+    ids::{DataSetId, InstanceId},
+    instance::Color,
+    names::OdooVersion,
+    route::RouteSnapshot,
+};
+
+/// Refuses every call, so that a test that needs a machine fails and does not pass on something made up. It tells facts when a test gives it
+/// some.
+#[derive(Debug, Clone, Default)]
+pub struct NoHost {
+    pub facts: Option<HostFacts>,
+}
+
+fn refuse<T>() -> Result<T> {
+    Err(HostError::machine("this test has no machine"))
+}
+
+#[async_trait]
+impl Host for NoHost {
+    async fn facts(&self) -> Result<HostFacts> {
+        self.facts.clone().map_or_else(refuse, Ok)
+    }
+
+    async fn unpack_source(&self, _: &SourceId, _: &str, _: TarStream) -> Result<()> {
+        refuse()
+    }
+
+    async fn seal_source(&self, _: &SourceId, _: &[String], _: Progress) -> Result<Source> {
+        refuse()
+    }
+
+    async fn find_source(&self, _: &SourceId) -> Result<Option<Source>> {
+        refuse()
+    }
+
+    async fn distribution(&self, _: &OdooVersion) -> Result<Distribution> {
+        refuse()
+    }
+
+    async fn build_release(&self, _: BuildRelease, _: Progress) -> Result<Release> {
+        refuse()
+    }
+
+    async fn find_release(&self, _: &ReleaseId) -> Result<Option<Release>> {
+        refuse()
+    }
+
+    async fn prune_releases(&self, _: &[ReleaseId]) -> Result<()> {
+        refuse()
+    }
+
+    async fn create_instance(&self, _: InstanceId, _: Fence) -> Result<()> {
+        refuse()
+    }
+
+    async fn destroy_instance(&self, _: InstanceId, _: Fence) -> Result<()> {
+        refuse()
+    }
+
+    async fn create_data_set(&self, _: InstanceId, _: DataSetId, _: DataSource, _: Fence, _: Progress) -> Result<()> {
+        refuse()
+    }
+
+    async fn remove_data_set(&self, _: InstanceId, _: DataSetId, _: Fence) -> Result<()> {
+        refuse()
+    }
+
+    async fn start_cluster(&self, _: InstanceId, _: DataSetId, _: Fence) -> Result<()> {
+        refuse()
+    }
+
+    async fn stop_cluster(&self, _: InstanceId, _: DataSetId, _: Fence) -> Result<()> {
+        refuse()
+    }
+
+    async fn installed_modules(&self, _: InstanceId, _: DataSetId, _: Fence) -> Result<Vec<InstalledModule>> {
+        refuse()
+    }
+
+    async fn run_modules(&self, _: InstanceId, _: RunModules, _: Fence, _: Progress) -> Result<()> {
+        refuse()
+    }
+
+    async fn start_slot(&self, _: InstanceId, _: SlotSpec, _: Fence, _: Progress) -> Result<RunningSlot> {
+        refuse()
+    }
+
+    async fn stop_slot(&self, _: InstanceId, _: Color, _: Fence) -> Result<()> {
+        refuse()
+    }
+
+    async fn observe(&self) -> Result<Vec<InstanceObservation>> {
+        refuse()
+    }
+
+    async fn odoo_log(&self, _: InstanceId, _: usize, _: bool) -> Result<tokio::sync::mpsc::Receiver<String>> {
+        refuse()
+    }
+
+    async fn rotate_logs(&self) -> Result<()> {
+        refuse()
+    }
+
+    async fn apply_routes(&self, _: RouteSnapshot) -> Result<u64> {
+        refuse()
+    }
+
+    async fn edge_status(&self) -> Result<EdgeStatus> {
+        refuse()
+    }
+}
