@@ -1,1 +1,29 @@
-//! placeholder
+//! The edge: the reverse proxy of one server, a process of its own.
+//!
+//! Owns the public listener, the routes in force (a whole snapshot with a generation, kept on disk), the connections to Odoo, and the pages
+//! that people see when there is no Odoo to answer. It outlives the control plane: it asks nobody while it serves, and starts from its stored
+//! snapshot when nobody is there. It knows no tenants, no store, and nothing of what Odoo says inside a request.
+
+mod access;
+mod admin;
+mod body;
+mod closed;
+mod config;
+mod error;
+mod headers;
+mod host_name;
+mod metrics;
+mod network;
+mod pages;
+mod pool;
+mod proxy;
+mod routes;
+mod server;
+mod snapshot_file;
+mod traffic;
+mod upgrade;
+
+pub use config::EdgeConfig;
+pub use error::EdgeError;
+pub use network::Network;
+pub use server::{Edge, run, runtime};

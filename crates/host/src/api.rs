@@ -319,8 +319,8 @@ pub trait Host: Send + Sync + 'static {
     /// Rotates logs that have grown past their limit.
     async fn rotate_logs(&self) -> Result<()>;
 
-    /// Puts a complete snapshot into force at this server's edge; the answer is the generation then in force, and the edge has stored it.
-    /// The same snapshot again is done. `Fenced` when the edge has a newer generation; `Machine` when it does not answer.
+    /// Puts a complete snapshot into force at this server's edge; the answer is the generation then in force. The edge stores it and serves
+    /// by it when it starts alone. The same snapshot again is done. `Fenced` when the edge has a newer generation; `Machine` when it does not answer.
     async fn apply_routes(&self, snapshot: RouteSnapshot) -> Result<u64>;
 
     /// What passes through this server's edge, by instance and slot. `Machine` when it does not answer.

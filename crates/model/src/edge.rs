@@ -58,6 +58,8 @@ pub struct UpstreamTraffic {
 pub struct RoutesApplied {
     /// The generation now in force.
     pub generation: u64,
+    /// It is on the edge's disk too. When it is not (a full disk), the edge keeps trying.
+    pub stored: bool,
 }
 
 /// The answer to a snapshot, or to another request to the administration socket, that was refused.

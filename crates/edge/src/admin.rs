@@ -1,0 +1,100 @@
+//! The administration socket: how the host puts routes into force and sees what passes. Only who may open the socket file reaches it.
+
+use std::{io, path::Path, sync::Arc};
+
+use axum::{
+    Json, Router,
+    body::Bytes,
+    extract::{DefaultBodyLimit, State},
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use ocore_model::{
+    edge::{EdgeRefusal, EdgeStatus},
+    route::RouteSnapshot,
+};
+use tokio::net::{UnixListener, UnixStream};
+
+use crate::{error::EdgeError, routes::Refused, server::Shared};
+
+/// More than the routes of a hundred thousand instances.
+const SNAPSHOT_SIZE_LIMIT: usize = 64 * 1024 * 1024;
+
+pub(crate) fn router(shared: Arc<Shared>) -> Router {
+    Router::new()
+        .route("/routes", get(routes).put(put_routes))
+        .route("/status", get(status))
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(healthz))
+        .layer(DefaultBodyLimit::max(SNAPSHOT_SIZE_LIMIT))
+        .with_state(shared)
+}
+
+/// Opens the socket with mode 0600 under its name at once, in the place of one that a dead edge left.
+pub(crate) async fn listen(socket: &Path) -> Result<UnixListener, EdgeError> {
+    if UnixStream::connect(socket).await.is_ok() {
+        return Err(EdgeError::AlreadyRunning { socket: socket.to_owned() });
+    }
+    let open = || -> io::Result<UnixListener> {
+        if let Some(directory) = socket.parent() {
+            std::fs::create_dir_all(directory)?;
+        }
+        let mut fresh = socket.as_os_str().to_owned();
+        fresh.push(".new");
+        match std::fs::remove_file(&fresh) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let listener = UnixListener::bind(&fresh)?;
+        std::fs::set_permissions(&fresh, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+        std::fs::rename(&fresh, socket)?;
+        Ok(listener)
+    };
+    open().map_err(|source| EdgeError::AdminSocket { socket: socket.to_owned(), source })
+}
+
+async fn routes(State(shared): State<Arc<Shared>>) -> Json<RouteSnapshot> {
+    Json((*shared.routes.snapshot()).clone())
+}
+
+async fn put_routes(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
+    let refuse = |status: StatusCode, message: String| {
+        shared.metrics.snapshots_refused.increment(1);
+        tracing::warn!(%status, message, "a route snapshot was refused");
+        (status, Json(EdgeRefusal { message, generation: shared.routes.generation() })).into_response()
+    };
+    let snapshot: RouteSnapshot = match serde_json::from_slice(&body) {
+        Ok(snapshot) => snapshot,
+        Err(error) => return refuse(StatusCode::BAD_REQUEST, format!("this is no route snapshot: {error}")),
+    };
+    match shared.routes.apply(snapshot).await {
+        Ok(applied) => {
+            shared.pool.keep_only(&shared.routes.addresses());
+            Json(applied).into_response()
+        }
+        Err(error @ (Refused::Older { .. } | Refused::SameGenerationOtherRoutes { .. })) => refuse(StatusCode::CONFLICT, error.to_string()),
+        Err(error @ (Refused::NotAHost { .. } | Refused::HostTwice { .. })) => refuse(StatusCode::UNPROCESSABLE_ENTITY, error.to_string()),
+    }
+}
+
+async fn status(State(shared): State<Arc<Shared>>) -> Json<EdgeStatus> {
+    Json(EdgeStatus {
+        generation: shared.routes.generation(),
+        started_at: shared.traffic.started_at(),
+        listen: shared.addresses.clone(),
+        connections: shared.traffic.connections(),
+        unknown_host_requests: shared.traffic.unknown_host_requests(),
+        instances: shared.traffic.snapshot(),
+    })
+}
+
+async fn metrics(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
+    let snapshot = shared.routes.snapshot();
+    let text = shared.metrics.render(&shared.traffic, snapshot.routes.len(), snapshot.generation);
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
+}
+
+async fn healthz() -> &'static str {
+    "ok\n"
+}

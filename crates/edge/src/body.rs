@@ -1,0 +1,231 @@
+//! Bodies on their way through: never held whole, in either direction.
+
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use thiserror::Error;
+use tokio::time::{Instant, Sleep};
+
+use crate::access::Exchange;
+
+/// Why a client's body did not reach Odoo whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub(crate) enum BodyFault {
+    #[error("the request's body is larger than this server takes")]
+    TooLarge,
+    #[error("the client stopped sending within the request's body")]
+    Stalled,
+    #[error("the client's body broke off or is malformed")]
+    Broken,
+}
+
+/// What became of a body that was given away.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct BodyWatch(Arc<AtomicU8>);
+
+const UNDER_WAY: u8 = 0;
+const ENDED: u8 = 1;
+const TOO_LARGE: u8 = 2;
+const STALLED: u8 = 3;
+const BROKEN: u8 = 4;
+
+impl BodyWatch {
+    pub(crate) fn fault(&self) -> Option<BodyFault> {
+        match self.0.load(Ordering::Acquire) {
+            TOO_LARGE => Some(BodyFault::TooLarge),
+            STALLED => Some(BodyFault::Stalled),
+            BROKEN => Some(BodyFault::Broken),
+            _ => None,
+        }
+    }
+
+    /// Nothing of it will come any more.
+    pub(crate) fn is_over(&self) -> bool {
+        self.0.load(Ordering::Acquire) != UNDER_WAY
+    }
+}
+
+/// A client's body: limited in size and in how long it may pause; trailers end here.
+pub(crate) struct RequestBody {
+    inner: Option<Incoming>,
+    remaining: u64,
+    pause: Duration,
+    timer: Option<Pin<Box<Sleep>>>,
+    watch: BodyWatch,
+}
+
+impl RequestBody {
+    pub(crate) fn new(inner: Incoming, limit: u64, pause: Duration) -> Self {
+        let inner = if inner.is_end_stream() { None } else { Some(inner) };
+        Self { inner, remaining: limit, pause, timer: None, watch: BodyWatch::default() }
+    }
+
+    pub(crate) fn empty() -> Self {
+        Self { inner: None, remaining: 0, pause: Duration::ZERO, timer: None, watch: BodyWatch::default() }
+    }
+
+    pub(crate) fn watch(&self) -> BodyWatch {
+        self.watch.clone()
+    }
+
+    fn fail(&mut self, fault: BodyFault) -> Poll<Option<Result<Frame<Bytes>, BodyFault>>> {
+        self.inner = None;
+        let code = match fault {
+            BodyFault::TooLarge => TOO_LARGE,
+            BodyFault::Stalled => STALLED,
+            BodyFault::Broken => BROKEN,
+        };
+        self.watch.0.store(code, Ordering::Release);
+        Poll::Ready(Some(Err(fault)))
+    }
+}
+
+impl Drop for RequestBody {
+    fn drop(&mut self) {
+        // Sent whole, or not wanted any more; a fault stays what it is.
+        let _ = self.watch.0.compare_exchange(UNDER_WAY, ENDED, Ordering::AcqRel, Ordering::Acquire);
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = BodyFault;
+
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyFault>>> {
+        let this = self.get_mut();
+        let Some(inner) = &mut this.inner else { return Poll::Ready(None) };
+        match Pin::new(inner).poll_frame(context) {
+            Poll::Ready(Some(Ok(frame))) => {
+                this.timer = None;
+                let Ok(data) = frame.into_data() else {
+                    this.inner = None;
+                    return Poll::Ready(None);
+                };
+                match this.remaining.checked_sub(data.len() as u64) {
+                    Some(remaining) => {
+                        this.remaining = remaining;
+                        Poll::Ready(Some(Ok(Frame::data(data))))
+                    }
+                    None => this.fail(BodyFault::TooLarge),
+                }
+            }
+            Poll::Ready(Some(Err(_))) => this.fail(BodyFault::Broken),
+            Poll::Ready(None) => {
+                this.inner = None;
+                Poll::Ready(None)
+            }
+            Poll::Pending => {
+                let deadline = Instant::now() + this.pause;
+                let timer = this.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+                match timer.as_mut().poll(context) {
+                    Poll::Ready(()) => this.fail(BodyFault::Stalled),
+                    Poll::Pending => Poll::Pending,
+                }
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.as_ref().is_none_or(Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
+    }
+}
+
+/// An answer, Odoo's or the edge's own. It carries its [`Exchange`], which ends with it.
+pub(crate) struct ResponseBody {
+    source: Source,
+    exchange: Option<Exchange>,
+}
+
+enum Source {
+    Own(Full<Bytes>),
+    Upstream(Incoming),
+}
+
+impl ResponseBody {
+    pub(crate) fn upstream(body: Incoming, exchange: Exchange) -> Self {
+        Self::new(Source::Upstream(body), exchange)
+    }
+
+    pub(crate) fn own(bytes: Bytes, exchange: Exchange) -> Self {
+        Self::new(Source::Own(Full::new(bytes)), exchange)
+    }
+
+    /// The empty body of a `101`, whose exchange goes on in a tunnel.
+    pub(crate) fn switched() -> Self {
+        Self { source: Source::Own(Full::default()), exchange: None }
+    }
+
+    /// Ends the exchange at once when there is nothing to send: hyper does not ask then.
+    fn new(source: Source, mut exchange: Exchange) -> Self {
+        let ended = match &source {
+            Source::Own(body) => body.is_end_stream(),
+            Source::Upstream(body) => body.is_end_stream(),
+        };
+        if ended {
+            exchange.complete();
+        }
+        Self { source, exchange: if ended { None } else { Some(exchange) } }
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let this = self.get_mut();
+        let polled = match &mut this.source {
+            Source::Own(body) => Pin::new(body).poll_frame(context).map_err(|never| match never {}),
+            Source::Upstream(body) => Pin::new(body).poll_frame(context),
+        };
+        let Poll::Ready(next) = polled else { return Poll::Pending };
+        match &next {
+            Some(Ok(frame)) => {
+                if let (Some(exchange), Some(data)) = (&mut this.exchange, frame.data_ref()) {
+                    exchange.sent(data.len() as u64);
+                }
+            }
+            Some(Err(error)) => {
+                if let Some(mut exchange) = this.exchange.take() {
+                    exchange.trouble = Some(format!("Odoo's answer broke off: {error}"));
+                }
+            }
+            None => {}
+        }
+        // hyper asks no more once it has seen the end, so the end is looked for after each frame.
+        if (next.is_none() || this.is_end_stream())
+            && let Some(mut exchange) = this.exchange.take()
+        {
+            exchange.complete();
+        }
+        Poll::Ready(next)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.source {
+            Source::Own(body) => body.is_end_stream(),
+            Source::Upstream(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.source {
+            Source::Own(body) => body.size_hint(),
+            Source::Upstream(body) => body.size_hint(),
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! What an installation can set about its edge.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use crate::network::Network;
+
+/// An edge's settings. Sizes are bytes. [`EdgeConfig::new`] gives the defaults that each field names.
+#[derive(Debug, Clone)]
+pub struct EdgeConfig {
+    /// Where the world connects. An address whose kind the machine does not have (IPv6 switched off) is left out with a warning as long as
+    /// another one works.
+    pub listen: Vec<SocketAddr>,
+    /// The administration socket; made with mode 0600.
+    pub admin_socket: PathBuf,
+    /// Where the last route snapshot is kept; the one before lies beside it as `<name>.previous`.
+    pub routes_file: PathBuf,
+    /// Proxies in front of this edge whose forwarded headers are believed. None by default.
+    pub trusted_proxies: Vec<Network>,
+    /// Request line and headers together; 32 KiB.
+    pub header_size_limit: usize,
+    /// Headers of one request; 100.
+    pub header_count_limit: usize,
+    /// For the headers of one request, and how long a connection may idle between two; 60 s.
+    pub header_timeout: Duration,
+    /// The body of one request; 1 GiB, for Odoo's uploads.
+    pub body_size_limit: u64,
+    /// How long a client may pause within a body; 2 min.
+    pub body_timeout: Duration,
+    /// To reach Odoo's port; 5 s. It is on this machine.
+    pub connect_timeout: Duration,
+    /// From the whole request to the first byte of Odoo's answer; 30 min, above Odoo's own `limit_time_real`.
+    pub response_timeout: Duration,
+    /// How long requests may take to end once the edge is asked to stop; 30 s. Then they are cut.
+    pub shutdown_timeout: Duration,
+    /// Client connections at once; more wait in the kernel's queue. 8192.
+    pub connection_limit: usize,
+}
+
+impl EdgeConfig {
+    pub fn new(listen: Vec<SocketAddr>, admin_socket: impl Into<PathBuf>, routes_file: impl Into<PathBuf>) -> Self {
+        Self {
+            listen,
+            admin_socket: admin_socket.into(),
+            routes_file: routes_file.into(),
+            trusted_proxies: Vec::new(),
+            header_size_limit: 32 * 1024,
+            header_count_limit: 100,
+            header_timeout: Duration::from_mins(1),
+            body_size_limit: 1024 * 1024 * 1024,
+            body_timeout: Duration::from_mins(2),
+            connect_timeout: Duration::from_secs(5),
+            response_timeout: Duration::from_mins(30),
+            shutdown_timeout: Duration::from_secs(30),
+            connection_limit: 8192,
+        }
+    }
+}

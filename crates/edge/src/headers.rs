@@ -1,0 +1,335 @@
+//! What changes in a request's and an answer's headers on the way through.
+//!
+//! Hop-by-hop headers end here. Who the client is and how it came is said by this edge alone: what came from outside about it is dropped,
+//! unless the peer is a trusted proxy. Odoo's `proxy_mode` reads the last `X-Forwarded-For`, `-Proto` and `-Host` (Werkzeug's `ProxyFix` with
+//! one proxy), so each is sent with exactly one value.
+
+use std::net::IpAddr;
+
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+
+use crate::{
+    host_name::{HostError, RequestedHost},
+    network::Network,
+};
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
+pub(crate) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// RFC 9110, 7.6.1, and what older agents treat so.
+const HOP_BY_HOP: [HeaderName; 9] = [
+    header::CONNECTION,
+    KEEP_ALIVE,
+    PROXY_CONNECTION,
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+];
+
+/// Headers by which some proxy or other says who the client is, besides `x-forwarded-*`. `Proxy` becomes `HTTP_PROXY` in a CGI environment.
+const CLAIMS: [&str; 10] = [
+    "forwarded",
+    "proxy",
+    "x-real-ip",
+    "x-client-ip",
+    "x-cluster-client-ip",
+    "true-client-ip",
+    "cf-connecting-ip",
+    "x-original-url",
+    "x-rewrite-url",
+    "x-scheme",
+];
+
+/// Who asks, for what, how: decided once for each request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Origin {
+    pub(crate) client: IpAddr,
+    pub(crate) host: RequestedHost,
+    pub(crate) scheme: Scheme,
+    pub(crate) port: u16,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scheme {
+    Http,
+    Https,
+}
+
+impl Scheme {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Https => "https",
+        }
+    }
+
+    fn default_port(self) -> u16 {
+        match self {
+            Self::Http => 80,
+            Self::Https => 443,
+        }
+    }
+}
+
+impl Origin {
+    /// `scheme` is what the client's connection to this edge speaks.
+    pub(crate) fn of_request<B>(request: &http::Request<B>, peer: IpAddr, scheme: Scheme, trusted: &[Network]) -> Result<Self, HostError> {
+        let host = RequestedHost::of_request(request.uri(), request.headers())?;
+        let peer = peer.to_canonical();
+        if !trusted.iter().any(|network| network.contains(peer)) {
+            let port = host.port.unwrap_or(scheme.default_port());
+            return Ok(Self { client: peer, host, scheme, port });
+        }
+        let headers = request.headers();
+        let host = match last_value(headers, &X_FORWARDED_HOST) {
+            Some(text) => RequestedHost::parse(text)?,
+            None => host,
+        };
+        let scheme = match last_value(headers, &X_FORWARDED_PROTO) {
+            Some(text) if text.eq_ignore_ascii_case("https") => Scheme::Https,
+            Some(text) if text.eq_ignore_ascii_case("http") => Scheme::Http,
+            _ => scheme,
+        };
+        let port = last_value(headers, &X_FORWARDED_PORT).and_then(|text| text.parse().ok()).or(host.port).unwrap_or(scheme.default_port());
+        Ok(Self { client: client_behind(headers, peer, trusted), host, scheme, port })
+    }
+}
+
+/// The address nearest to this edge that is no trusted proxy. What stands before it in the list is its own claim.
+fn client_behind(headers: &HeaderMap, peer: IpAddr, trusted: &[Network]) -> IpAddr {
+    let mut client = peer;
+    let lines: Vec<&str> = headers.get_all(X_FORWARDED_FOR).iter().filter_map(|value| value.to_str().ok()).collect();
+    for entry in lines.iter().rev().flat_map(|line| line.rsplit(',')) {
+        let Some(address) = parse_forwarded_address(entry.trim()) else { break };
+        client = address;
+        if !trusted.iter().any(|network| network.contains(address)) {
+            break;
+        }
+    }
+    client
+}
+
+/// Addresses come bare, in brackets, and with a port.
+fn parse_forwarded_address(text: &str) -> Option<IpAddr> {
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return Some(address.to_canonical());
+    }
+    if let Ok(address) = text.parse::<std::net::SocketAddr>() {
+        return Some(address.ip().to_canonical());
+    }
+    text.strip_prefix('[')?.strip_suffix(']')?.parse::<IpAddr>().ok().map(|address| address.to_canonical())
+}
+
+fn last_value<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
+    let line = headers.get_all(name).iter().next_back()?.to_str().ok()?;
+    line.rsplit(',').next().map(str::trim).filter(|value| !value.is_empty())
+}
+
+/// Turns a client's headers into those that Odoo gets. Framing (`Content-Length`, `Transfer-Encoding`) is left to the caller, who knows the body.
+pub(crate) fn prepare_request(headers: &mut HeaderMap, origin: &Origin, request_id: &HeaderValue) {
+    remove_hop_by_hop(headers);
+    // WSGI turns `-` into `_`, so that `X_Forwarded_For` would arrive as `X-Forwarded-For`.
+    let claims: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| {
+            let name = name.as_str();
+            name.contains('_') || name.starts_with("x-forwarded-") || CLAIMS.contains(&name)
+        })
+        .cloned()
+        .collect();
+    for name in claims {
+        headers.remove(name);
+    }
+    // This edge has said `100 Continue` itself once the body is read.
+    headers.remove(header::EXPECT);
+
+    let host = value(&origin.host.to_string());
+    let client = value(&origin.client.to_string());
+    let node = match origin.client {
+        IpAddr::V4(address) => address.to_string(),
+        IpAddr::V6(address) => format!("\"[{address}]\""),
+    };
+    let scheme = origin.scheme.as_str();
+    headers.insert(header::FORWARDED, value(&format!("for={node};host=\"{}\";proto={scheme}", origin.host)));
+    headers.insert(header::HOST, host.clone());
+    headers.insert(X_FORWARDED_HOST, host);
+    headers.insert(X_FORWARDED_FOR, client.clone());
+    headers.insert(X_REAL_IP, client);
+    headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
+    headers.insert(X_FORWARDED_PORT, value(&origin.port.to_string()));
+    headers.insert(X_REQUEST_ID, request_id.clone());
+}
+
+/// Turns Odoo's headers into those that the client gets.
+pub(crate) fn prepare_response(headers: &mut HeaderMap, request_id: &HeaderValue) {
+    if headers.contains_key(header::TRANSFER_ENCODING) {
+        // RFC 9112, 6.3: the length is void then.
+        headers.remove(header::CONTENT_LENGTH);
+    }
+    remove_hop_by_hop(headers);
+    headers.insert(X_REQUEST_ID, request_id.clone());
+}
+
+fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|line| line.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .collect();
+    for name in named.iter().chain(&HOP_BY_HOP) {
+        headers.remove(name);
+    }
+}
+
+/// The client's request id when it is a plain word, else a new one.
+pub(crate) fn request_id(headers: &HeaderMap) -> HeaderValue {
+    let mut values = headers.get_all(X_REQUEST_ID).iter();
+    match (values.next(), values.next()) {
+        (Some(value), None) if is_plain_word(value.as_bytes()) => value.clone(),
+        _ => value(&uuid::Uuid::now_v7().to_string()),
+    }
+}
+
+fn is_plain_word(bytes: &[u8]) -> bool {
+    (8..=64).contains(&bytes.len()) && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
+}
+
+/// For texts that are ASCII by construction: host names, addresses, numbers, ids.
+fn value(text: &str) -> HeaderValue {
+    HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static(""))
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+
+    use super::*;
+
+    fn request(headers: &[(&str, &str)]) -> Request<()> {
+        let mut builder = Request::builder().uri("/web").header("host", "shop.example:8080");
+        for (name, value) in headers {
+            builder = builder.header(*name, *value);
+        }
+        builder.body(()).unwrap()
+    }
+
+    fn prepared(headers: &[(&str, &str)], peer: &str, trusted: &[&str]) -> HeaderMap {
+        let trusted: Vec<Network> = trusted.iter().map(|text| text.parse().unwrap()).collect();
+        let request = request(headers);
+        let origin = Origin::of_request(&request, peer.parse().unwrap(), Scheme::Http, &trusted).unwrap();
+        let mut headers = request.headers().clone();
+        let id = request_id(&headers);
+        prepare_request(&mut headers, &origin, &id);
+        headers
+    }
+
+    fn all<'a>(headers: &'a HeaderMap, name: &str) -> Vec<&'a str> {
+        headers.get_all(name).iter().map(|value| value.to_str().unwrap()).collect()
+    }
+
+    #[test]
+    fn nothing_from_outside_is_believed() {
+        let headers = prepared(
+            &[
+                ("x-forwarded-for", "1.2.3.4"),
+                ("x-forwarded-host", "evil.example"),
+                ("x-forwarded-proto", "https"),
+                ("x-forwarded-port", "443"),
+                ("x-forwarded-prefix", "/evil"),
+                ("x-real-ip", "1.2.3.4"),
+                ("forwarded", "for=1.2.3.4"),
+                ("x_forwarded_for", "1.2.3.4"),
+                ("x-forwarded_host", "evil.example"),
+                ("true-client-ip", "1.2.3.4"),
+                ("proxy", "http://evil.example"),
+            ],
+            "198.51.100.7",
+            &["10.0.0.0/8"],
+        );
+        assert_eq!(all(&headers, "x-forwarded-for"), ["198.51.100.7"]);
+        assert_eq!(all(&headers, "x-forwarded-host"), ["shop.example:8080"]);
+        assert_eq!(all(&headers, "x-forwarded-proto"), ["http"]);
+        assert_eq!(all(&headers, "x-forwarded-port"), ["8080"]);
+        assert_eq!(all(&headers, "x-real-ip"), ["198.51.100.7"]);
+        assert_eq!(all(&headers, "forwarded"), ["for=198.51.100.7;host=\"shop.example:8080\";proto=http"]);
+        for gone in ["x-forwarded-prefix", "x_forwarded_for", "x-forwarded_host", "true-client-ip", "proxy"] {
+            assert!(!headers.contains_key(gone), "{gone}");
+        }
+    }
+
+    #[test]
+    fn a_trusted_proxy_is_believed_up_to_the_first_stranger() {
+        let headers = prepared(
+            &[
+                ("x-forwarded-for", "6.6.6.6, 203.0.113.9"),
+                ("x-forwarded-for", "10.0.0.9"),
+                ("x-forwarded-host", "www.shop.example"),
+                ("x-forwarded-proto", "https"),
+            ],
+            "10.0.0.1",
+            &["10.0.0.0/8"],
+        );
+        assert_eq!(all(&headers, "x-forwarded-for"), ["203.0.113.9"]);
+        assert_eq!(all(&headers, "x-forwarded-host"), ["www.shop.example"]);
+        assert_eq!(all(&headers, "host"), ["www.shop.example"]);
+        assert_eq!(all(&headers, "x-forwarded-proto"), ["https"]);
+        assert_eq!(all(&headers, "x-forwarded-port"), ["443"]);
+    }
+
+    #[test]
+    fn a_trusted_proxy_that_says_nothing_is_the_client() {
+        let headers = prepared(&[("x-forwarded-for", "unknown")], "10.0.0.1", &["10.0.0.0/8"]);
+        assert_eq!(all(&headers, "x-forwarded-for"), ["10.0.0.1"]);
+        let headers = prepared(&[("x-forwarded-for", "[2001:db8::1]:5000")], "10.0.0.1", &["10.0.0.0/8"]);
+        assert_eq!(all(&headers, "x-forwarded-for"), ["2001:db8::1"]);
+        assert_eq!(all(&headers, "forwarded"), ["for=\"[2001:db8::1]\";host=\"shop.example:8080\";proto=http"]);
+    }
+
+    #[test]
+    fn hop_by_hop_headers_end_here_the_named_ones_too() {
+        let headers = prepared(
+            &[
+                ("connection", "close, X-Secret-Hop"),
+                ("connection", "X-Forwarded-For, host"),
+                ("x-secret-hop", "1"),
+                ("keep-alive", "timeout=5"),
+                ("te", "trailers"),
+                ("upgrade", "h2c"),
+                ("proxy-authorization", "Basic x"),
+                ("expect", "100-continue"),
+                ("cookie", "session_id=abc"),
+            ],
+            "198.51.100.7",
+            &[],
+        );
+        for gone in ["connection", "x-secret-hop", "keep-alive", "te", "upgrade", "proxy-authorization", "expect"] {
+            assert!(!headers.contains_key(gone), "{gone}");
+        }
+        assert_eq!(all(&headers, "x-forwarded-for"), ["198.51.100.7"]);
+        assert_eq!(all(&headers, "host"), ["shop.example:8080"]);
+        assert_eq!(all(&headers, "cookie"), ["session_id=abc"]);
+    }
+
+    #[test]
+    fn only_a_well_formed_request_id_is_kept() {
+        let kept = |text: &str| all(&prepared(&[("x-request-id", text)], "198.51.100.7", &[]), "x-request-id") == [text];
+        assert!(kept("0192f0c1-7e3a-7000-8000-000000000001"));
+        assert!(!kept("short"));
+        assert!(!kept("with space in it"));
+        assert!(!kept(&"x".repeat(65)));
+        let twice = prepared(&[("x-request-id", "aaaaaaaa"), ("x-request-id", "bbbbbbbb")], "198.51.100.7", &[]);
+        assert_eq!(all(&twice, "x-request-id").len(), 1);
+        assert_ne!(all(&twice, "x-request-id"), ["bbbbbbbb"]);
+    }
+}

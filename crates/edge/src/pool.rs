@@ -1,0 +1,135 @@
+//! Connections to Odoo: made, kept for a while, made again.
+//!
+//! A kept connection may have been closed by the other side a moment ago, and what was sent on it is then lost in doubt. So only requests
+//! that may be sent twice ride on kept connections; every other one gets a new connection, which on one machine costs some fifty
+//! microseconds. That is why this is not hyper-util's pool, which does not tell its user which of the two he got.
+
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use hyper::client::conn::http1::{Builder, SendRequest};
+use hyper_util::rt::TokioIo;
+use thiserror::Error;
+use tokio::{net::TcpStream, time::timeout};
+
+use crate::body::RequestBody;
+
+/// For how long an unused connection is kept; shorter than what servers usually keep.
+const IDLE_LIMIT: Duration = Duration::from_secs(15);
+const IDLE_COUNT_LIMIT: usize = 64;
+/// Bounds what one connection holds of an answer that the client does not read.
+const BUFFER_SIZE: usize = 64 * 1024;
+const RESPONSE_HEADER_COUNT: usize = 200;
+
+#[derive(Debug, Error)]
+pub(crate) enum ConnectError {
+    #[error("cannot connect to {address}")]
+    Refused {
+        address: SocketAddr,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{address} did not accept a connection within {limit:?}")]
+    TimedOut { address: SocketAddr, limit: Duration },
+    #[error("cannot speak HTTP with {address}")]
+    Handshake {
+        address: SocketAddr,
+        #[source]
+        source: hyper::Error,
+    },
+}
+
+pub(crate) struct Pool {
+    connect_timeout: Duration,
+    idle: Mutex<HashMap<SocketAddr, Vec<Idle>>>,
+}
+
+struct Idle {
+    connection: Connection,
+    since: Instant,
+}
+
+/// One connection to one address, for one request at a time.
+pub(crate) struct Connection {
+    pub(crate) address: SocketAddr,
+    pub(crate) sender: SendRequest<RequestBody>,
+}
+
+impl Pool {
+    pub(crate) fn new(connect_timeout: Duration) -> Self {
+        Self { connect_timeout, idle: Mutex::default() }
+    }
+
+    /// A kept connection that looks alive. Whether it is, only an answer tells.
+    pub(crate) fn take_idle(&self, address: SocketAddr) -> Option<Connection> {
+        let mut idle = self.lock();
+        let kept = idle.get_mut(&address)?;
+        while let Some(Idle { connection, since }) = kept.pop() {
+            if since.elapsed() < IDLE_LIMIT && connection.sender.is_ready() {
+                return Some(connection);
+            }
+        }
+        None
+    }
+
+    pub(crate) async fn connect(&self, address: SocketAddr) -> Result<Connection, ConnectError> {
+        let stream = match timeout(self.connect_timeout, TcpStream::connect(address)).await {
+            Ok(connected) => connected.map_err(|source| ConnectError::Refused { address, source })?,
+            Err(_) => return Err(ConnectError::TimedOut { address, limit: self.connect_timeout }),
+        };
+        // Only a socket that is already gone refuses this; the request will say so.
+        let _ = stream.set_nodelay(true);
+        let (sender, connection) = Builder::new()
+            .max_buf_size(BUFFER_SIZE)
+            .max_headers(RESPONSE_HEADER_COUNT)
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(|source| ConnectError::Handshake { address, source })?;
+        // Ends when the other side closes, or when the sender is dropped and the last answer has been read.
+        tokio::spawn(async move {
+            if let Err(error) = connection.with_upgrades().await {
+                tracing::debug!(%address, %error, "a connection to Odoo ended");
+            }
+        });
+        Ok(Connection { address, sender })
+    }
+
+    /// Keeps a connection for later once its answer has been read; lets it go if the other side closes it.
+    pub(crate) fn give_back(self: &Arc<Self>, mut connection: Connection) {
+        if connection.sender.is_closed() {
+            return;
+        }
+        let pool = Arc::clone(self);
+        tokio::spawn(async move {
+            if connection.sender.ready().await.is_ok() {
+                let mut idle = pool.lock();
+                let kept = idle.entry(connection.address).or_default();
+                if kept.len() < IDLE_COUNT_LIMIT {
+                    kept.push(Idle { connection, since: Instant::now() });
+                }
+            }
+        });
+    }
+
+    /// Closes kept connections to everywhere else, so that a slot that lost its route can stop at once.
+    pub(crate) fn keep_only(&self, live: &HashSet<SocketAddr>) {
+        self.lock().retain(|address, _| live.contains(address));
+    }
+
+    /// Closes what was kept too long.
+    pub(crate) fn sweep(&self) {
+        self.lock().retain(|_, kept| {
+            kept.retain(|idle| idle.since.elapsed() < IDLE_LIMIT && !idle.connection.sender.is_closed());
+            !kept.is_empty()
+        });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<SocketAddr, Vec<Idle>>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,334 @@
+//! One request's way through the edge: who asks, where it leads, what Odoo answers.
+
+use std::{net::IpAddr, net::SocketAddr, sync::Arc};
+
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, request::Parts};
+use hyper::body::{Body, Incoming};
+use ocore_model::route::{Route, RouteState};
+use tokio::time::timeout;
+
+use crate::{
+    access::Exchange,
+    body::{BodyFault, BodyWatch, RequestBody, ResponseBody},
+    closed,
+    headers::{self, Origin, Scheme},
+    host_name::HostName,
+    pages::Page,
+    pool::Connection,
+    server::Shared,
+    traffic::Passage,
+    upgrade,
+};
+
+/// Answers one request of one client connection.
+pub(crate) async fn handle(shared: Arc<Shared>, request: Request<Incoming>, peer: IpAddr) -> Response<ResponseBody> {
+    let request_id = headers::request_id(request.headers());
+    let mut exchange =
+        Exchange::new(Arc::clone(&shared.metrics), request.method().clone(), request.uri().path(), request_id, peer.to_canonical());
+    let wanted = request.headers().clone();
+    let is_head = request.method() == Method::HEAD;
+    match pass(&shared, request, &mut exchange).await {
+        Ok(Answer::Odoo(answer)) => {
+            let (mut head, body) = answer.into_parts();
+            headers::prepare_response(&mut head.headers, &exchange.request_id);
+            head.version = Version::HTTP_11;
+            exchange.answer(head.status);
+            Response::from_parts(head, ResponseBody::upstream(body, exchange))
+        }
+        Ok(Answer::Websocket(answer, client)) => switch(&shared, answer, client, exchange),
+        Err(page) => own_answer(&page, &wanted, is_head, exchange),
+    }
+}
+
+enum Answer {
+    Odoo(Response<Incoming>),
+    /// `101`, and the client's side of what becomes a tunnel.
+    Websocket(Response<Incoming>, hyper::upgrade::OnUpgrade),
+}
+
+async fn pass(shared: &Shared, mut request: Request<Incoming>, exchange: &mut Exchange) -> Result<Answer, Page> {
+    let origin = Origin::of_request(&request, exchange.peer, Scheme::Http, &shared.config.trusted_proxies)
+        .map_err(|error| Page::bad_request(error.to_string()))?;
+    exchange.client = Some(origin.client);
+    exchange.host = Some(origin.host.to_string());
+    if matches!(*request.method(), Method::CONNECT | Method::TRACE) {
+        return Err(Page::method_not_allowed());
+    }
+    let target = origin_form(request.uri()).ok_or_else(|| Page::bad_request("the request's target is not a path"))?;
+
+    let Some((destination, passage)) = shared.routes.enter(&origin.host.name) else {
+        shared.traffic.count_unknown_host();
+        return Err(Page::unknown_host(origin.host.name.as_str()));
+    };
+    shared.traffic.count_request(passage.instance());
+    exchange.passage = Some(passage);
+    if closed::is_database_manager(request.uri().path()) {
+        return Err(Page::database_manager_closed());
+    }
+    if let Some(page) = Page::for_route(&destination.route) {
+        return Err(page);
+    }
+    if request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok())
+        > Some(shared.config.body_size_limit)
+    {
+        return Err(Page::too_large(shared.config.body_size_limit));
+    }
+
+    let client = if upgrade::is_websocket_handshake(&request) {
+        if !request.body().is_end_stream() {
+            return Err(Page::bad_request("a websocket's handshake has no body"));
+        }
+        Some(hyper::upgrade::on(&mut request))
+    } else {
+        None
+    };
+    let (mut head, body) = request.into_parts();
+    let framing = Framing::of(&head.headers, &body);
+    headers::prepare_request(&mut head.headers, &origin, &exchange.request_id);
+    framing.write(&mut head.headers);
+    if client.is_some() {
+        upgrade::set_upgrade(&mut head.headers);
+    }
+    head.uri = target;
+    head.version = Version::HTTP_11;
+
+    let body = RequestBody::new(body, shared.config.body_size_limit, shared.config.body_timeout);
+    let outbound = Outbound { head, body, is_websocket: client.is_some() };
+    let answer = send(shared, outbound, &destination.route, &origin.host.name, exchange).await?;
+    match client {
+        Some(client) if answer.status() == StatusCode::SWITCHING_PROTOCOLS => {
+            if upgrade::asks_for_websocket(answer.headers()) {
+                Ok(Answer::Websocket(answer, client))
+            } else {
+                exchange.trouble = Some("Odoo switched to another protocol than websocket".to_owned());
+                Err(Page::unreachable(&destination.route))
+            }
+        }
+        None if answer.status() == StatusCode::SWITCHING_PROTOCOLS => {
+            exchange.trouble = Some("Odoo switched protocols unasked".to_owned());
+            Err(Page::unreachable(&destination.route))
+        }
+        _ => Ok(Answer::Odoo(answer)),
+    }
+}
+
+/// The path and query of a target; `None` for `*` and for an authority.
+fn origin_form(uri: &Uri) -> Option<Uri> {
+    let target = uri.path_and_query().filter(|target| target.as_str().starts_with('/'))?;
+    Some(Uri::from(target.clone()))
+}
+
+/// How the body is delimited towards Odoo: said anew from what was read, never copied, so that both sides see the same end.
+enum Framing {
+    None,
+    Length(u64),
+    Chunked,
+}
+
+impl Framing {
+    fn of(headers: &HeaderMap, body: &Incoming) -> Self {
+        match (body.is_end_stream(), body.size_hint().exact()) {
+            (true, _) if headers.contains_key(header::CONTENT_LENGTH) => Self::Length(0),
+            (true, _) => Self::None,
+            (false, Some(length)) => Self::Length(length),
+            (false, None) => Self::Chunked,
+        }
+    }
+
+    /// After the hop-by-hop headers went.
+    fn write(&self, headers: &mut HeaderMap) {
+        headers.remove(header::CONTENT_LENGTH);
+        match self {
+            Self::None => {}
+            Self::Length(length) => {
+                headers.insert(header::CONTENT_LENGTH, HeaderValue::from(*length));
+            }
+            // Said outright: hyper takes a GET whose body has no known length for one without a body.
+            Self::Chunked => {
+                headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+            }
+        }
+    }
+}
+
+/// A request as Odoo gets it.
+struct Outbound {
+    head: Parts,
+    body: RequestBody,
+    is_websocket: bool,
+}
+
+impl Outbound {
+    /// May be sent twice: a safe method (RFC 9110, 9.2.1) and nothing of a body that would be gone.
+    fn is_repeatable(&self) -> bool {
+        !self.is_websocket && matches!(self.head.method, Method::GET | Method::HEAD | Method::OPTIONS) && self.body.is_end_stream()
+    }
+
+    /// A copy without a body.
+    fn repeated(&self) -> Request<RequestBody> {
+        let mut request = Request::new(RequestBody::empty());
+        *request.method_mut() = self.head.method.clone();
+        *request.uri_mut() = self.head.uri.clone();
+        *request.headers_mut() = self.head.headers.clone();
+        request
+    }
+
+    fn into_request(self) -> Request<RequestBody> {
+        // Not `Request::from_parts(self.head, …)`: hyper's extensions of the client's connection end here.
+        let mut request = Request::new(self.body);
+        *request.method_mut() = self.head.method;
+        *request.uri_mut() = self.head.uri;
+        *request.headers_mut() = self.head.headers;
+        request
+    }
+}
+
+/// Sends a request to the slot that its route names and waits for the head of the answer.
+async fn send(
+    shared: &Shared,
+    outbound: Outbound,
+    route: &Route,
+    host: &HostName,
+    exchange: &mut Exchange,
+) -> Result<Response<Incoming>, Page> {
+    let Some(mut address) = address_for(route, exchange.path()) else { return Err(Page::unreachable(route)) };
+
+    if outbound.is_repeatable() {
+        while let Some(connection) = shared.pool.take_idle(address) {
+            match exchange_on(shared, connection, outbound.repeated(), None).await {
+                Ok(answer) => return Ok(answer),
+                Err(Failure::TimedOut) => return Err(timed_out(shared, route, exchange)),
+                Err(Failure::Broken(error)) => {
+                    shared.metrics.retries.increment(1);
+                    tracing::debug!(%address, %error, "a kept connection was closed; trying another");
+                }
+            }
+        }
+    }
+
+    let connection = match shared.pool.connect(address).await {
+        Ok(connection) => connection,
+        // Nothing was sent yet. The slot may have lost its route while this request was on its way: then the new one gets it.
+        Err(error) => match moved(shared, host, address, exchange) {
+            Some(newer) => {
+                address = newer;
+                shared.pool.connect(address).await.map_err(|error| unreachable(shared, route, exchange, &error))?
+            }
+            None => return Err(unreachable(shared, route, exchange, &error)),
+        },
+    };
+    let watch = outbound.body.watch();
+    match exchange_on(shared, connection, outbound.into_request(), Some(&watch)).await {
+        Ok(answer) => Ok(answer),
+        Err(failure) => match (watch.fault(), failure) {
+            (Some(fault), _) => {
+                exchange.trouble = Some(fault.to_string());
+                Err(match fault {
+                    BodyFault::TooLarge => Page::too_large(shared.config.body_size_limit),
+                    BodyFault::Stalled => Page::stalled(),
+                    BodyFault::Broken => Page::bad_request(fault.to_string()),
+                })
+            }
+            (None, Failure::TimedOut) => Err(timed_out(shared, route, exchange)),
+            (None, Failure::Broken(error)) => {
+                shared.metrics.broken_answers.increment(1);
+                exchange.trouble = Some(format!("{address} broke off before it answered: {error}"));
+                Err(Page::unreachable(route))
+            }
+        },
+    }
+}
+
+enum Failure {
+    TimedOut,
+    Broken(hyper::Error),
+}
+
+/// One request on one connection. The time for the answer counts from the end of the body.
+async fn exchange_on(
+    shared: &Shared,
+    mut connection: Connection,
+    request: Request<RequestBody>,
+    body: Option<&BodyWatch>,
+) -> Result<Response<Incoming>, Failure> {
+    let answer = connection.sender.send_request(request);
+    tokio::pin!(answer);
+    let answer = loop {
+        match timeout(shared.config.response_timeout, &mut answer).await {
+            Ok(answer) => break answer.map_err(Failure::Broken)?,
+            Err(_) if body.is_some_and(|body| !body.is_over()) => {}
+            Err(_) => return Err(Failure::TimedOut),
+        }
+    };
+    if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+        shared.pool.give_back(connection);
+    }
+    Ok(answer)
+}
+
+/// Odoo with workers serves websockets, and the long polls of before version 16, on a port of their own.
+fn address_for(route: &Route, path: &str) -> Option<SocketAddr> {
+    let RouteState::Serving { http, websocket } = route.state else { return None };
+    let below = |prefix: &str| path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    match websocket {
+        Some(websocket) if below("/websocket") || below("/longpolling") => Some(websocket),
+        _ => Some(http),
+    }
+}
+
+/// Where the host leads now, when that is somewhere else; the request is counted there then.
+fn moved(shared: &Shared, host: &HostName, from: SocketAddr, exchange: &mut Exchange) -> Option<SocketAddr> {
+    let (destination, passage): (_, Passage) = shared.routes.enter(host)?;
+    let address = address_for(&destination.route, exchange.path()).filter(|address| *address != from)?;
+    exchange.passage = Some(passage);
+    Some(address)
+}
+
+fn unreachable(shared: &Shared, route: &Route, exchange: &mut Exchange, error: &crate::pool::ConnectError) -> Page {
+    shared.metrics.connect_failures.increment(1);
+    exchange.trouble = Some(match std::error::Error::source(error) {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    });
+    Page::unreachable(route)
+}
+
+fn timed_out(shared: &Shared, route: &Route, exchange: &mut Exchange) -> Page {
+    shared.metrics.answer_timeouts.increment(1);
+    exchange.trouble = Some(format!("no answer within {:?}", shared.config.response_timeout));
+    Page::timed_out(route)
+}
+
+/// Passes a `101` on and leaves a tunnel behind.
+fn switch(
+    shared: &Shared,
+    mut answer: Response<Incoming>,
+    client: hyper::upgrade::OnUpgrade,
+    mut exchange: Exchange,
+) -> Response<ResponseBody> {
+    let upstream = hyper::upgrade::on(&mut answer);
+    let (mut head, _) = answer.into_parts();
+    headers::prepare_response(&mut head.headers, &exchange.request_id);
+    upgrade::set_upgrade(&mut head.headers);
+    exchange.answer(head.status);
+    exchange.become_websocket();
+    shared.tunnels.spawn(upgrade::tunnel(client, upstream, exchange, shared.cut.clone()));
+    let mut response = Response::new(ResponseBody::switched());
+    *response.status_mut() = head.status;
+    *response.headers_mut() = head.headers;
+    response
+}
+
+fn own_answer(page: &Page, wanted: &HeaderMap, is_head: bool, mut exchange: Exchange) -> Response<ResponseBody> {
+    exchange.answer(page.status);
+    let response = page.respond(wanted, exchange.request_id());
+    let (mut head, body) = response.into_parts();
+    head.headers.insert(headers::X_REQUEST_ID, exchange.request_id.clone());
+    let body = if is_head {
+        head.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len() as u64));
+        bytes::Bytes::new()
+    } else {
+        body
+    };
+    Response::from_parts(head, ResponseBody::own(body, exchange))
+}

@@ -1,0 +1,212 @@
+//! The routes in force: one whole snapshot, replaced at once, never by an older one.
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::SocketAddr,
+    sync::{
+        Arc, PoisonError, RwLock, RwLockReadGuard,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use ocore_model::{
+    edge::RoutesApplied,
+    route::{Route, RouteSnapshot, RouteState},
+};
+use thiserror::Error;
+
+use crate::{
+    host_name::HostName,
+    snapshot_file::SnapshotFile,
+    traffic::{InstanceCounters, Open, Passage, Traffic},
+};
+
+/// Why a snapshot was not taken; what was in force stays.
+#[derive(Debug, Error)]
+pub(crate) enum Refused {
+    #[error("generation {offered} is older than generation {in_force}, which is in force")]
+    Older { offered: u64, in_force: u64 },
+    #[error("generation {generation} is in force with other routes; raise the generation")]
+    SameGenerationOtherRoutes { generation: u64 },
+    #[error("{host:?} is not a host name")]
+    NotAHost { host: String },
+    #[error("{host:?} leads to two instances")]
+    HostTwice { host: String },
+}
+
+pub(crate) struct Routes {
+    table: RwLock<Table>,
+    /// One change at a time, the write to disk included.
+    changing: tokio::sync::Mutex<()>,
+    file: SnapshotFile,
+    /// The generation on disk.
+    stored: AtomicU64,
+    traffic: Arc<Traffic>,
+}
+
+struct Table {
+    snapshot: Arc<RouteSnapshot>,
+    by_host: HashMap<HostName, Arc<Destination>>,
+}
+
+/// Where a host name leads, with its counters.
+#[derive(Debug)]
+pub(crate) struct Destination {
+    pub(crate) route: Route,
+    instance: Arc<InstanceCounters>,
+    upstream: Option<Arc<Open>>,
+}
+
+impl Routes {
+    /// Starts with what the file has, or with nothing.
+    pub(crate) fn load(file: SnapshotFile, traffic: Arc<Traffic>) -> std::io::Result<Self> {
+        let empty = RouteSnapshot { generation: 0, routes: Vec::new() };
+        let stored = file.load()?.unwrap_or_else(|| empty.clone());
+        let generation = stored.generation;
+        let table = match Checked::new(stored) {
+            Ok(checked) => Table::new(checked, &traffic),
+            Err(error) => {
+                tracing::error!(%error, generation, "the stored routes make no sense; starting without routes");
+                Table { snapshot: Arc::new(empty), by_host: HashMap::new() }
+            }
+        };
+        let stored = AtomicU64::new(table.snapshot.generation);
+        Ok(Self { table: RwLock::new(table), changing: tokio::sync::Mutex::default(), file, stored, traffic })
+    }
+
+    /// Looks a host up and counts the request in. Both happen under one lock: once [`Self::apply`] has returned, every request that goes to
+    /// a slot of the routes before is counted there, so that a count of zero means that the slot is empty for good.
+    pub(crate) fn enter(&self, host: &HostName) -> Option<(Arc<Destination>, Passage)> {
+        let table = self.read();
+        let destination = table.by_host.get(host)?;
+        let passage = Passage::enter(&destination.instance, destination.upstream.as_ref());
+        Some((Arc::clone(destination), passage))
+    }
+
+    pub(crate) fn snapshot(&self) -> Arc<RouteSnapshot> {
+        Arc::clone(&self.read().snapshot)
+    }
+
+    pub(crate) fn generation(&self) -> u64 {
+        self.read().snapshot.generation
+    }
+
+    /// Every address that a route leads to.
+    pub(crate) fn addresses(&self) -> HashSet<SocketAddr> {
+        addresses(&self.read().snapshot)
+    }
+
+    /// Puts a snapshot into force, then stores it. The same one again is done.
+    ///
+    /// A disk that is full must not keep a dead slot in force: the routes change all the same, the answer says `stored: false`, and
+    /// [`Self::store_if_needed`] tries again.
+    pub(crate) async fn apply(&self, snapshot: RouteSnapshot) -> Result<RoutesApplied, Refused> {
+        let _changing = self.changing.lock().await;
+        let offered = Checked::new(snapshot)?;
+        let in_force = self.snapshot();
+        let generation = offered.snapshot.generation;
+        if generation < in_force.generation {
+            return Err(Refused::Older { offered: generation, in_force: in_force.generation });
+        }
+        if generation == in_force.generation {
+            if offered.snapshot != *in_force {
+                return Err(Refused::SameGenerationOtherRoutes { generation });
+            }
+        } else {
+            let routes = offered.snapshot.routes.len();
+            let live = addresses(&offered.snapshot);
+            let routed: HashSet<_> = offered.snapshot.routes.iter().map(|route| route.instance_id).collect();
+            let offered = Table::new(offered, &self.traffic);
+            {
+                let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+                *table = offered;
+                self.traffic.forget_all_but(|id| routed.contains(&id), |address| live.contains(&address));
+            }
+            tracing::info!(generation, routes, "routes in force");
+        }
+        Ok(RoutesApplied { generation, stored: self.store().await })
+    }
+
+    /// Tries again to store routes that could not be stored.
+    pub(crate) async fn store_if_needed(&self) {
+        if self.stored.load(Ordering::Relaxed) != self.generation() {
+            let _changing = self.changing.lock().await;
+            self.store().await;
+        }
+    }
+
+    /// To be called with `changing` held.
+    async fn store(&self) -> bool {
+        let snapshot = self.snapshot();
+        let generation = snapshot.generation;
+        if self.stored.load(Ordering::Relaxed) == generation {
+            return true;
+        }
+        let file = self.file.clone();
+        let outcome = tokio::task::spawn_blocking(move || file.store(&snapshot)).await.map_err(std::io::Error::other);
+        match outcome.flatten() {
+            Ok(()) => {
+                self.stored.store(generation, Ordering::Relaxed);
+                true
+            }
+            Err(error) => {
+                tracing::error!(generation, %error, "cannot store the routes; they are in force, but a restart of the edge would lose them");
+                false
+            }
+        }
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Table> {
+        self.table.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A snapshot that makes sense, in its one order, with its hosts read.
+struct Checked {
+    /// Routes and their hosts sorted, so that order makes no difference.
+    snapshot: RouteSnapshot,
+    /// By route.
+    names: Vec<Vec<HostName>>,
+}
+
+impl Checked {
+    fn new(mut snapshot: RouteSnapshot) -> Result<Self, Refused> {
+        for route in &mut snapshot.routes {
+            route.hosts.sort();
+            route.hosts.dedup();
+        }
+        snapshot.routes.sort_by(|one, other| (one.instance_id, &one.hosts).cmp(&(other.instance_id, &other.hosts)));
+        let mut seen = HashSet::new();
+        let mut read = |host: &String| {
+            let name = HostName::parse(host).map_err(|_| Refused::NotAHost { host: host.clone() })?;
+            if seen.insert(name.clone()) { Ok(name) } else { Err(Refused::HostTwice { host: host.clone() }) }
+        };
+        let names = snapshot.routes.iter().map(|route| route.hosts.iter().map(&mut read).collect()).collect::<Result<_, _>>()?;
+        Ok(Self { snapshot, names })
+    }
+}
+
+impl Table {
+    fn new(checked: Checked, traffic: &Traffic) -> Self {
+        let Checked { snapshot, names } = checked;
+        let mut by_host = HashMap::new();
+        for (route, names) in snapshot.routes.iter().zip(names) {
+            let instance = traffic.instance(route.instance_id);
+            let upstream = match route.state {
+                RouteState::Serving { http, .. } => Some(instance.upstream(http)),
+                _ => None,
+            };
+            let destination = Arc::new(Destination { route: route.clone(), instance, upstream });
+            by_host.extend(names.into_iter().map(|name| (name, Arc::clone(&destination))));
+        }
+        Self { snapshot: Arc::new(snapshot), by_host }
+    }
+}
+
+fn addresses(snapshot: &RouteSnapshot) -> HashSet<SocketAddr> {
+    let of_route = |route: &Route| match route.state {
+        RouteState::Serving { http, websocket } => [Some(http), websocket],
+        _ => [None, None],
+    };
+    snapshot.routes.iter().flat_map(of_route).flatten().collect()
+}

@@ -1,0 +1,259 @@
+//! Counts what passes through, by instance and by slot, so that a deployment knows when the old slot is empty and a sleeper knows what is idle.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicI64, AtomicU64, Ordering::Relaxed},
+    },
+};
+
+use chrono::{DateTime, Utc};
+use ocore_model::{
+    clock::Clock,
+    edge::{InstanceTraffic, UpstreamTraffic},
+    ids::InstanceId,
+};
+
+/// All counters of one edge. They start at zero with the process.
+pub(crate) struct Traffic {
+    clock: Arc<dyn Clock>,
+    started_at: DateTime<Utc>,
+    connections: AtomicU64,
+    unknown_host_requests: AtomicU64,
+    instances: Mutex<HashMap<InstanceId, Arc<InstanceCounters>>>,
+}
+
+#[derive(Debug)]
+pub(crate) struct InstanceCounters {
+    id: InstanceId,
+    open: Open,
+    requests_total: AtomicU64,
+    errors_total: AtomicU64,
+    websockets_total: AtomicU64,
+    /// Milliseconds since 1970; 0: never.
+    last_request_at: AtomicI64,
+    upstreams: Mutex<BTreeMap<SocketAddr, Arc<Open>>>,
+}
+
+/// What is open now.
+#[derive(Debug, Default)]
+pub(crate) struct Open {
+    requests: AtomicU64,
+    websockets: AtomicU64,
+}
+
+impl Open {
+    fn is_idle(&self) -> bool {
+        self.requests.load(Relaxed) == 0 && self.websockets.load(Relaxed) == 0
+    }
+}
+
+impl Traffic {
+    pub(crate) fn new(clock: Arc<dyn Clock>) -> Self {
+        Self {
+            started_at: clock.now(),
+            clock,
+            connections: AtomicU64::new(0),
+            unknown_host_requests: AtomicU64::new(0),
+            instances: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn started_at(&self) -> DateTime<Utc> {
+        self.started_at
+    }
+
+    pub(crate) fn connections(&self) -> u64 {
+        self.connections.load(Relaxed)
+    }
+
+    pub(crate) fn unknown_host_requests(&self) -> u64 {
+        self.unknown_host_requests.load(Relaxed)
+    }
+
+    pub(crate) fn count_unknown_host(&self) {
+        self.unknown_host_requests.fetch_add(1, Relaxed);
+    }
+
+    /// Counts a client connection until the guard goes.
+    pub(crate) fn connection(self: &Arc<Self>) -> ConnectionGuard {
+        self.connections.fetch_add(1, Relaxed);
+        ConnectionGuard(Arc::clone(self))
+    }
+
+    pub(crate) fn instance(&self, id: InstanceId) -> Arc<InstanceCounters> {
+        let counters = || {
+            Arc::new(InstanceCounters {
+                id,
+                open: Open::default(),
+                requests_total: AtomicU64::new(0),
+                errors_total: AtomicU64::new(0),
+                websockets_total: AtomicU64::new(0),
+                last_request_at: AtomicI64::new(0),
+                upstreams: Mutex::default(),
+            })
+        };
+        Arc::clone(lock(&self.instances).entry(id).or_insert_with(counters))
+    }
+
+    pub(crate) fn count_request(&self, instance: &InstanceCounters) {
+        instance.requests_total.fetch_add(1, Relaxed);
+        instance.last_request_at.store(self.clock.now().timestamp_millis(), Relaxed);
+    }
+
+    /// Forgets what has no route and nothing open. Only to be called when no request can still enter by the routes before.
+    pub(crate) fn forget_all_but(&self, routed: impl Fn(InstanceId) -> bool, live: impl Fn(SocketAddr) -> bool) {
+        let mut instances = lock(&self.instances);
+        instances.retain(|id, counters| routed(*id) || !counters.open.is_idle());
+        for counters in instances.values() {
+            lock(&counters.upstreams).retain(|address, open| live(*address) || !open.is_idle());
+        }
+    }
+
+    /// Open requests and websockets of all instances.
+    pub(crate) fn open(&self) -> (u64, u64) {
+        lock(&self.instances).values().fold((0, 0), |(requests, websockets), counters| {
+            (requests + counters.open.requests.load(Relaxed), websockets + counters.open.websockets.load(Relaxed))
+        })
+    }
+
+    pub(crate) fn snapshot(&self) -> Vec<InstanceTraffic> {
+        let mut instances: Vec<InstanceTraffic> = lock(&self.instances).values().map(|counters| counters.snapshot()).collect();
+        instances.sort_by_key(|instance| instance.instance_id);
+        instances
+    }
+}
+
+impl InstanceCounters {
+    pub(crate) fn id(&self) -> InstanceId {
+        self.id
+    }
+
+    pub(crate) fn upstream(&self, http: SocketAddr) -> Arc<Open> {
+        Arc::clone(lock(&self.upstreams).entry(http).or_default())
+    }
+
+    pub(crate) fn count_error(&self) {
+        self.errors_total.fetch_add(1, Relaxed);
+    }
+
+    fn snapshot(&self) -> InstanceTraffic {
+        InstanceTraffic {
+            instance_id: self.id,
+            requests_in_flight: self.open.requests.load(Relaxed),
+            websockets: self.open.websockets.load(Relaxed),
+            requests_total: self.requests_total.load(Relaxed),
+            errors_total: self.errors_total.load(Relaxed),
+            websockets_total: self.websockets_total.load(Relaxed),
+            last_request_at: match self.last_request_at.load(Relaxed) {
+                0 => None,
+                milliseconds => DateTime::from_timestamp_millis(milliseconds),
+            },
+            upstreams: lock(&self.upstreams)
+                .iter()
+                .map(|(http, open)| UpstreamTraffic {
+                    http: *http,
+                    requests_in_flight: open.requests.load(Relaxed),
+                    websockets: open.websockets.load(Relaxed),
+                })
+                .collect(),
+        }
+    }
+}
+
+/// One request or websocket on its way; counted until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Passage {
+    instance: Arc<InstanceCounters>,
+    upstream: Option<Arc<Open>>,
+    is_websocket: bool,
+}
+
+impl Passage {
+    pub(crate) fn enter(instance: &Arc<InstanceCounters>, upstream: Option<&Arc<Open>>) -> Self {
+        let passage = Self { instance: Arc::clone(instance), upstream: upstream.cloned(), is_websocket: false };
+        for open in passage.counted() {
+            open.requests.fetch_add(1, Relaxed);
+        }
+        passage
+    }
+
+    pub(crate) fn instance(&self) -> &Arc<InstanceCounters> {
+        &self.instance
+    }
+
+    /// The request has become a websocket.
+    pub(crate) fn become_websocket(&mut self) {
+        if self.is_websocket {
+            return;
+        }
+        for open in self.counted() {
+            open.websockets.fetch_add(1, Relaxed);
+            open.requests.fetch_sub(1, Relaxed);
+        }
+        self.instance.websockets_total.fetch_add(1, Relaxed);
+        self.is_websocket = true;
+    }
+
+    fn counted(&self) -> impl Iterator<Item = &Open> {
+        std::iter::once(&self.instance.open).chain(self.upstream.as_deref())
+    }
+}
+
+impl Drop for Passage {
+    fn drop(&mut self) {
+        for open in self.counted() {
+            let count = if self.is_websocket { &open.websockets } else { &open.requests };
+            count.fetch_sub(1, Relaxed);
+        }
+    }
+}
+
+pub(crate) struct ConnectionGuard(Arc<Traffic>);
+
+impl Drop for ConnectionGuard {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Relaxed);
+    }
+}
+
+/// Counters are whole at every moment, so a panic elsewhere does not spoil them.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use ocore_model::clock::SystemClock;
+
+    use super::*;
+
+    #[test]
+    fn a_passage_is_counted_where_it_is_until_it_ends() {
+        let traffic = Traffic::new(Arc::new(SystemClock));
+        let id = InstanceId::new();
+        let instance = traffic.instance(id);
+        let (blue, green): (SocketAddr, SocketAddr) = ("127.0.0.1:1".parse().unwrap(), "127.0.0.1:2".parse().unwrap());
+        let request = Passage::enter(&instance, Some(&instance.upstream(blue)));
+        let mut websocket = Passage::enter(&instance, Some(&instance.upstream(blue)));
+        websocket.become_websocket();
+        websocket.become_websocket();
+        let other = Passage::enter(&instance, Some(&instance.upstream(green)));
+
+        let seen = &traffic.snapshot()[0];
+        assert_eq!((seen.requests_in_flight, seen.websockets, seen.websockets_total), (2, 1, 1));
+        assert_eq!((seen.upstreams[0].requests_in_flight, seen.upstreams[0].websockets), (1, 1));
+
+        drop(request);
+        traffic.forget_all_but(|_| false, |address| address == green);
+        assert_eq!(traffic.snapshot()[0].upstreams.len(), 2, "the websocket is still on blue");
+        drop(websocket);
+        traffic.forget_all_but(|_| false, |address| address == green);
+        assert_eq!(traffic.snapshot()[0].upstreams, [UpstreamTraffic { http: green, requests_in_flight: 1, websockets: 0 }]);
+        drop(other);
+        traffic.forget_all_but(|_| false, |_| false);
+        assert!(traffic.snapshot().is_empty());
+    }
+}

@@ -1,0 +1,90 @@
+//! Websockets: the handshake goes through like any request, then both connections become one tunnel.
+//!
+//! No other protocol is switched to: an `Upgrade: h2c` would open a way past everything that the edge checks.
+
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderValue, Method, Request, Version, header};
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, copy, split};
+use tokio_util::sync::CancellationToken;
+
+use crate::access::Exchange;
+
+const WEBSOCKET: HeaderValue = HeaderValue::from_static("websocket");
+const UPGRADE: HeaderValue = HeaderValue::from_static("upgrade");
+/// What the slower direction gets once the other has ended, so that a close frame still arrives.
+const CLOSING_LIMIT: Duration = Duration::from_secs(2);
+
+/// RFC 6455, 4.1.
+pub(crate) fn is_websocket_handshake<B>(request: &Request<B>) -> bool {
+    request.method() == Method::GET && request.version() == Version::HTTP_11 && asks_for_websocket(request.headers())
+}
+
+pub(crate) fn asks_for_websocket(headers: &HeaderMap) -> bool {
+    has_token(headers, &header::CONNECTION, "upgrade") && has_token(headers, &header::UPGRADE, "websocket")
+}
+
+/// Puts back what went with the hop-by-hop headers.
+pub(crate) fn set_upgrade(headers: &mut HeaderMap) {
+    headers.insert(header::CONNECTION, UPGRADE);
+    headers.insert(header::UPGRADE, WEBSOCKET);
+}
+
+fn has_token(headers: &HeaderMap, name: &header::HeaderName, token: &str) -> bool {
+    headers
+        .get_all(name)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|line| line.split(','))
+        .any(|word| word.trim().eq_ignore_ascii_case(token))
+}
+
+/// Carries bytes both ways until one side ends or `cut`; the exchange is over with it.
+pub(crate) async fn tunnel(client: OnUpgrade, upstream: OnUpgrade, mut exchange: Exchange, cut: CancellationToken) {
+    let both = async { tokio::try_join!(client, upstream) };
+    let (client, upstream) = match both.await {
+        Ok(both) => both,
+        Err(error) => {
+            exchange.trouble = Some(format!("the websocket was not opened: {error}"));
+            return;
+        }
+    };
+    let (client_read, client_write) = split(TokioIo::new(client));
+    let (upstream_read, upstream_write) = split(TokioIo::new(upstream));
+    let up = carry(client_read, upstream_write);
+    let down = carry(upstream_read, client_write);
+    tokio::pin!(up, down);
+    let ended = tokio::select! {
+        sent = &mut up => match sent {
+            Ok(_) => tokio::time::timeout(CLOSING_LIMIT, down).await.ok(),
+            Err(error) => Some(Err(error)),
+        },
+        received = &mut down => match received {
+            Ok(bytes) => {
+                // Nothing goes up that anybody would read, so how that ends says nothing.
+                let _ = tokio::time::timeout(CLOSING_LIMIT, up).await;
+                Some(Ok(bytes))
+            }
+            Err(error) => Some(Err(error)),
+        },
+        () = cut.cancelled() => {
+            exchange.trouble = Some("the edge stops".to_owned());
+            return;
+        }
+    };
+    match ended {
+        Some(Ok(bytes)) => exchange.sent(bytes),
+        Some(Err(error)) => exchange.trouble = Some(format!("the websocket broke: {error}")),
+        None => exchange.trouble = Some("Odoo did not close its side of the websocket".to_owned()),
+    }
+    exchange.complete();
+}
+
+/// Copies to the end and passes the end on. `copy` flushes whenever its source pauses.
+async fn carry(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin) -> std::io::Result<u64> {
+    let bytes = copy(&mut from, &mut to).await?;
+    to.shutdown().await?;
+    Ok(bytes)
+}

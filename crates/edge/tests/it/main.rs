@@ -1,0 +1,14 @@
+//! The edge through its sockets, with real HTTP servers behind it.
+
+#![allow(clippy::unwrap_used)]
+
+mod closed;
+mod headers;
+mod pages;
+mod routes;
+mod shutdown;
+mod smuggling;
+mod streams;
+mod support;
+mod switching;
+mod websockets;
