@@ -2,14 +2,37 @@
 //!
 //! Runs the `git` program with a fixed environment and an argument list; never a shell, never a ref that could be taken for an option.
 
+mod address;
+mod commits;
+mod export;
+mod external;
+mod mirror;
+mod pkt_line;
+mod program;
+mod receive;
+mod reconcile;
+mod remote;
+mod serve;
+mod ssh_key;
+mod submodules;
+mod terminal;
+mod webhook;
+
 use chrono::{DateTime, Utc};
-use ocore_host::{Progress, Source};
 use ocore_model::{
     ids::ProjectId,
     names::{BranchName, CommitSha},
 };
 
-use crate::{Control, Result};
+pub use export::export;
+pub use external::{Access, ConnectRepository, Connected, RepositoryInfo, connect, disconnect, fetch, info, renew_deploy_key, validate};
+pub use receive::receive_pack;
+pub use reconcile::{maintain, reconcile};
+pub use serve::{ByteStream, Served, Service, advertise, open, upload_pack};
+pub use webhook::{Proof, process_deliveries, receive_webhook, renew_webhook_secret};
+
+use crate::{Control, Error, Result};
+use mirror::Mirror;
 
 /// A commit as Git says it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,39 +43,44 @@ pub struct Commit {
     /// The author's time.
     pub authored_at: DateTime<Utc>,
     pub committed_at: DateTime<Utc>,
-    /// The whole message.
+    /// The whole message, without the line ends after it.
     pub message: String,
-}
-
-/// The commit with its submodules as a sealed source tree on the server. Runs again without effect. A submodule that cannot be had is
-/// `HostError::Rejected`, with its address and Git's own words.
-pub async fn export(
-    _control: &Control,
-    _project: ProjectId,
-    _commit: &CommitSha,
-    _progress: Progress,
-) -> Result<Source, ocore_host::HostError> {
-    unimplemented!()
 }
 
 /// The commits reachable from `to` and not from `from`, newest first, at most `limit`, and how many there are in all.
 /// `from = None` counts the whole history. A `from` that the mirror does not have (rewritten history) counts as `None`.
+/// `NotFound` when the mirror does not have `to`.
 pub async fn commits_between(
-    _control: &Control,
-    _project: ProjectId,
-    _from: Option<&CommitSha>,
-    _to: &CommitSha,
-    _limit: usize,
+    control: &Control,
+    project: ProjectId,
+    from: Option<&CommitSha>,
+    to: &CommitSha,
+    limit: usize,
 ) -> Result<(Vec<Commit>, u32)> {
-    unimplemented!()
+    let settings = &control.settings;
+    let mirror = Mirror::of_project(settings, project).await?;
+    let commits = commits::between(&mirror, settings, from, to, limit).await?;
+    if commits.is_empty() && limit > 0 && find_commit(control, project, to).await?.is_none() {
+        return Err(Error::NotFound { what: "commit" });
+    }
+    // Fewer than asked for: these are all.
+    let count = if commits.len() < limit { commits.len() as u32 } else { commits::count(&mirror, settings, from, to).await? };
+    Ok((commits, count))
 }
 
 /// A branch's head in the mirror.
-pub async fn branch_head(_control: &Control, _project: ProjectId, _branch: &BranchName) -> Result<Option<Commit>> {
-    unimplemented!()
+pub async fn branch_head(control: &Control, project: ProjectId, branch: &BranchName) -> Result<Option<Commit>> {
+    let mirror = Mirror::of_project(&control.settings, project).await?;
+    Ok(commits::named(&mirror, &control.settings, &[commits::branch_ref(branch)]).await?.pop())
 }
 
 /// A commit by its full id.
-pub async fn find_commit(_control: &Control, _project: ProjectId, _sha: &CommitSha) -> Result<Option<Commit>> {
-    unimplemented!()
+pub async fn find_commit(control: &Control, project: ProjectId, sha: &CommitSha) -> Result<Option<Commit>> {
+    let mirror = Mirror::of_project(&control.settings, project).await?;
+    Ok(commits::named(&mirror, &control.settings, &[sha.to_string()]).await?.pop())
+}
+
+/// Removes what a project has on this machine. Absent is done.
+pub fn forget(control: &Control, project: ProjectId) -> Result<()> {
+    mirror::remove(&control.settings, project).map_err(|error| Error::internal(format!("removing the mirror of {project}"), error))
 }

@@ -7,5 +7,6 @@ pub(crate) mod health;
 pub(crate) mod members;
 pub(crate) mod organizations;
 pub(crate) mod projects;
+pub(crate) mod repositories;
 pub(crate) mod roles;
 pub(crate) mod servers;

@@ -1,0 +1,105 @@
+//! Keeping the store true to the mirrors: what Git took and a crash left unrecorded, and the mirrors' own upkeep.
+
+use std::collections::HashMap;
+
+use ocore_model::{
+    deployment::Trigger,
+    ids::{ProjectId, UserId},
+    names::{BranchName, CommitSha},
+    project::RepositoryKind,
+};
+
+use super::{Commit, commits, mirror::Mirror};
+use crate::{
+    Control, Result,
+    authorization::System,
+    branches::{self, BranchUpdate, PushOutcome},
+    store::repositories::{self, Repository},
+};
+
+/// Compares every mirror's branches with the store and records what is missing. For the start and a timer; a push that is under way is left
+/// alone, since it records itself. A project that fails is logged, and the others go on.
+pub async fn reconcile(control: &Control) -> Result<()> {
+    let projects = repositories::all_projects(&mut *control.pool.acquire().await?, System).await?;
+    for project in projects {
+        if let Err(error) = reconcile_project(control, project).await {
+            tracing::error!(%project, error = &error as &dyn std::error::Error, "a project's branches could not be compared with the store");
+        }
+    }
+    Ok(())
+}
+
+async fn reconcile_project(control: &Control, project: ProjectId) -> Result<()> {
+    let Some(mirror) = Mirror::existing(&control.settings, project) else { return Ok(()) };
+    let Some(_no_pushes) = mirror.try_lock_out_pushes()? else { return Ok(()) };
+    let Some(repository) = repositories::find_any(&mut *control.pool.acquire().await?, System, project).await? else { return Ok(()) };
+    // Until an external repository has been fetched, the mirror is not its picture.
+    let (trigger, current) = match repository.kind {
+        RepositoryKind::BuiltIn => (Trigger::Push, true),
+        RepositoryKind::External => (Trigger::Webhook, repository.fetched_at.is_some()),
+    };
+    if current {
+        record_heads(control, &repository, &mirror, trigger, None).await?;
+    }
+    Ok(())
+}
+
+/// Records every branch whose head in the mirror is another than in the store. The first look at an external repository only takes note of
+/// its branches, but for the one that was asked for and those that have an environment: a hundred old branches are no hundred pushes.
+pub(super) async fn record_heads(
+    control: &Control,
+    repository: &Repository,
+    mirror: &Mirror,
+    trigger: Trigger,
+    user: Option<UserId>,
+) -> Result<Vec<PushOutcome>> {
+    let project = repository.project_id;
+    let _lock = mirror.lock_recording().await?;
+    let heads = mirror.heads(&control.settings).await?;
+    for refused in &heads.refused {
+        tracing::debug!(%project, %refused, "a branch is left out");
+    }
+    let mut connection = control.pool.acquire().await?;
+    let recorded: HashMap<String, String> = repositories::recorded_heads(&mut connection, System, project).await?.into_iter().collect();
+    let moved: Vec<&(BranchName, CommitSha)> =
+        heads.named.iter().filter(|(branch, sha)| recorded.get(branch.as_str()).map(String::as_str) != Some(sha.as_str())).collect();
+    let names: Vec<String> = moved.iter().map(|(_, sha)| sha.to_string()).collect();
+    let found: HashMap<CommitSha, Commit> =
+        commits::named(mirror, &control.settings, &names).await?.into_iter().map(|commit| (commit.sha.clone(), commit)).collect();
+    let mut moved: Vec<(BranchName, Commit)> =
+        moved.into_iter().filter_map(|(branch, sha)| Some((branch.clone(), found.get(sha)?.clone()))).collect();
+
+    if recorded.is_empty() && repository.kind == RepositoryKind::External {
+        let followed = repositories::followed_branches(&mut connection, System, project).await?;
+        let counts = |branch: &BranchName| {
+            repository.branch.as_deref() == Some(branch.as_str()) || followed.iter().any(|(followed, _)| followed == branch.as_str())
+        };
+        let (pushed, noted): (Vec<_>, Vec<_>) = moved.into_iter().partition(|(branch, _)| counts(branch));
+        repositories::note_branches(&mut connection, System, project, &noted).await?;
+        moved = pushed;
+    }
+    drop(connection);
+
+    let old = |branch: &str| recorded.get(branch).and_then(|sha| sha.parse().ok());
+    let mut updates: Vec<BranchUpdate> =
+        moved.into_iter().map(|(branch, commit)| BranchUpdate { old: old(branch.as_str()), branch, new: Some(commit) }).collect();
+    let gone = recorded.keys().filter(|name| !heads.named.iter().any(|(branch, _)| branch.as_str() == name.as_str()));
+    updates.extend(gone.filter_map(|name| Some(BranchUpdate { branch: name.parse().ok()?, old: old(name), new: None })));
+    if updates.is_empty() {
+        return Ok(Vec::new());
+    }
+    branches::record(control, project, updates, trigger, user).await
+}
+
+/// Packs the mirrors and forgets what nothing needs. For a daily timer.
+pub async fn maintain(control: &Control) -> Result<()> {
+    let projects = repositories::all_projects(&mut *control.pool.acquire().await?, System).await?;
+    for project in projects {
+        let Some(mirror) = Mirror::existing(&control.settings, project) else { continue };
+        let needed = repositories::needed_commits(&mut *control.pool.acquire().await?, System, project).await?;
+        if let Err(error) = mirror.maintain(&control.settings, &needed).await {
+            tracing::warn!(%project, error = &error as &dyn std::error::Error, "a mirror could not be packed");
+        }
+    }
+    Ok(())
+}

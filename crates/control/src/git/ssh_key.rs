@@ -1,0 +1,129 @@
+//! Deploy keys: one ed25519 pair a repository, made by `ssh-keygen`, and the way in which Git's ssh uses it.
+
+use std::{fs, io, os::unix::fs::PermissionsExt as _, path::Path, process::Stdio, time::Duration};
+
+use tempfile::TempDir;
+use tokio::process::Command;
+
+use super::{
+    address::{Address, Reach},
+    program::{Git, GitError},
+};
+use crate::{Error, Result, Settings, secrets::Secret};
+
+/// A key pair. The private half leaves this process only sealed, or as a file that ssh reads and that lives as long as one call.
+pub(crate) struct KeyPair {
+    /// One line, as forges take it.
+    pub(crate) public: String,
+    pub(crate) private: Secret,
+}
+
+/// Makes a key pair; `comment` ends its public line.
+pub(crate) async fn generate(settings: &Settings, comment: &str) -> Result<KeyPair> {
+    let failed = |error: io::Error| Error::internal("making a deploy key", error);
+    let directory = private_directory(settings).map_err(failed)?;
+    let path = directory.path().join("key");
+    let mut command = Command::new("ssh-keygen");
+    command.args(["-q", "-t", "ed25519", "-N", "", "-C", comment, "-f"]).arg(&path).stdin(Stdio::null()).kill_on_drop(true);
+    let output = tokio::time::timeout(Duration::from_secs(30), command.output());
+    let output = match output.await {
+        Ok(Ok(output)) => output,
+        Ok(Err(error)) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(Error::Unavailable {
+                code: "ssh_missing",
+                message: "this machine has no ssh-keygen; install it (Debian: apt-get install openssh-client)".to_owned(),
+            });
+        }
+        Ok(Err(error)) => return Err(failed(error)),
+        Err(_) => return Err(Error::broken("ssh-keygen did not end")),
+    };
+    if !output.status.success() {
+        return Err(Error::broken(format!("ssh-keygen: {}", String::from_utf8_lossy(&output.stderr).trim())));
+    }
+    Ok(KeyPair {
+        public: fs::read_to_string(path.with_extension("pub")).map_err(failed)?.trim().to_owned(),
+        private: Secret::new(fs::read(&path).map_err(failed)?),
+    })
+}
+
+/// What ssh needs for one call: key, known hosts and configuration in a directory that only we can read and that goes with this value.
+pub(crate) struct SshSession {
+    directory: TempDir,
+}
+
+impl SshSession {
+    /// `known_hosts` are the keys seen so far; a host that is not among them is trusted this once, and remembered.
+    pub(crate) fn new(settings: &Settings, address: &Address, reach: &Reach, key: Option<&Secret>, known_hosts: &str) -> io::Result<Self> {
+        let directory = private_directory(settings)?;
+        let file = |name: &str| directory.path().join(name);
+        fs::write(file("known_hosts"), known_hosts)?;
+        if let Some(key) = key {
+            fs::write(file("key"), key.expose())?;
+            fs::set_permissions(file("key"), fs::Permissions::from_mode(0o600))?;
+        }
+        fs::write(file("config"), configuration(directory.path(), address, reach, key.is_some()))?;
+        Ok(Self { directory })
+    }
+
+    /// Lets a call of git use this session. The command is one fixed text that Git hands to a shell; the path goes by a variable.
+    pub(crate) fn apply(&self, git: Git) -> Git {
+        git.environment("GIT_SSH_COMMAND", r#"exec ssh -F "$OCORE_SSH_CONFIGURATION""#)
+            .environment("GIT_SSH_VARIANT", "ssh")
+            .environment("OCORE_SSH_CONFIGURATION", self.directory.path().join("config"))
+    }
+
+    /// The host keys that are known now.
+    pub(crate) fn known_hosts(&self) -> io::Result<String> {
+        fs::read_to_string(self.directory.path().join("known_hosts"))
+    }
+}
+
+fn configuration(directory: &Path, address: &Address, reach: &Reach, with_key: bool) -> String {
+    let directory = directory.display();
+    // The name under which the host's key is kept, also when ssh is given one of its addresses.
+    let alias = if address.port == 22 { address.host.clone() } else { format!("[{}]:{}", address.host, address.port) };
+    let mut text = format!(
+        "Host *\n\
+         BatchMode yes\n\
+         PreferredAuthentications publickey\n\
+         IdentitiesOnly yes\n\
+         IdentityAgent none\n\
+         StrictHostKeyChecking accept-new\n\
+         UserKnownHostsFile \"{directory}/known_hosts\"\n\
+         GlobalKnownHostsFile /dev/null\n\
+         HostKeyAlias {alias}\n\
+         HashKnownHosts no\n\
+         UpdateHostKeys no\n\
+         CheckHostIP no\n\
+         ConnectTimeout 20\n\
+         ServerAliveInterval 15\n\
+         ServerAliveCountMax 4\n\
+         ForwardAgent no\n\
+         ForwardX11 no\n\
+         ClearAllForwardings yes\n\
+         PermitLocalCommand no\n\
+         ControlMaster no\n\
+         ControlPath none\n\
+         LogLevel ERROR\n"
+    );
+    text += &if with_key { format!("IdentityFile \"{directory}/key\"\n") } else { "IdentityFile none\n".to_owned() };
+    if let Reach::Pinned(addresses) = reach
+        && let Some(first) = addresses.first()
+    {
+        text += &format!("HostName {first}\n");
+    }
+    text
+}
+
+/// A directory below our own home that only this user can enter (`tempfile` makes it 0700).
+fn private_directory(settings: &Settings) -> io::Result<TempDir> {
+    let home = settings.repositories.join(".home");
+    fs::create_dir_all(&home)?;
+    tempfile::Builder::new().prefix("ssh-").tempdir_in(home)
+}
+
+impl From<io::Error> for GitError {
+    fn from(source: io::Error) -> Self {
+        Self::Pipe(source)
+    }
+}
