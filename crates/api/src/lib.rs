@@ -8,10 +8,12 @@ mod cookies;
 mod docs;
 mod document;
 mod extract;
+mod git;
 mod health;
 mod metrics;
 mod observe;
 mod problem;
+mod repositories;
 mod request_id;
 mod router;
 

@@ -4,14 +4,14 @@ use axum::{Router, extract::DefaultBodyLimit, middleware, routing::get};
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa_axum::router::OpenApiRouter;
 
-use crate::{AppState, docs, document, health, metrics, observe, problem};
+use crate::{AppState, docs, document, git, health, metrics, observe, problem, repositories};
 
 /// The API takes no larger body. (A push is not a call of the API.)
 const BODY_LIMIT: usize = 1 << 20;
 
 /// Everything below `/api`, with its document. One line a path.
 fn api() -> OpenApiRouter<AppState> {
-    OpenApiRouter::with_openapi(document::skeleton())
+    OpenApiRouter::with_openapi(document::skeleton()).merge(repositories::routes())
 }
 
 /// The whole HTTP service. Serve it with the peers' addresses (`into_make_service_with_connect_info::<SocketAddr>()`): log-ins are counted by
@@ -23,6 +23,7 @@ pub fn router(state: AppState) -> Router {
     let api = api.merge(docs::routes(&document)).layer(DefaultBodyLimit::max(BODY_LIMIT));
     Router::new()
         .nest("/api", api)
+        .nest("/git", git::routes())
         .route("/healthz", get(health::healthz))
         .route("/readyz", get(health::readyz))
         .route("/metrics", get(metrics::metrics))
