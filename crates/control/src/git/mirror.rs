@@ -120,11 +120,6 @@ impl Mirror {
         Ok(())
     }
 
-    /// Held while a branch's new head goes from the mirror into the store, so that the store is never taken back to an older one.
-    pub(crate) async fn lock_recording(&self) -> Result<Lock, GitError> {
-        self.lock("ocore-recording.lock").await
-    }
-
     /// Held while commits are fetched: two fetches of one repository at once would only get in each other's way.
     pub(crate) async fn lock_fetching(&self) -> Result<Lock, GitError> {
         self.lock("ocore-fetching.lock").await

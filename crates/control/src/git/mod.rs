@@ -80,6 +80,14 @@ pub async fn find_commit(control: &Control, project: ProjectId, sha: &CommitSha)
     Ok(commits::named(&mirror, &control.settings, &[sha.to_string()]).await?.pop())
 }
 
+/// The commit that a tag names, also through an annotated tag. A name that no tag can have names none.
+pub async fn tag_commit(control: &Control, project: ProjectId, tag: &str) -> Result<Option<Commit>> {
+    // Tags and branches are named by the same rules.
+    let Ok(tag) = tag.parse::<BranchName>() else { return Ok(None) };
+    let mirror = Mirror::of_project(&control.settings, project).await?;
+    Ok(commits::named(&mirror, &control.settings, &[format!("refs/tags/{tag}")]).await?.pop())
+}
+
 /// Removes what a project has on this machine. Absent is done.
 pub fn forget(control: &Control, project: ProjectId) -> Result<()> {
     mirror::remove(&control.settings, project).map_err(|error| Error::internal(format!("removing the mirror of {project}"), error))

@@ -280,7 +280,7 @@ impl Push {
         };
         match outcome {
             Ok(outcomes) => {
-                let terminal = Terminal { control: &self.control, project: self.served.repository.project_id, answer: &self.answer, began };
+                let terminal = Terminal { control: &self.control, answer: &self.answer, began };
                 terminal.tell(&outcomes, self.request.waits()).await;
             }
             Err(error) => {
@@ -379,32 +379,22 @@ impl Push {
         self.request.commands.iter().filter(|command| done.contains(&command.reference)).cloned().collect()
     }
 
-    /// Takes note of the branches that moved, as they are now: if a later push has moved one again, that push records it.
+    /// Takes note of the branches that moved.
     async fn record(&self, accepted: &[Command]) -> Result<Vec<PushOutcome>> {
         let (settings, mirror, project) = (&self.control.settings, &self.served.mirror, self.served.repository.project_id);
-        let wanted: Vec<(BranchName, &Command)> = accepted.iter().filter_map(|command| Some((command.branch()?, command))).collect();
-        if wanted.is_empty() {
+        let moved: Vec<(BranchName, &Command)> = accepted.iter().filter_map(|command| Some((command.branch()?, command))).collect();
+        if moved.is_empty() {
             return Ok(Vec::new());
         }
         fail::fail_point!("push_before_record");
-        let _lock = mirror.lock_recording().await?;
-        let heads: HashMap<BranchName, CommitSha> = mirror.heads(settings).await?.named.into_iter().collect();
-        let names: Vec<String> = wanted.iter().filter_map(|(branch, _)| heads.get(branch)).map(ToString::to_string).collect();
+        let names: Vec<String> = moved.iter().filter_map(|(_, command)| command.new.as_ref()).map(ToString::to_string).collect();
         let found: HashMap<CommitSha, Commit> =
             commits::named(mirror, settings, &names).await?.into_iter().map(|commit| (commit.sha.clone(), commit)).collect();
-        let (mut updates, mut outcomes) = (Vec::new(), Vec::new());
-        for (branch, command) in wanted {
-            let head = heads.get(&branch);
-            if head == command.new.as_ref() {
-                let new = head.and_then(|sha| found.get(sha)).cloned();
-                updates.push(BranchUpdate { branch, old: command.old.clone(), new });
-            } else {
-                let message = "another push has moved the branch since".to_owned();
-                outcomes.push(PushOutcome { branch, environment_id: None, deployment_id: None, message });
-            }
-        }
-        let mut recorded = branches::record(&self.control, project, updates, Trigger::Push, Some(self.served.scope.user_id)).await?;
-        outcomes.append(&mut recorded);
+        let updates = moved.into_iter().map(|(branch, command)| {
+            let new = command.new.as_ref().and_then(|sha| found.get(sha)).cloned();
+            BranchUpdate { branch, old: command.old.clone(), new }
+        });
+        let outcomes = branches::record(&self.control, project, updates.collect(), Trigger::Push, Some(self.served.scope.user_id)).await?;
         mirror.point_head(settings, None).await?;
         Ok(outcomes)
     }

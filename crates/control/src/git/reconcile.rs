@@ -44,8 +44,7 @@ async fn reconcile_project(control: &Control, project: ProjectId) -> Result<()> 
     Ok(())
 }
 
-/// Records every branch whose head in the mirror is another than in the store. The first look at an external repository only takes note of
-/// its branches, but for the one that was asked for and those that have an environment: a hundred old branches are no hundred pushes.
+/// Records every branch whose head in the mirror is another than in the store.
 pub(super) async fn record_heads(
     control: &Control,
     repository: &Repository,
@@ -54,35 +53,25 @@ pub(super) async fn record_heads(
     user: Option<UserId>,
 ) -> Result<Vec<PushOutcome>> {
     let project = repository.project_id;
-    let _lock = mirror.lock_recording().await?;
     let heads = mirror.heads(&control.settings).await?;
     for refused in &heads.refused {
         tracing::debug!(%project, %refused, "a branch is left out");
     }
-    let mut connection = control.pool.acquire().await?;
-    let recorded: HashMap<String, String> = repositories::recorded_heads(&mut connection, System, project).await?.into_iter().collect();
+    let recorded = repositories::recorded_heads(&mut *control.pool.acquire().await?, System, project).await?;
+    let recorded: HashMap<String, String> = recorded.into_iter().collect();
     let moved: Vec<&(BranchName, CommitSha)> =
         heads.named.iter().filter(|(branch, sha)| recorded.get(branch.as_str()).map(String::as_str) != Some(sha.as_str())).collect();
     let names: Vec<String> = moved.iter().map(|(_, sha)| sha.to_string()).collect();
     let found: HashMap<CommitSha, Commit> =
         commits::named(mirror, &control.settings, &names).await?.into_iter().map(|commit| (commit.sha.clone(), commit)).collect();
-    let mut moved: Vec<(BranchName, Commit)> =
-        moved.into_iter().filter_map(|(branch, sha)| Some((branch.clone(), found.get(sha)?.clone()))).collect();
-
-    if recorded.is_empty() && repository.kind == RepositoryKind::External {
-        let followed = repositories::followed_branches(&mut connection, System, project).await?;
-        let counts = |branch: &BranchName| {
-            repository.branch.as_deref() == Some(branch.as_str()) || followed.iter().any(|(followed, _)| followed == branch.as_str())
-        };
-        let (pushed, noted): (Vec<_>, Vec<_>) = moved.into_iter().partition(|(branch, _)| counts(branch));
-        repositories::note_branches(&mut connection, System, project, &noted).await?;
-        moved = pushed;
-    }
-    drop(connection);
 
     let old = |branch: &str| recorded.get(branch).and_then(|sha| sha.parse().ok());
-    let mut updates: Vec<BranchUpdate> =
-        moved.into_iter().map(|(branch, commit)| BranchUpdate { old: old(branch.as_str()), branch, new: Some(commit) }).collect();
+    let mut updates: Vec<BranchUpdate> = moved
+        .into_iter()
+        .filter_map(|(branch, sha)| {
+            Some(BranchUpdate { branch: branch.clone(), old: old(branch.as_str()), new: Some(found.get(sha)?.clone()) })
+        })
+        .collect();
     let gone = recorded.keys().filter(|name| !heads.named.iter().any(|(branch, _)| branch.as_str() == name.as_str()));
     updates.extend(gone.filter_map(|name| Some(BranchUpdate { branch: name.parse().ok()?, old: old(name), new: None })));
     if updates.is_empty() {

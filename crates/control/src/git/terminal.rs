@@ -5,7 +5,7 @@ use std::{pin::pin, time::Duration};
 use futures::{StreamExt as _, stream};
 use ocore_model::{
     deployment::{DeploymentStatus, StepName, StepStatus},
-    ids::{DeploymentId, ProjectId},
+    ids::DeploymentId,
 };
 use tokio::time::{Instant, MissedTickBehavior};
 
@@ -20,7 +20,6 @@ use crate::{
 
 pub(super) struct Terminal<'a> {
     pub(super) control: &'a Control,
-    pub(super) project: ProjectId,
     pub(super) answer: &'a Answer,
     pub(super) began: Instant,
 }
@@ -46,8 +45,7 @@ impl Terminal<'_> {
         }
         if !waits || !self.answer.speaks() {
             for one in &followed {
-                self.line("", &format!("  {}/api/projects/{}/deployments/{}", self.control.settings.public_url, self.project, one.id))
-                    .await;
+                self.line("", &format!("  {}", self.deployment_address(one.id))).await;
             }
             return;
         }
@@ -85,8 +83,7 @@ impl Terminal<'_> {
             }
         }
         for one in followed.iter().filter(|one| !one.ended) {
-            let address = format!("{}/api/projects/{}/deployments/{}", self.control.settings.public_url, self.project, one.id);
-            self.line(&one.label, &format!("the deployment goes on, see {address}")).await;
+            self.line(&one.label, &format!("the deployment goes on: {}", self.deployment_address(one.id))).await;
         }
     }
 
@@ -140,6 +137,10 @@ impl Terminal<'_> {
             }
             None => self.answer.keep_alive().await,
         }
+    }
+
+    fn deployment_address(&self, deployment: DeploymentId) -> String {
+        format!("{}/api/deployments/{deployment}", self.control.settings.public_url)
     }
 
     async fn address(&self, deployment: DeploymentId) -> String {

@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use ocore_model::{
     ids::{DeploymentId, OrganizationId, ProjectId},
-    names::{BranchName, CommitSha},
+    names::CommitSha,
     project::RepositoryKind,
 };
 use sqlx::PgConnection;
@@ -12,7 +12,6 @@ use uuid::Uuid;
 use crate::{
     Error, Result,
     authorization::{Scope, System},
-    git::Commit,
 };
 
 /// Where a project's commits come from. The sealed columns are opened by `control::secrets` only where they are used.
@@ -126,32 +125,6 @@ pub(crate) async fn followed_branches(connection: &mut PgConnection, _: System, 
 pub(crate) async fn recorded_heads(connection: &mut PgConnection, _: System, project: ProjectId) -> Result<Vec<(String, String)>> {
     let rows = sqlx::query!("select name, head_sha from branches where project_id = $1 and deleted_at is null", project.0);
     Ok(rows.fetch_all(connection).await?.into_iter().map(|row| (row.name, row.head_sha)).collect())
-}
-
-/// Takes note of branches without any consequence: they were there before oCore looked. A branch that is known stays as it is.
-pub(crate) async fn note_branches(
-    connection: &mut PgConnection,
-    _: System,
-    project: ProjectId,
-    branches: &[(BranchName, Commit)],
-) -> Result<()> {
-    let column = |of: fn(&(BranchName, Commit)) -> String| branches.iter().map(of).collect::<Vec<_>>();
-    let committed_at: Vec<DateTime<Utc>> = branches.iter().map(|(_, commit)| commit.committed_at).collect();
-    sqlx::query!(
-        "insert into branches (project_id, name, head_sha, commit_author, commit_author_email, commit_message, committed_at)
-         select $1, * from unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::timestamptz[])
-         on conflict (project_id, name) do nothing",
-        project.0,
-        &column(|(name, _)| name.to_string()),
-        &column(|(_, commit)| commit.sha.to_string()),
-        &column(|(_, commit)| commit.author.clone()),
-        &column(|(_, commit)| commit.author_email.clone()),
-        &column(|(_, commit)| commit.message.clone()),
-        &committed_at,
-    )
-    .execute(connection)
-    .await?;
-    Ok(())
 }
 
 /// Forgets all heads: the repository is another one now.
