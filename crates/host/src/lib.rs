@@ -7,7 +7,11 @@
 pub mod api;
 mod edge_client;
 mod error;
+pub mod local;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use api::*;
 pub use edge_client::EdgeClient;
 pub use error::{HostError, Result};
+pub use local::{LocalHost, LocalHostConfig, PrivateCluster};

@@ -1,0 +1,392 @@
+//! PostgreSQL clusters: one a data set, and one for the control plane itself, made and run by the same code.
+//!
+//! A cluster listens on no TCP port. Its socket lies in a directory that only its own user and the users of one group can enter, and who
+//! connects is known by the kernel (peer authentication): root and the cluster's own user as the superuser, the named users as the one role
+//! that owns the one database. All configuration is written anew at each start, so a copied cluster starts with its own socket and users.
+
+use std::{
+    fmt::Write as _,
+    fs::{self, File},
+    io::{self, Read, Seek, SeekFrom},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use nix::unistd::{User, geteuid};
+use ocore_model::ids::DataSetId;
+use rustix::process::Signal;
+use sqlx::{
+    ConnectOptions, Connection, PgConnection,
+    postgres::{PgConnectOptions, PgSslMode},
+};
+use tokio::time::Instant;
+
+use super::{
+    config,
+    durable::{self, blocking},
+    exec::{Program, RunAs},
+    layout::CLUSTER_PORT,
+    ledger::OsUser,
+    process::{self, NewProcess, Process},
+};
+use crate::error::{HostError, Result};
+
+/// The superuser's role.
+pub const SUPERUSER: &str = "postgres";
+/// Crash recovery of a large cluster takes minutes; a process that lives is waited for.
+const START_DEADLINE: Duration = Duration::from_secs(600);
+/// How long a fast stop may take before an immediate one, which needs recovery at the next start.
+const FAST_STOP: Duration = Duration::from_secs(60);
+const IMMEDIATE_STOP: Duration = Duration::from_secs(10);
+const INIT_TIME_LIMIT: Duration = Duration::from_secs(300);
+const MIB: u64 = 1024 * 1024;
+/// Raised when [`initialise`] makes something else, so that templates of the old kind are not used any more.
+pub const SHAPE: u32 = 1;
+
+/// The one role and the one database of a cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tenant {
+    /// A plain name; the role's and the database's.
+    pub name: &'static str,
+    /// The operating system's users that connect as this role.
+    pub os_users: Vec<String>,
+    /// Extensions that its database starts with.
+    pub extensions: &'static [&'static str],
+}
+
+/// What a cluster may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClusterMemory {
+    pub shared_buffers: u64,
+    pub effective_cache_size: u64,
+    pub work_mem: u64,
+    pub maintenance_work_mem: u64,
+}
+
+impl ClusterMemory {
+    /// For one of many clusters on a machine with that much memory, in bytes. Pages of shared buffers are taken only when they are used.
+    pub fn for_machine(total: u64) -> Self {
+        let budget = (total / 32).clamp(256 * MIB, 2048 * MIB);
+        Self {
+            shared_buffers: budget / 4,
+            effective_cache_size: (total / 8).max(256 * MIB),
+            work_mem: (budget / 96).clamp(4 * MIB, 16 * MIB),
+            maintenance_work_mem: budget / 8,
+        }
+    }
+}
+
+/// One cluster: where it is and whose.
+#[derive(Debug, Clone)]
+pub struct Cluster {
+    pub pgdata: PathBuf,
+    pub socket_directory: PathBuf,
+    pub log: PathBuf,
+    /// The record of its server process.
+    pub record: PathBuf,
+    pub mark: String,
+    pub data_set: Option<DataSetId>,
+    pub user: OsUser,
+    /// The group whose members may reach the socket; the server process is one of them.
+    pub socket_gid: u32,
+    pub tenant: Tenant,
+    pub memory: ClusterMemory,
+    pub max_connections: u32,
+    /// `cgroup.procs` files for the server process.
+    pub cgroups: Vec<PathBuf>,
+}
+
+impl Cluster {
+    /// Its server process, when it runs: also one that an earlier run of ours started.
+    pub fn find(&self) -> Result<Option<Process>> {
+        Process::find(&self.record)
+    }
+
+    /// Starts it and waits until it accepts connections, crash recovery included. Running already is done.
+    pub async fn start(&self) -> Result<()> {
+        if let Some(process) = self.find()? {
+            return self.wait_until_ready(&process, u64::MAX).await;
+        }
+        self.end_leftovers().await?;
+        self.prepare().await?;
+        let log_start = fs::metadata(&self.log).map_or(0, |metadata| metadata.len());
+        let bin = postgres_bin(&self.pgdata)?;
+        let program = Program::new(bin.join("postgres"))
+            .arg("-D")
+            .arg(&self.pgdata)
+            .cwd(&self.pgdata)
+            .env("PGTZ", "UTC")
+            .run_as(self.run_as())
+            .cgroups(self.cgroups.clone());
+        let new = NewProcess {
+            program,
+            record: self.record.clone(),
+            mark: self.mark.clone(),
+            data_set: self.data_set,
+            details: serde_json::Value::Null,
+        };
+        let process = Process::start(new, &self.log).await?;
+        let ready = self.wait_until_ready(&process, log_start).await;
+        if ready.is_err() {
+            self.stop().await?;
+        }
+        ready
+    }
+
+    /// Stops it: fast (open transactions are rolled back), then immediately, then by force. Not running is done.
+    pub async fn stop(&self) -> Result<()> {
+        if let Some(process) = self.find()? {
+            let gracefully = process.stop(&[(Signal::INT, FAST_STOP), (Signal::QUIT, IMMEDIATE_STOP)]).await?;
+            if !gracefully {
+                tracing::warn!(pgdata = %self.pgdata.display(), "a PostgreSQL cluster had to be stopped by force; it recovers at its next start");
+            }
+        }
+        self.end_leftovers().await?;
+        durable::remove(&self.record).map_err(|error| HostError::machine_from("the record of a cluster could not be removed", error))
+    }
+
+    /// How to connect, as root or as the cluster's own user.
+    pub fn options(&self, role: &str, database: &str) -> PgConnectOptions {
+        PgConnectOptions::new_without_pgpass()
+            .socket(&self.socket_directory)
+            .port(CLUSTER_PORT)
+            .username(role)
+            .database(database)
+            .ssl_mode(PgSslMode::Disable)
+            .application_name("ocore")
+            .disable_statement_logging()
+    }
+
+    /// A connection as the superuser to the one database.
+    pub async fn connect(&self) -> Result<PgConnection> {
+        PgConnection::connect_with(&self.options(SUPERUSER, self.tenant.name)).await.map_err(|error| {
+            HostError::machine_from(format!("the database in {} could not be reached: {error}", self.pgdata.display()), error)
+        })
+    }
+
+    /// It runs and answers a query.
+    pub async fn is_healthy(&self) -> bool {
+        let answer = async {
+            let mut connection = self.connect().await.ok()?;
+            sqlx::query("select 1").execute(&mut connection).await.ok()
+        };
+        tokio::time::timeout(Duration::from_secs(5), answer).await.is_ok_and(|answer| answer.is_some())
+    }
+
+    fn run_as(&self) -> RunAs {
+        RunAs { uid: self.user.uid, gid: self.user.uid, groups: vec![self.socket_gid] }
+    }
+
+    /// Server processes in this directory without a living record: children that a killed postmaster left, or a start that was never
+    /// recorded. PostgreSQL overwrites its environment and gives each child its own session, but all work in the data directory.
+    async fn end_leftovers(&self) -> Result<()> {
+        process::end_all(|entry| entry.uid() == Some(self.user.uid) && entry.cwd().is_some_and(|cwd| cwd.starts_with(&self.pgdata))).await
+    }
+
+    async fn prepare(&self) -> Result<()> {
+        let cluster = self.clone();
+        blocking(move || {
+            let written = || -> io::Result<()> {
+                // Nobody runs here any more, so what it says is not true; its pid may be another cluster's of the same user by now.
+                for stale in ["postmaster.pid", "postmaster.opts"] {
+                    durable::remove(&cluster.pgdata.join(stale))?;
+                }
+                for (name, content) in
+                    [("postgresql.conf", cluster.settings()), ("pg_hba.conf", HBA.to_owned()), ("pg_ident.conf", cluster.ident()?)]
+                {
+                    let path = cluster.pgdata.join(name);
+                    durable::write(&path, content.as_bytes())?;
+                    std::os::unix::fs::chown(&path, Some(cluster.user.uid), Some(cluster.user.uid))?;
+                }
+                Ok(())
+            };
+            written().map_err(|error| {
+                HostError::machine_from(format!("the configuration of {} could not be written: {error}", cluster.pgdata.display()), error)
+            })?;
+            durable::make_directory(&cluster.socket_directory, 0o750)?;
+            std::os::unix::fs::chown(&cluster.socket_directory, Some(cluster.user.uid), Some(cluster.socket_gid))
+                .map_err(|error| HostError::machine_from("the owner of a socket's directory could not be set", error))
+        })
+        .await
+    }
+
+    fn settings(&self) -> String {
+        let memory = self.memory;
+        let mut text = String::from("# Written by oCore at each start. Changes are lost.\n");
+        let mib = |bytes: u64| format!("{}MB", (bytes / MIB).max(1));
+        let settings: [(&str, String); 24] = [
+            ("listen_addresses", String::new()),
+            ("port", CLUSTER_PORT.to_string()),
+            ("unix_socket_directories", self.socket_directory.display().to_string()),
+            // The directory decides who gets here.
+            ("unix_socket_permissions", "0777".to_owned()),
+            ("max_connections", self.max_connections.to_string()),
+            ("shared_buffers", mib(memory.shared_buffers)),
+            ("effective_cache_size", mib(memory.effective_cache_size)),
+            ("work_mem", mib(memory.work_mem)),
+            ("maintenance_work_mem", mib(memory.maintenance_work_mem)),
+            // What a copy under pg_backup_start needs.
+            ("wal_level", "replica".to_owned()),
+            ("max_wal_senders", "0".to_owned()),
+            ("max_wal_size", "1GB".to_owned()),
+            ("min_wal_size", "80MB".to_owned()),
+            ("wal_compression", "on".to_owned()),
+            ("checkpoint_timeout", "15min".to_owned()),
+            ("checkpoint_completion_target", "0.9".to_owned()),
+            ("random_page_cost", "1.1".to_owned()),
+            // Odoo's many small queries lose more by compiling than they win.
+            ("jit", "off".to_owned()),
+            ("logging_collector", "off".to_owned()),
+            ("log_destination", "stderr".to_owned()),
+            ("log_line_prefix", "%m [%p] %u@%d ".to_owned()),
+            ("log_timezone", "UTC".to_owned()),
+            ("timezone", "UTC".to_owned()),
+            ("default_text_search_config", "pg_catalog.english".to_owned()),
+        ];
+        for (name, value) in settings {
+            let _ = writeln!(text, "{name} = '{}'", value.replace('\\', "\\\\").replace('\'', "''"));
+        }
+        text
+    }
+
+    /// Who may be whom: the map that `pg_hba.conf` names.
+    fn ident(&self) -> io::Result<String> {
+        let ourselves = User::from_uid(geteuid())?.map_or_else(|| "root".to_owned(), |user| user.name);
+        let mut text = String::from("# Written by oCore at each start. Changes are lost.\n");
+        for administrator in [&ourselves, &self.user.name] {
+            let _ = writeln!(text, "ocore {administrator} {SUPERUSER}");
+        }
+        for os_user in &self.tenant.os_users {
+            let _ = writeln!(text, "ocore {os_user} {}", self.tenant.name);
+        }
+        Ok(text)
+    }
+
+    async fn wait_until_ready(&self, process: &Process, log_start: u64) -> Result<()> {
+        let deadline = Instant::now() + START_DEADLINE;
+        let mut delays = ExponentialBuilder::default()
+            .with_min_delay(Duration::from_millis(5))
+            .with_max_delay(Duration::from_millis(200))
+            .with_factor(1.3)
+            .without_max_times()
+            .build();
+        loop {
+            if !process.is_alive() {
+                return Err(self.start_failure("ended while it started", log_start));
+            }
+            if self.says_ready() && PgConnection::connect_with(&self.options(SUPERUSER, SUPERUSER)).await.is_ok() {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                return Err(self.start_failure("does not accept connections", log_start));
+            }
+            tokio::time::sleep(delays.next().unwrap_or(Duration::from_millis(200))).await;
+        }
+    }
+
+    /// The server's own word, the eighth line of `postmaster.pid` (PostgreSQL's `pidfile.h`).
+    fn says_ready(&self) -> bool {
+        fs::read_to_string(self.pgdata.join("postmaster.pid"))
+            .is_ok_and(|text| text.lines().nth(7).is_some_and(|line| line.trim_end() == "ready"))
+    }
+
+    fn start_failure(&self, what: &str, log_start: u64) -> HostError {
+        let tail = log_tail(&self.log, log_start).unwrap_or_default();
+        let telling = tail.lines().rev().find(|line| line.contains("FATAL:") || line.contains("PANIC:")).or(tail.lines().last());
+        let reason = telling.map(|line| format!(": {}", line.trim())).unwrap_or_default();
+        HostError::machine(format!("the PostgreSQL cluster in {} {what}{reason}; its log is {}", self.pgdata.display(), self.log.display()))
+    }
+}
+
+const HBA: &str = "\
+# Written by oCore at each start. Changes are lost.
+# Nobody comes but through the socket, and the kernel says who it is.
+local all all peer map=ocore
+";
+
+/// Makes a cluster in an empty directory that belongs to `user`: with data checksums, UTF-8, the role and its database. Not running
+/// afterwards. On failure the directory's contents are worth nothing.
+pub async fn initialise(bin: &Path, pgdata: &Path, user: &OsUser, tenant: &Tenant) -> Result<()> {
+    let run_as = RunAs { uid: user.uid, gid: user.uid, groups: Vec::new() };
+    Program::new(bin.join("initdb"))
+        .args(["--username", SUPERUSER, "--encoding=UTF8", "--locale=C.UTF-8", "--lc-collate=C", "--auth=peer"])
+        .args(["--data-checksums", "--no-sync", "--no-instructions", "-D"])
+        .arg(pgdata)
+        .run_as(run_as.clone())
+        .time_limit(INIT_TIME_LIMIT)
+        .run()
+        .await?
+        .expect_success("a PostgreSQL cluster could not be made")?;
+    let name = tenant.name;
+    single_user(
+        bin,
+        pgdata,
+        &run_as,
+        SUPERUSER,
+        // Nobody but the owner, and whoever it lets in, connects to the database.
+        &[
+            format!("create role {name} login"),
+            format!("create database {name} owner {name} template template0"),
+            format!("revoke all on database {name} from public"),
+        ],
+    )
+    .await?;
+    if !tenant.extensions.is_empty() {
+        let mut statements = vec![format!("set role {name}")];
+        statements.extend(tenant.extensions.iter().map(|extension| format!("create extension {extension}")));
+        single_user(bin, pgdata, &run_as, name, &statements).await?;
+    }
+    Ok(())
+}
+
+/// Runs statements without a server, so that a crash leaves none. Each must be one line.
+async fn single_user(bin: &Path, pgdata: &Path, run_as: &RunAs, database: &str, statements: &[String]) -> Result<()> {
+    Program::new(bin.join("postgres"))
+        .args(["--single", "-D"])
+        .arg(pgdata)
+        .args(["-c", "exit_on_error=on", "-c", "fsync=off", "-c", "log_checkpoints=off", database])
+        .cwd(pgdata)
+        .run_as(run_as.clone())
+        .stdin(statements.join("\n") + "\n")
+        .time_limit(INIT_TIME_LIMIT)
+        .run()
+        .await?
+        .expect_success("the database of a new PostgreSQL cluster could not be made")?;
+    Ok(())
+}
+
+/// Where the programs for an existing cluster are: those of its own major version.
+fn postgres_bin(pgdata: &Path) -> Result<PathBuf> {
+    let major = fs::read_to_string(pgdata.join("PG_VERSION"))
+        .map_err(|error| HostError::machine_from(format!("{} holds no PostgreSQL cluster", pgdata.display()), error))?;
+    let major = major.trim();
+    config::postgres_bin_of(major).ok_or_else(|| {
+        HostError::machine(format!("the data in {} needs PostgreSQL {major}; install the package `postgresql-{major}`", pgdata.display()))
+    })
+}
+
+/// At most the last 8 KiB of a log, and nothing before `start`.
+fn log_tail(log: &Path, start: u64) -> io::Result<String> {
+    let mut file = File::open(log)?;
+    let length = file.metadata()?.len();
+    let start = if start == u64::MAX { 0 } else { start };
+    file.seek(SeekFrom::Start(start.max(length.saturating_sub(8192)).min(length)))?;
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_grows_with_the_machine_within_limits() {
+        let small = ClusterMemory::for_machine(1024 * MIB);
+        let large = ClusterMemory::for_machine(256 * 1024 * MIB);
+        assert_eq!(small.shared_buffers, 64 * MIB);
+        assert_eq!(large.shared_buffers, 512 * MIB);
+        assert!(small.work_mem >= 4 * MIB && large.work_mem <= 16 * MIB);
+    }
+}

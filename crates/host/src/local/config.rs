@@ -1,0 +1,117 @@
+//! What an operator decides about a server's data plane.
+
+use std::{
+    ops::Range,
+    path::{Path, PathBuf},
+};
+
+use crate::error::{HostError, Result};
+
+const GIB: u64 = 1024 * 1024 * 1024;
+
+/// Everything that [`LocalHost`](super::LocalHost) needs to know.
+#[derive(Debug, Clone)]
+pub struct LocalHostConfig {
+    /// The directory for everything that oCore keeps on this server. Absolute; short, since sockets below it have at most 107 bytes.
+    pub home: PathBuf,
+    pub pool: PoolConfig,
+    /// Numbers for the users of instances; real users with entries in the system's user database. Two an instance.
+    pub uids: Range<u32>,
+    /// Numbers for the groups of releases; no entries are made.
+    pub release_gids: Range<u32>,
+    /// Numbers for the users of builds; no entries are made. As many builds run at once at most.
+    pub build_uids: Range<u32>,
+    /// TCP ports on the loopback interface. Four an instance.
+    pub ports: Range<u16>,
+    /// Where new clusters' programs are; `None` for the newest of Debian's `/usr/lib/postgresql/*/bin`. An existing cluster uses Debian's
+    /// programs of its own major version when they are installed.
+    pub postgres_bin: Option<PathBuf>,
+    /// One directory for each Odoo distribution.
+    pub distributions: PathBuf,
+    pub logs: LogLimits,
+    pub limits: InstanceLimits,
+}
+
+/// Where instances, releases and copies live.
+#[derive(Debug, Clone)]
+pub struct PoolConfig {
+    pub path: PathBuf,
+    /// A sparse XFS image that is mounted at `path` when the file system there has no reflinks; `None` to do without.
+    pub image: Option<PathBuf>,
+    /// The size that a new image claims, in bytes. It takes only what is used.
+    pub image_size: u64,
+    /// The size that a full image may grow to, in bytes.
+    pub image_size_limit: u64,
+}
+
+/// When a log is rotated, and how many old ones are kept.
+#[derive(Debug, Clone, Copy)]
+pub struct LogLimits {
+    pub max_bytes: u64,
+    pub keep: usize,
+}
+
+/// What all processes of one instance may take together, where control groups are there.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct InstanceLimits {
+    pub memory_bytes: Option<u64>,
+    /// Thousandths of one core.
+    pub cpu_millis: Option<u32>,
+}
+
+impl LocalHostConfig {
+    /// The usual configuration for a home directory.
+    pub fn new(home: impl Into<PathBuf>) -> Self {
+        let home = home.into();
+        Self {
+            pool: PoolConfig {
+                path: home.join("pool"),
+                image: Some(home.join("pool.xfs")),
+                image_size: 64 * GIB,
+                image_size_limit: 1024 * GIB,
+            },
+            uids: 20_000..30_000,
+            release_gids: 30_000..40_000,
+            build_uids: 40_000..40_064,
+            ports: 20_000..30_000,
+            postgres_bin: None,
+            distributions: home.join("odoo"),
+            logs: LogLimits { max_bytes: 32 * 1024 * 1024, keep: 5 },
+            limits: InstanceLimits::default(),
+            home,
+        }
+    }
+
+    /// Where the programs for a new cluster are.
+    pub fn postgres_bin(&self) -> Result<PathBuf> {
+        match &self.postgres_bin {
+            Some(bin) => Ok(bin.clone()),
+            None => newest_postgres_bin().ok_or_else(|| {
+                HostError::machine("PostgreSQL is not installed: there is no /usr/lib/postgresql/*/bin; install the package `postgresql`")
+            }),
+        }
+    }
+
+    pub(super) fn check(&self) -> Result<()> {
+        if !self.home.is_absolute() || !self.pool.path.is_absolute() {
+            return Err(HostError::machine("the home and the pool of a host must be absolute paths"));
+        }
+        Ok(())
+    }
+}
+
+fn newest_postgres_bin() -> Option<PathBuf> {
+    let versions = std::fs::read_dir("/usr/lib/postgresql").ok()?;
+    versions
+        .flatten()
+        .filter_map(|entry| Some((entry.file_name().to_str()?.parse::<u32>().ok()?, entry.path().join("bin"))))
+        .filter(|(_, bin)| bin.join("postgres").is_file())
+        .max()
+        .map(|(_, bin)| bin)
+}
+
+/// Debian's programs of one major version, when they are installed.
+pub(super) fn postgres_bin_of(major: &str) -> Option<PathBuf> {
+    let bin = Path::new("/usr/lib/postgresql").join(major).join("bin");
+    bin.join("postgres").is_file().then_some(bin)
+}

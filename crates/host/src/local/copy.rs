@@ -1,0 +1,171 @@
+//! Copies of directory trees that are whole or not there.
+//!
+//! A tree is made under a temporary name that its maker holds a lock on, synced, and renamed. What a crash leaves has the temporary name and
+//! no lock, and [`sweep`] removes it.
+
+use std::{
+    fs::File,
+    io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use nix::fcntl::{Flock, FlockArg};
+use tokio_util::sync::CancellationToken;
+use walkdir::WalkDir;
+
+use super::{
+    durable::{self, blocking},
+    exec::Program,
+    pool::Pool,
+};
+use crate::error::{HostError, Result};
+
+const TEMPORARY: &str = ".new-";
+const REMOVED: &str = ".removed-";
+
+/// A directory in the making beside its final place; gone when dropped before [`WorkDirectory::keep`].
+pub struct WorkDirectory {
+    path: PathBuf,
+    target: PathBuf,
+    _lock: Flock<File>,
+    kept: bool,
+}
+
+impl WorkDirectory {
+    /// An empty directory (mode 0700, owner root) that will become `target`. What an earlier attempt left is removed.
+    pub async fn create(target: &Path) -> Result<Self> {
+        let target = target.to_owned();
+        blocking(move || {
+            let path = beside(&target, TEMPORARY);
+            durable::remove_tree(&path)?;
+            durable::make_directory(&path, 0o700)?;
+            let lock = lock(&path)
+                .map_err(|error| HostError::machine_from(format!("{} is being made by somebody else", target.display()), error))?;
+            Ok(Self { path, target, _lock: lock, kept: false })
+        })
+        .await
+    }
+
+    /// Where it is now.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Syncs the file system and gives the directory its final name. Fails when there is something of that name.
+    pub async fn keep(mut self) -> Result<()> {
+        let (path, target) = (self.path.clone(), self.target.clone());
+        blocking(move || {
+            let keep = || -> io::Result<()> {
+                rustix::fs::syncfs(File::open(&path)?)?;
+                std::fs::rename(&path, &target)?;
+                durable::sync_parent(&target)
+            };
+            keep().map_err(|error| HostError::machine_from(format!("{} could not be put in its place: {error}", target.display()), error))
+        })
+        .await?;
+        self.kept = true;
+        Ok(())
+    }
+}
+
+impl Drop for WorkDirectory {
+    fn drop(&mut self) {
+        if !self.kept
+            && let Err(error) = durable::remove_tree(&self.path)
+        {
+            tracing::warn!(%error, "a half-made directory stays until the next start");
+        }
+    }
+}
+
+/// Copies a tree with owners, modes and times to `target`, which must not exist; shares the blocks when the pool has reflinks. On failure
+/// nothing of it stays that [`WorkDirectory`] does not remove.
+pub async fn copy_tree(pool: &Pool, source: &Path, target: &Path, cancel: &[CancellationToken]) -> Result<()> {
+    let needed = pool.copy_cost(source).await?;
+    pool.require(needed, &format!("this copy of {}", source.display())).await?;
+    let how = if pool.has_reflinks() { "always" } else { "auto" };
+    let mut program =
+        Program::new("cp").args(["-a", "--no-target-directory"]).arg(format!("--reflink={how}")).arg("--").arg(source).arg(target);
+    for token in cancel {
+        program = program.cancel(token.clone());
+    }
+    let finished = program.run().await?;
+    if !finished.status.success() && finished.stderr_text().contains("No space left on device") {
+        return Err(pool.full(needed, &format!("this copy of {}", source.display())).await);
+    }
+    finished.expect_success(&format!("{} could not be copied", source.display()))?;
+    Ok(())
+}
+
+/// Gives a whole tree to another owner and group; links are changed, not followed.
+pub async fn change_owner(tree: &Path, uid: u32, gid: u32) -> Result<()> {
+    let tree = tree.to_owned();
+    blocking(move || {
+        for entry in WalkDir::new(&tree) {
+            let entry = entry.map_err(|error| HostError::machine_from(format!("{} could not be read", tree.display()), error))?;
+            std::os::unix::fs::lchown(entry.path(), Some(uid), Some(gid))
+                .map_err(|error| HostError::machine_from(format!("the owner of {} could not be changed", entry.path().display()), error))?;
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// Takes the directory away at once, by a rename, and then removes it. Absent is done.
+pub async fn remove(directory: &Path) -> Result<()> {
+    let directory = directory.to_owned();
+    blocking(move || {
+        let aside = beside(&directory, REMOVED);
+        durable::remove_tree(&aside)?;
+        match std::fs::rename(&directory, &aside) {
+            Ok(()) => durable::remove_tree(&aside),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(HostError::machine_from(format!("{} could not be removed: {error}", directory.display()), error)),
+        }
+    })
+    .await
+}
+
+/// Removes what copies and removals that were broken off have left in a directory. Absent is done.
+pub fn sweep(directory: &Path) -> Result<()> {
+    let entries = match std::fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(HostError::machine_from(format!("{} could not be read: {error}", directory.display()), error)),
+    };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let Some(name) = name.to_str() else { continue };
+        let is_left = name.starts_with(REMOVED) || (name.starts_with(TEMPORARY) && lock(&entry.path()).is_ok());
+        if is_left {
+            tracing::info!(path = %entry.path().display(), "removes what a crash has left");
+            durable::remove_tree(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// How much a tree takes: bytes of its files as the disk counts them, and how many entries it has.
+pub fn measure(tree: &Path) -> Result<(u64, u64)> {
+    let mut bytes = 0;
+    let mut entries = 0;
+    for entry in WalkDir::new(tree) {
+        let metadata = entry.and_then(|entry| entry.metadata());
+        let metadata =
+            metadata.map_err(|error| HostError::machine_from(format!("{} could not be read: {error}", tree.display()), error))?;
+        bytes += metadata.blocks() * 512;
+        entries += 1;
+    }
+    Ok((bytes, entries))
+}
+
+fn beside(target: &Path, prefix: &str) -> PathBuf {
+    let mut name = std::ffi::OsString::from(prefix);
+    name.push(target.file_name().unwrap_or_default());
+    target.with_file_name(name)
+}
+
+fn lock(directory: &Path) -> io::Result<Flock<File>> {
+    Flock::lock(File::open(directory)?, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| error.into())
+}

@@ -1,0 +1,265 @@
+//! Data sets: the cluster and the file store of an instance at one moment, in one directory.
+//!
+//! A data set that has its name is whole. One that is live is never changed by a deployment: the deployment works on a copy.
+
+use std::{
+    os::unix::fs::{PermissionsExt, chown},
+    path::Path,
+    time::Duration,
+};
+
+use chrono::{DateTime, Utc};
+use ocore_model::ids::{DataSetId, InstanceId};
+use rustix::process::Signal;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    LocalHost,
+    cluster::{self, Cluster, ClusterMemory, Tenant},
+    copy::{self, WorkDirectory},
+    durable::{self, blocking},
+    facts,
+    fence::Claim,
+    layout::{Layout, Unit},
+    ledger::{Allocation, OsUser},
+    process::Process,
+};
+use crate::{
+    api::{DataSource, Progress},
+    error::{HostError, Result},
+};
+
+/// The role that Odoo connects as, and its database.
+pub const ODOO_ROLE: &str = "odoo";
+/// Odoo's similarity indexes need it; Odoo makes it in databases that it makes itself.
+const EXTENSIONS: &[&str] = &["pg_trgm"];
+/// How long an Odoo may take to end its requests before it is ended by force.
+const ODOO_PATIENCE: Duration = Duration::from_secs(30);
+/// Odoo with many workers, each with several connections, stays below it.
+const MAX_CONNECTIONS: u32 = 120;
+const MANIFEST: &str = "manifest.json";
+
+/// What is written down in a data set.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Manifest {
+    data_set: DataSetId,
+    source: DataSource,
+    created_at: DateTime<Utc>,
+    /// Of the source's `global/pg_control` when it was copied. It changes whenever a cluster runs, so a copy that a crash has left behind
+    /// is seen to be older than its source.
+    source_control: Option<String>,
+}
+
+impl LocalHost {
+    /// Makes a data set, or finds the one that an earlier call made. A copy is made again when its source has run since.
+    pub(super) async fn make_data_set(&self, claim: &Claim, data_set: DataSetId, source: DataSource, progress: &Progress) -> Result<()> {
+        let instance = claim.instance;
+        let allocation = self.allocation(instance).await?;
+        if let DataSource::CopyOf(original) = source {
+            if !self.layout.data_set(instance, original).is_dir() {
+                return Err(HostError::NotFound { what: "data set", id: original.to_string() });
+            }
+            self.stop_users_of(instance, original).await?;
+            self.cluster(&allocation, instance, original)?.stop().await?;
+        }
+        let target = self.layout.data_set(instance, data_set);
+        if target.is_dir() {
+            if self.is_current(instance, &target, source)? {
+                return Ok(());
+            }
+            progress.log.line("The earlier copy is older than its source; it is made again.");
+            self.delete_data_set(claim, data_set).await?;
+        }
+        claim.check()?;
+        let work = WorkDirectory::create(&target).await?;
+        let cancel = [progress.cancel.clone(), claim.superseded.clone()];
+        let source_control = match source {
+            DataSource::Fresh => {
+                self.fill_fresh(work.path(), &allocation, &cancel).await?;
+                None
+            }
+            DataSource::CopyOf(original) => {
+                let control = control_digest(&self.layout.pgdata(instance, original))?;
+                self.fill_copy(work.path(), instance, original, &cancel).await?;
+                Some(control)
+            }
+        };
+        let manifest = Manifest { data_set, source, created_at: Utc::now(), source_control };
+        durable::write_json(&work.path().join(MANIFEST), &manifest)?;
+        open_to_group(work.path(), allocation.odoo.uid)?;
+        claim.check()?;
+        work.keep().await?;
+        progress.log.line(match source {
+            DataSource::Fresh => "Made an empty database and an empty file store.",
+            DataSource::CopyOf(_) if self.pool.has_reflinks() => "Copied the database and the file store; the copy shares their blocks.",
+            DataSource::CopyOf(_) => "Copied the database and the file store.",
+        });
+        Ok(())
+    }
+
+    /// Stops what uses the data set and removes it. Absent is done.
+    pub(super) async fn delete_data_set(&self, claim: &Claim, data_set: DataSetId) -> Result<()> {
+        let instance = claim.instance;
+        self.stop_users_of(instance, data_set).await?;
+        if let Some(allocation) = self.ledger.find(instance).await? {
+            self.cluster(&allocation, instance, data_set)?.stop().await?;
+        }
+        copy::remove(&self.layout.data_set(instance, data_set)).await?;
+        copy::remove(&self.layout.socket_directory(data_set)).await
+    }
+
+    /// All whole data sets of an instance, oldest first.
+    pub fn data_sets(&self, instance: InstanceId) -> Result<Vec<DataSetId>> {
+        let directory = self.layout.data_sets(instance);
+        let Ok(entries) = std::fs::read_dir(&directory) else { return Ok(Vec::new()) };
+        let mut found: Vec<DataSetId> = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+        found.sort_unstable();
+        Ok(found)
+    }
+
+    /// The cluster of a data set, whether it runs or not.
+    pub fn cluster(&self, allocation: &Allocation, instance: InstanceId, data_set: DataSetId) -> Result<Cluster> {
+        Ok(Cluster {
+            pgdata: self.layout.pgdata(instance, data_set),
+            socket_directory: self.layout.socket_directory(data_set),
+            log: self.layout.logs(instance).join("postgresql.log"),
+            record: self.layout.record(instance, Unit::Cluster(data_set)),
+            mark: Layout::mark(instance, Unit::Cluster(data_set)),
+            data_set: Some(data_set),
+            user: allocation.postgres.clone(),
+            socket_gid: allocation.odoo.uid,
+            tenant: tenant(&allocation.odoo),
+            memory: ClusterMemory::for_machine(facts::memory_total()?),
+            max_connections: MAX_CONNECTIONS,
+            cgroups: self.cgroups.prepare(instance),
+        })
+    }
+
+    /// Starts the data set's cluster and waits until it accepts connections. Running already is done.
+    pub async fn run_cluster(&self, instance: InstanceId, data_set: DataSetId) -> Result<Cluster> {
+        if !self.layout.data_set(instance, data_set).is_dir() {
+            return Err(HostError::NotFound { what: "data set", id: data_set.to_string() });
+        }
+        let allocation = self.allocation(instance).await?;
+        let cluster = self.cluster(&allocation, instance, data_set)?;
+        cluster.start().await?;
+        Ok(cluster)
+    }
+
+    /// Stops, gracefully and then by force, every recorded process that uses the data set, but for its cluster.
+    pub(super) async fn stop_users_of(&self, instance: InstanceId, data_set: DataSetId) -> Result<()> {
+        let cluster = self.layout.record(instance, Unit::Cluster(data_set));
+        for process in self.recorded_processes(instance)? {
+            if process.record.data_set == Some(data_set) && process.path() != cluster {
+                process.stop(&[(Signal::TERM, ODOO_PATIENCE)]).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The living processes that the instance has records of.
+    pub(super) fn recorded_processes(&self, instance: InstanceId) -> Result<Vec<Process>> {
+        let directory = self.layout.records(instance);
+        let Ok(entries) = std::fs::read_dir(&directory) else { return Ok(Vec::new()) };
+        let records =
+            entries.flatten().map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|extension| extension == "json"));
+        records.filter(|path| !is_hidden(path)).filter_map(|path| Process::find(&path).transpose()).collect()
+    }
+
+    async fn fill_fresh(&self, directory: &Path, allocation: &Allocation, cancel: &[CancellationToken]) -> Result<()> {
+        let template = self.cluster_template(&allocation.postgres, &tenant(&allocation.odoo)).await?;
+        let pgdata = directory.join("pgdata");
+        copy::copy_tree(&self.pool, &template.join("pgdata"), &pgdata, cancel).await?;
+        copy::change_owner(&pgdata, allocation.postgres.uid, allocation.postgres.uid).await?;
+        let data_dir = directory.join("data_dir");
+        durable::make_directory(&data_dir, 0o700)?;
+        own(&data_dir, &allocation.odoo)
+    }
+
+    async fn fill_copy(&self, directory: &Path, instance: InstanceId, original: DataSetId, cancel: &[CancellationToken]) -> Result<()> {
+        copy::copy_tree(&self.pool, &self.layout.pgdata(instance, original), &directory.join("pgdata"), cancel).await?;
+        copy::copy_tree(&self.pool, &self.layout.data_dir(instance, original), &directory.join("data_dir"), cancel).await
+    }
+
+    fn is_current(&self, instance: InstanceId, target: &Path, source: DataSource) -> Result<bool> {
+        let Some(manifest) = durable::read_json::<Manifest>(&target.join(MANIFEST))? else { return Ok(false) };
+        Ok(manifest.source == source
+            && match source {
+                DataSource::Fresh => true,
+                DataSource::CopyOf(original) => manifest.source_control == Some(control_digest(&self.layout.pgdata(instance, original))?),
+            })
+    }
+
+    /// A cluster that has been made once and is copied for each fresh data set: `initdb` takes seconds, a copy does not.
+    async fn cluster_template(&self, user: &OsUser, tenant: &Tenant) -> Result<std::path::PathBuf> {
+        let _one_at_a_time = self.template_turn.lock().await;
+        let bin = self.config.postgres_bin()?;
+        let version = super::exec::Program::new(bin.join("postgres")).arg("--version").run().await?;
+        let version = version.expect_success("PostgreSQL did not say its version")?.stdout_text();
+        let mut digest = Sha256::new();
+        digest.update(version.as_bytes());
+        digest.update(format!("{} {:?} {}", tenant.name, tenant.extensions, cluster::SHAPE));
+        let template = self.layout.templates().join(format!("cluster-{}", &hex::encode(digest.finalize())[..16]));
+        if template.is_dir() {
+            return Ok(template);
+        }
+        durable::make_directory(&self.layout.templates(), 0o711)?;
+        let work = WorkDirectory::create(&template).await?;
+        durable::make_directory(work.path(), 0o711)?;
+        let pgdata = work.path().join("pgdata");
+        durable::make_directory(&pgdata, 0o700)?;
+        own(&pgdata, user)?;
+        cluster::initialise(&bin, &pgdata, user, tenant).await?;
+        copy::change_owner(&pgdata, 0, 0).await?;
+        work.keep().await?;
+        Ok(template)
+    }
+}
+
+fn tenant(odoo: &OsUser) -> Tenant {
+    Tenant { name: ODOO_ROLE, os_users: vec![odoo.name.clone()], extensions: EXTENSIONS }
+}
+
+fn is_hidden(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
+}
+
+fn own(path: &Path, user: &OsUser) -> Result<()> {
+    chown(path, Some(user.uid), Some(user.uid))
+        .map_err(|error| HostError::machine_from(format!("the owner of {} could not be set", path.display()), error))
+}
+
+/// The instance's own users may pass, nobody else; what is inside has its own rights.
+pub(super) fn open_to_group(directory: &Path, gid: u32) -> Result<()> {
+    chown(directory, Some(0), Some(gid))
+        .and_then(|()| std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o710)))
+        .map_err(|error| HostError::machine_from(format!("the rights of {} could not be set", directory.display()), error))
+}
+
+/// Of the file that PostgreSQL writes at each checkpoint and state change.
+fn control_digest(pgdata: &Path) -> Result<String> {
+    let path = pgdata.join("global/pg_control");
+    let content = std::fs::read(&path)
+        .map_err(|error| HostError::machine_from(format!("{} holds no PostgreSQL cluster", pgdata.display()), error))?;
+    Ok(hex::encode(Sha256::digest(content)))
+}
+
+impl LocalHost {
+    /// Removes what crashes have left of half-made and half-removed data sets.
+    pub(super) async fn sweep(&self) -> Result<()> {
+        let layout = self.layout.clone();
+        blocking(move || {
+            copy::sweep(&layout.templates())?;
+            copy::sweep(&layout.instances())?;
+            copy::sweep(&layout.sockets())?;
+            let Ok(instances) = std::fs::read_dir(layout.instances()) else { return Ok(()) };
+            for instance in instances.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()) {
+                copy::sweep(&layout.data_sets(instance))?;
+            }
+            Ok(())
+        })
+        .await
+    }
+}

@@ -1,0 +1,118 @@
+//! Files that are whole or not there, also after a power cut: written aside, synced, renamed, and the directory synced.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
+};
+
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::error::{HostError, Result};
+
+/// Replaces the file's content; mode 0600. Two writers of one file need a lock of their own.
+pub fn write(path: &Path, content: &[u8]) -> io::Result<()> {
+    let aside = aside(path);
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&aside)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    fs::rename(&aside, path)?;
+    sync_parent(path)
+}
+
+/// [`write`] of a value as JSON.
+pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    let content =
+        serde_json::to_vec_pretty(value).map_err(|error| HostError::machine_from("a record could not be written as JSON", error))?;
+    write(path, &content).map_err(|error| HostError::machine_from(format!("{} could not be written: {error}", path.display()), error))
+}
+
+/// The value of a JSON file; `None` when there is no such file. A file that is no such value is an error.
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+    let content = match fs::read(path) {
+        Ok(content) => content,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(HostError::machine_from(format!("{} could not be read: {error}", path.display()), error)),
+    };
+    serde_json::from_slice(&content)
+        .map(Some)
+        .map_err(|error| HostError::machine_from(format!("{} is damaged: {error}", path.display()), error))
+}
+
+/// Removes a file for good. Absent is done.
+pub fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Ok(()) => sync_parent(path),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Syncs the directory that holds the path, so that a rename or removal in it lasts.
+pub fn sync_parent(path: &Path) -> io::Result<()> {
+    match path.parent() {
+        Some(parent) => File::open(parent)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+/// A directory with exactly this mode, made when it is not there.
+pub fn make_directory(path: &Path, mode: u32) -> Result<()> {
+    let make = || {
+        fs::DirBuilder::new().recursive(true).mode(mode).create(path)?;
+        fs::set_permissions(path, fs::Permissions::from_mode(mode))
+    };
+    make()
+        .map_err(|error: io::Error| HostError::machine_from(format!("the directory {} could not be made: {error}", path.display()), error))
+}
+
+/// Removes a directory with all that is in it. Absent is done.
+pub fn remove_tree(path: &Path) -> Result<()> {
+    match fs::remove_dir_all(path) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(HostError::machine_from(format!("the directory {} could not be removed: {error}", path.display()), error)),
+    }
+}
+
+/// Runs blocking work on the runtime's blocking threads.
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(HostError::machine_from("work on the host's files was broken off", error)),
+    }
+}
+
+fn aside(path: &Path) -> PathBuf {
+    let mut name = std::ffi::OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    name.push(".new");
+    path.with_file_name(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_torn_write_beside_the_file_is_never_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("record.json");
+        assert_eq!(read_json::<u32>(&path).unwrap(), None);
+        write_json(&path, &7).unwrap();
+        fs::write(aside(&path), b"{").unwrap();
+        assert_eq!(read_json::<u32>(&path).unwrap(), Some(7));
+        write_json(&path, &8).unwrap();
+        assert_eq!(read_json::<u32>(&path).unwrap(), Some(8));
+        assert!(!aside(&path).exists());
+    }
+
+    #[test]
+    fn a_damaged_record_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("record.json");
+        fs::write(&path, b"{").unwrap();
+        assert!(read_json::<u32>(&path).unwrap_err().to_string().contains("record.json is damaged"));
+    }
+}

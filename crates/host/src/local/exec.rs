@@ -1,0 +1,534 @@
+//! The one seam through which programs run.
+//!
+//! There is no shell: a program gets its arguments as they are, an environment that starts empty, and its own process group, so that the
+//! whole group can be ended when its time is up, when somebody cancels, or when the future that waits for it is dropped.
+
+use std::{
+    collections::BTreeMap,
+    ffi::{OsStr, OsString},
+    io,
+    path::{Path, PathBuf},
+    process::{ExitStatus, Stdio},
+    sync::Arc,
+    time::Duration,
+};
+
+use rustix::process::{Pid, Signal, kill_process_group};
+use thiserror::Error;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader},
+    process::{Child, Command},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    api::{LogSink, Progress},
+    error::{HostError, Result},
+};
+
+/// How much of each output stream is kept when nothing else is asked for, in bytes.
+const DEFAULT_OUTPUT_LIMIT: usize = 1024 * 1024;
+/// A line that is longer than this is given to the sink in pieces, in bytes.
+const LINE_LIMIT: u64 = 16 * 1024;
+/// How long a grandchild may keep the output open after the program itself has ended.
+const OUTPUT_GRACE: Duration = Duration::from_secs(2);
+const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// The operating system's user that a program runs as.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunAs {
+    pub uid: u32,
+    pub gid: u32,
+    /// Supplementary groups; none but these.
+    pub groups: Vec<u32>,
+}
+
+/// Why a program did not run to its end.
+#[derive(Debug, Error)]
+pub enum ExecError {
+    #[error("`{program}` could not be started")]
+    Start {
+        program: String,
+        #[source]
+        source: io::Error,
+    },
+    #[error("`{program}` took longer than {} s and was ended", limit.as_secs())]
+    TimedOut { program: String, limit: Duration },
+    #[error("`{program}` was cancelled")]
+    Cancelled { program: String },
+    #[error("the output of `{program}` could not be read")]
+    Output {
+        program: String,
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl From<ExecError> for HostError {
+    fn from(error: ExecError) -> Self {
+        match error {
+            ExecError::Cancelled { .. } => Self::Cancelled,
+            ExecError::Start { ref program, ref source } if source.kind() == io::ErrorKind::NotFound => {
+                let summary = format!("the program `{program}`, or the directory it should run in, is not on this machine; install it");
+                Self::machine_from(summary, error)
+            }
+            error => Self::machine_from(error.to_string(), error),
+        }
+    }
+}
+
+/// What a program left when it ended by itself.
+#[derive(Debug)]
+pub struct Finished {
+    pub program: String,
+    pub status: ExitStatus,
+    /// From the beginning, up to the output limit.
+    pub stdout: Vec<u8>,
+    /// The end of it, up to the output limit.
+    pub stderr: Vec<u8>,
+}
+
+impl Finished {
+    /// Standard output as text; what is not UTF-8 is replaced.
+    pub fn stdout_text(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).into_owned()
+    }
+
+    /// Standard error as text; what is not UTF-8 is replaced.
+    pub fn stderr_text(&self) -> String {
+        String::from_utf8_lossy(&self.stderr).into_owned()
+    }
+
+    /// Itself when the exit code is 0; otherwise an error that starts with `attempt` ("the pool could not be mounted") and ends with the
+    /// last line that the program wrote.
+    pub fn expect_success(self, attempt: &str) -> Result<Self> {
+        if self.status.success() {
+            return Ok(self);
+        }
+        let stderr = self.stderr_text();
+        let stdout = self.stdout_text();
+        let last = [&stderr, &stdout].into_iter().find_map(|text| text.lines().rev().find(|line| !line.trim().is_empty()));
+        Err(HostError::machine(match last {
+            Some(line) => format!("{attempt}: {}", line.trim()),
+            None => format!("{attempt}: `{}` ended with {}", self.program, self.status),
+        }))
+    }
+}
+
+/// A program and everything about how it is to run.
+#[derive(Clone)]
+pub struct Program {
+    program: PathBuf,
+    args: Vec<OsString>,
+    env: BTreeMap<OsString, OsString>,
+    cwd: PathBuf,
+    run_as: Option<RunAs>,
+    stdin: Vec<u8>,
+    time_limit: Option<Duration>,
+    output_limit: usize,
+    lines: Option<Arc<dyn LogSink>>,
+    cancel: Vec<CancellationToken>,
+    cgroups: Vec<PathBuf>,
+}
+
+impl Program {
+    /// A program by path, or by name from the system's directories. It starts in `/` with `PATH`, `LANG` and `HOME` alone, as the user that
+    /// this process runs as.
+    pub fn new(program: impl AsRef<Path>) -> Self {
+        let env = [("PATH", SEARCH_PATH), ("LANG", "C.UTF-8"), ("HOME", "/")];
+        Self {
+            program: program.as_ref().to_owned(),
+            args: Vec::new(),
+            env: env.into_iter().map(|(name, value)| (name.into(), value.into())).collect(),
+            cwd: PathBuf::from("/"),
+            run_as: None,
+            stdin: Vec::new(),
+            time_limit: None,
+            output_limit: DEFAULT_OUTPUT_LIMIT,
+            lines: None,
+            cancel: Vec::new(),
+            cgroups: Vec::new(),
+        }
+    }
+
+    pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
+        self.args.push(arg.as_ref().to_owned());
+        self
+    }
+
+    pub fn args<A: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = A>) -> Self {
+        self.args.extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
+        self
+    }
+
+    pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
+        self.env.insert(name.as_ref().to_owned(), value.as_ref().to_owned());
+        self
+    }
+
+    pub fn cwd(mut self, cwd: impl AsRef<Path>) -> Self {
+        cwd.as_ref().clone_into(&mut self.cwd);
+        self
+    }
+
+    /// Runs as another user without a way to gain privileges again. Needs root.
+    pub fn run_as(mut self, user: RunAs) -> Self {
+        self.run_as = Some(user);
+        self
+    }
+
+    pub fn stdin(mut self, bytes: impl Into<Vec<u8>>) -> Self {
+        self.stdin = bytes.into();
+        self
+    }
+
+    pub fn time_limit(mut self, limit: Duration) -> Self {
+        self.time_limit = Some(limit);
+        self
+    }
+
+    /// How many bytes of each output stream [`Finished`] keeps. All lines reach the sink, whatever the limit is.
+    pub fn output_limit(mut self, bytes: usize) -> Self {
+        self.output_limit = bytes;
+        self
+    }
+
+    /// Gives each line of both streams to the sink while the program runs.
+    pub fn lines(mut self, sink: Arc<dyn LogSink>) -> Self {
+        self.lines = Some(sink);
+        self
+    }
+
+    /// Ends the program when the token is cancelled. May be given several times.
+    pub fn cancel(mut self, token: CancellationToken) -> Self {
+        self.cancel.push(token);
+        self
+    }
+
+    /// Lines to the progress' log, and its cancellation.
+    pub fn progress(self, progress: &Progress) -> Self {
+        self.lines(Arc::clone(&progress.log)).cancel(progress.cancel.clone())
+    }
+
+    /// `cgroup.procs` files that the process is written to when it has started.
+    pub fn cgroups(mut self, procs_files: Vec<PathBuf>) -> Self {
+        self.cgroups = procs_files;
+        self
+    }
+
+    /// The program's own name, for messages.
+    pub fn name(&self) -> String {
+        self.program.file_name().unwrap_or(self.program.as_os_str()).to_string_lossy().into_owned()
+    }
+
+    /// Whom it runs as, when that is another user.
+    pub fn user(&self) -> Option<&RunAs> {
+        self.run_as.as_ref()
+    }
+
+    /// Runs it to its end. The exit code is the caller's to judge.
+    pub async fn run(self) -> Result<Finished, ExecError> {
+        self.start()?.finish().await
+    }
+
+    /// Starts it; [`Started::finish`] waits. Dropping what is returned ends the whole process group.
+    pub fn start(self) -> Result<Started, ExecError> {
+        let mut command = self.command(false);
+        command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        let child = self.spawn(&mut command)?;
+        let group = GroupGuard { group: child.id().and_then(|id| Pid::from_raw(id.cast_signed())) };
+        Ok(Started { program: self, child, group })
+    }
+
+    /// Starts it in a session of its own with both output streams appended to `log`, so that it outlives this process.
+    pub(super) fn start_detached(&self, log: std::fs::File) -> Result<Child, ExecError> {
+        let start_error = |source| ExecError::Start { program: self.name(), source };
+        let mut command = self.command(true);
+        command.stdin(Stdio::null()).stdout(log.try_clone().map_err(start_error)?).stderr(log).kill_on_drop(false);
+        self.spawn(&mut command)
+    }
+
+    fn spawn(&self, command: &mut Command) -> Result<Child, ExecError> {
+        let child = command.spawn().map_err(|source| ExecError::Start { program: self.name(), source })?;
+        if let Some(pid) = child.id() {
+            for procs_file in &self.cgroups {
+                if let Err(error) = std::fs::write(procs_file, pid.to_string()) {
+                    tracing::warn!(%error, path = %procs_file.display(), "a process could not be put into its cgroup");
+                }
+            }
+        }
+        Ok(child)
+    }
+
+    /// `setsid` and `setpriv` replace themselves by the program, so the child's pid is the program's.
+    fn command(&self, own_session: bool) -> Command {
+        let mut words: Vec<OsString> = Vec::new();
+        if own_session {
+            words.push("setsid".into());
+        }
+        if let Some(user) = &self.run_as {
+            words.extend(["setpriv".into(), format!("--reuid={}", user.uid).into(), format!("--regid={}", user.gid).into()]);
+            words.push(if user.groups.is_empty() {
+                "--clear-groups".into()
+            } else {
+                let groups: Vec<String> = user.groups.iter().map(u32::to_string).collect();
+                format!("--groups={}", groups.join(",")).into()
+            });
+            words.extend(["--no-new-privs".into(), "--".into()]);
+        }
+        words.push(self.program.clone().into_os_string());
+        let mut words = words.into_iter();
+        let mut command = Command::new(words.next().unwrap_or_default());
+        command.args(words).args(&self.args).env_clear().envs(&self.env).current_dir(&self.cwd);
+        command
+    }
+}
+
+/// A program that runs and is waited for.
+pub struct Started {
+    program: Program,
+    child: Child,
+    group: GroupGuard,
+}
+
+impl Started {
+    /// `None` when it has ended already.
+    pub fn pid(&self) -> Option<i32> {
+        self.child.id().map(u32::cast_signed)
+    }
+
+    /// Waits until it ends, its time is up, or it is cancelled; in the last two cases its whole group has been ended.
+    pub async fn finish(mut self) -> Result<Finished, ExecError> {
+        let name = self.program.name();
+        let output_error = |source| ExecError::Output { program: name.clone(), source };
+        let limit = self.program.output_limit;
+        let mut stdin = self.child.stdin.take();
+        let input = std::mem::take(&mut self.program.stdin);
+        let feed = async {
+            if let Some(stdin) = stdin.as_mut() {
+                // A program that does not read its input to the end is free to do so.
+                let _ = stdin.write_all(&input).await;
+            }
+            drop(stdin);
+        };
+        let stdout = self.child.stdout.take();
+        let stderr = self.child.stderr.take();
+        let sink = self.program.lines.clone();
+        let mut kept_stdout = Kept::first(limit);
+        let mut kept_stderr = Kept::last(limit);
+        let outcome = {
+            let read = async {
+                tokio::try_join!(collect(stdout, &mut kept_stdout, sink.as_deref()), collect(stderr, &mut kept_stderr, sink.as_deref()))
+            };
+            let child = &mut self.child;
+            let group = &self.group;
+            let work = async {
+                tokio::pin!(read);
+                tokio::pin!(feed);
+                let wait = child.wait();
+                tokio::pin!(wait);
+                let mut read_done = false;
+                let mut fed = false;
+                let status = loop {
+                    tokio::select! {
+                        result = &mut read, if !read_done => { result?; read_done = true; }
+                        () = &mut feed, if !fed => fed = true,
+                        status = &mut wait => break status?,
+                    }
+                };
+                if !read_done && let Ok(result) = tokio::time::timeout(OUTPUT_GRACE, &mut read).await {
+                    result?;
+                    read_done = true;
+                }
+                if !read_done {
+                    group.kill();
+                    let _ = tokio::time::timeout(OUTPUT_GRACE, &mut read).await;
+                }
+                Ok(status)
+            };
+            let time_limit = self.program.time_limit;
+            tokio::select! {
+                status = work => status.map_err(output_error),
+                () = any_cancelled(&self.program.cancel) => Err(ExecError::Cancelled { program: name.clone() }),
+                limit = sleep_for(time_limit) => Err(ExecError::TimedOut { program: name.clone(), limit }),
+            }
+        };
+        match outcome {
+            Ok(status) => {
+                self.group.disarm();
+                Ok(Finished { program: name, status, stdout: kept_stdout.bytes, stderr: kept_stderr.bytes })
+            }
+            Err(error) => {
+                self.group.kill();
+                let _ = self.child.wait().await;
+                self.group.disarm();
+                Err(error)
+            }
+        }
+    }
+}
+
+/// Ends the process group when whoever waits for it goes away.
+struct GroupGuard {
+    group: Option<Pid>,
+}
+
+impl GroupGuard {
+    fn kill(&self) {
+        if let Some(group) = self.group {
+            // It may be gone already, which is as good.
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+    }
+
+    fn disarm(&mut self) {
+        self.group = None;
+    }
+}
+
+impl Drop for GroupGuard {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+async fn sleep_for(limit: Option<Duration>) -> Duration {
+    match limit {
+        Some(limit) => {
+            tokio::time::sleep(limit).await;
+            limit
+        }
+        None => std::future::pending().await,
+    }
+}
+
+async fn any_cancelled(tokens: &[CancellationToken]) {
+    if tokens.is_empty() {
+        std::future::pending::<()>().await;
+    }
+    futures::future::select_all(tokens.iter().map(|token| Box::pin(token.cancelled()))).await;
+}
+
+/// The part of a stream that is kept.
+struct Kept {
+    bytes: Vec<u8>,
+    limit: usize,
+    end: bool,
+}
+
+impl Kept {
+    fn first(limit: usize) -> Self {
+        Self { bytes: Vec::new(), limit, end: false }
+    }
+
+    fn last(limit: usize) -> Self {
+        Self { bytes: Vec::new(), limit, end: true }
+    }
+
+    fn push(&mut self, more: &[u8]) {
+        if self.end {
+            self.bytes.extend_from_slice(more);
+            // Cut rarely, so that a long stream does not move its end at each line.
+            if self.bytes.len() > self.limit.saturating_mul(2).max(LINE_LIMIT as usize) {
+                self.trim();
+            }
+        } else {
+            let room = self.limit.saturating_sub(self.bytes.len());
+            self.bytes.extend_from_slice(&more[..more.len().min(room)]);
+        }
+    }
+
+    fn trim(&mut self) {
+        let excess = self.bytes.len().saturating_sub(self.limit);
+        self.bytes.drain(..excess);
+    }
+}
+
+async fn collect(stream: Option<impl AsyncRead + Unpin>, kept: &mut Kept, sink: Option<&dyn LogSink>) -> io::Result<()> {
+    let Some(stream) = stream else { return Ok(()) };
+    let mut reader = BufReader::new(stream);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        if (&mut reader).take(LINE_LIMIT).read_until(b'\n', &mut line).await? == 0 {
+            break;
+        }
+        kept.push(&line);
+        if let Some(sink) = sink {
+            let text = String::from_utf8_lossy(&line);
+            sink.line(text.trim_end_matches(['\n', '\r']));
+        }
+    }
+    if kept.end {
+        kept.trim();
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Lines(Mutex<Vec<String>>);
+
+    impl LogSink for Lines {
+        fn line(&self, text: &str) {
+            self.0.lock().unwrap().push(text.to_owned());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_program_gets_its_input_and_nothing_of_our_environment() {
+        let finished = Program::new("env").env("ONE", "a b;$(c)").run().await.unwrap();
+        assert_eq!(finished.stdout_text(), "HOME=/\nLANG=C.UTF-8\nONE=a b;$(c)\nPATH=".to_owned() + SEARCH_PATH + "\n");
+        let finished = Program::new("cat").stdin("x\ny").run().await.unwrap();
+        assert_eq!(finished.stdout_text(), "x\ny");
+    }
+
+    #[tokio::test]
+    async fn a_failure_ends_with_the_last_line_that_the_program_wrote() {
+        let error = Program::new("ls").arg("/nowhere").run().await.unwrap().expect_success("nothing was listed").unwrap_err();
+        assert_eq!(error.to_string(), "nothing was listed: ls: cannot access '/nowhere': No such file or directory");
+        let error = HostError::from(Program::new("no-such-program").run().await.unwrap_err());
+        assert!(error.to_string().contains("install it"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn all_lines_reach_the_sink_and_only_the_limit_is_kept() {
+        let lines = Arc::new(Lines::default());
+        let finished = Program::new("seq").arg("1000").output_limit(10).lines(lines.clone()).run().await.unwrap();
+        assert_eq!(finished.stdout, b"1\n2\n3\n4\n5\n");
+        assert_eq!(lines.0.lock().unwrap().len(), 1000);
+    }
+
+    #[tokio::test]
+    async fn cancelling_and_running_out_of_time_end_the_whole_group() {
+        let token = CancellationToken::new();
+        let started = Program::new("sh").args(["-c", "sleep 1000 & sleep 1000"]).cancel(token.clone()).start().unwrap();
+        let group = started.pid().unwrap();
+        token.cancel();
+        assert!(matches!(started.finish().await, Err(ExecError::Cancelled { .. })));
+        // A killed member may stay for a moment until it is reaped.
+        while rustix::process::test_kill_process_group(Pid::from_raw(group).unwrap()).is_ok() {
+            if super::super::process::scan().iter().all(|entry| entry.group != group || entry.is_dead()) {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        let error = Program::new("sleep").arg("1000").time_limit(Duration::from_millis(20)).run().await.unwrap_err();
+        assert!(matches!(error, ExecError::TimedOut { .. }));
+    }
+
+    #[tokio::test]
+    async fn another_user_has_only_the_groups_that_it_was_given() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let user = RunAs { uid: 41_234, gid: 41_235, groups: vec![41_236] };
+        let finished = Program::new("id").run_as(user).run().await.unwrap();
+        assert_eq!(finished.stdout_text(), "uid=41234 gid=41235 groups=41235,41236\n");
+    }
+}

@@ -1,0 +1,119 @@
+//! The door: each call of [`Host`] takes its claim and goes to the module of its noun.
+
+use async_trait::async_trait;
+use ocore_model::{
+    ids::{DataSetId, InstanceId},
+    instance::Color,
+    names::OdooVersion,
+};
+
+use super::LocalHost;
+use crate::{
+    api::{
+        BuildRelease, DataSource, Distribution, Fence, Host, HostFacts, InstalledModule, InstanceObservation, Progress, Release, ReleaseId,
+        RunModules, RunningSlot, SlotSpec, Source, SourceId, TarStream,
+    },
+    error::Result,
+};
+
+#[async_trait]
+impl Host for LocalHost {
+    async fn facts(&self) -> Result<HostFacts> {
+        self.gather_facts().await
+    }
+
+    async fn unpack_source(&self, _source: &SourceId, _prefix: &str, _tar: TarStream) -> Result<()> {
+        unimplemented!()
+    }
+
+    async fn seal_source(&self, _source: &SourceId, _submodules: &[String], _progress: Progress) -> Result<Source> {
+        unimplemented!()
+    }
+
+    async fn find_source(&self, _source: &SourceId) -> Result<Option<Source>> {
+        unimplemented!()
+    }
+
+    async fn distribution(&self, _version: &OdooVersion) -> Result<Distribution> {
+        unimplemented!()
+    }
+
+    async fn build_release(&self, _request: BuildRelease, _progress: Progress) -> Result<Release> {
+        unimplemented!()
+    }
+
+    async fn find_release(&self, _release: &ReleaseId) -> Result<Option<Release>> {
+        unimplemented!()
+    }
+
+    async fn prune_releases(&self, _keep: &[ReleaseId]) -> Result<()> {
+        unimplemented!()
+    }
+
+    async fn create_instance(&self, instance: InstanceId, fence: Fence) -> Result<()> {
+        let claim = self.claim(instance, fence).await?;
+        self.make_instance(&claim).await
+    }
+
+    async fn destroy_instance(&self, instance: InstanceId, fence: Fence) -> Result<()> {
+        let claim = self.claim(instance, fence).await?;
+        self.remove_instance(&claim).await
+    }
+
+    async fn create_data_set(
+        &self,
+        instance: InstanceId,
+        data_set: DataSetId,
+        source: DataSource,
+        fence: Fence,
+        progress: Progress,
+    ) -> Result<()> {
+        let claim = self.claim(instance, fence).await?;
+        self.make_data_set(&claim, data_set, source, &progress).await.map_err(|error| claim.explain(error))
+    }
+
+    async fn remove_data_set(&self, instance: InstanceId, data_set: DataSetId, fence: Fence) -> Result<()> {
+        let claim = self.claim(instance, fence).await?;
+        self.delete_data_set(&claim, data_set).await
+    }
+
+    async fn start_cluster(&self, instance: InstanceId, data_set: DataSetId, fence: Fence) -> Result<()> {
+        let claim = self.claim(instance, fence).await?;
+        self.run_cluster(claim.instance, data_set).await.map(drop)
+    }
+
+    async fn stop_cluster(&self, instance: InstanceId, data_set: DataSetId, fence: Fence) -> Result<()> {
+        let claim = self.claim(instance, fence).await?;
+        let allocation = self.allocation(claim.instance).await?;
+        self.cluster(&allocation, claim.instance, data_set)?.stop().await
+    }
+
+    async fn installed_modules(&self, instance: InstanceId, data_set: DataSetId, fence: Fence) -> Result<Vec<InstalledModule>> {
+        let claim = self.claim(instance, fence).await?;
+        self.modules_in_database(&claim, data_set).await
+    }
+
+    async fn run_modules(&self, _instance: InstanceId, _request: RunModules, _fence: Fence, _progress: Progress) -> Result<()> {
+        unimplemented!()
+    }
+
+    async fn start_slot(&self, _instance: InstanceId, _slot: SlotSpec, _fence: Fence, _progress: Progress) -> Result<RunningSlot> {
+        unimplemented!()
+    }
+
+    async fn stop_slot(&self, _instance: InstanceId, _color: Color, _fence: Fence) -> Result<()> {
+        unimplemented!()
+    }
+
+    async fn observe(&self) -> Result<Vec<InstanceObservation>> {
+        self.observe_instances().await
+    }
+
+    async fn odoo_log(&self, _instance: InstanceId, _lines: usize, _follow: bool) -> Result<tokio::sync::mpsc::Receiver<String>> {
+        unimplemented!()
+    }
+
+    async fn rotate_logs(&self) -> Result<()> {
+        unimplemented!()
+    }
+}

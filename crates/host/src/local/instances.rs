@@ -1,0 +1,131 @@
+//! Instances as a server knows them: users, ports, directories and processes. Made, claimed, observed, destroyed.
+
+use std::collections::BTreeSet;
+
+use ocore_model::{ids::InstanceId, instance::Color};
+use rustix::process::Signal;
+
+use super::{
+    LocalHost, copy,
+    data_sets::open_to_group,
+    durable,
+    fence::Claim,
+    layout::{Layout, Unit},
+    ledger::Allocation,
+    process::{self, Process},
+    slots,
+};
+use crate::{
+    api::{Fence, InstanceObservation},
+    error::{HostError, Result},
+};
+
+const GRACE: std::time::Duration = std::time::Duration::from_secs(30);
+
+impl LocalHost {
+    /// The right to work on the instance. Whatever an older generation has left running in its name is ended first.
+    pub async fn claim(&self, instance: InstanceId, fence: Fence) -> Result<Claim> {
+        let claim = self.fences.enter(instance, fence).await?;
+        if claim.must_clear() {
+            self.end_strays(instance).await?;
+            claim.cleared();
+        }
+        Ok(claim)
+    }
+
+    /// What the instance has been given; `NotFound` when nothing has.
+    pub async fn allocation(&self, instance: InstanceId) -> Result<Allocation> {
+        let found = self.ledger.find(instance).await?;
+        found.ok_or_else(|| HostError::NotFound { what: "instance", id: instance.to_string() })
+    }
+
+    pub(super) async fn make_instance(&self, claim: &Claim) -> Result<()> {
+        let instance = claim.instance;
+        let allocation = self.ledger.allocate(instance).await?;
+        durable::make_directory(&self.layout.records(instance), 0o700)?;
+        for directory in [self.layout.instance(instance), self.layout.data_sets(instance), self.layout.logs(instance)] {
+            durable::make_directory(&directory, 0o710)?;
+            open_to_group(&directory, allocation.odoo.uid)?;
+        }
+        Ok(())
+    }
+
+    /// Ends everything of the instance and removes it. Absent is done.
+    pub(super) async fn remove_instance(&self, claim: &Claim) -> Result<()> {
+        let instance = claim.instance;
+        for process in self.recorded_processes(instance)? {
+            let is_cluster = process.record.data_set.is_some_and(|id| process.path() == self.layout.record(instance, Unit::Cluster(id)));
+            let signal = if is_cluster { Signal::QUIT } else { Signal::TERM };
+            process.stop(&[(signal, GRACE)]).await?;
+        }
+        if let Some(allocation) = self.ledger.find(instance).await? {
+            process::end_users(&BTreeSet::from([allocation.postgres.uid, allocation.odoo.uid])).await?;
+        }
+        for data_set in self.data_sets(instance)? {
+            copy::remove(&self.layout.socket_directory(data_set)).await?;
+        }
+        copy::remove(&self.layout.instance(instance)).await?;
+        self.cgroups.remove(instance);
+        copy::remove(&self.layout.records(instance)).await?;
+        self.ledger.release(instance).await
+    }
+
+    /// What is there of every instance.
+    pub(super) async fn observe_instances(&self) -> Result<Vec<InstanceObservation>> {
+        let mut observations = Vec::new();
+        for instance in self.ledger.instances().await? {
+            let data_sets = self.data_sets(instance)?;
+            let mut clusters = Vec::new();
+            for data_set in &data_sets {
+                if Process::find(&self.layout.record(instance, Unit::Cluster(*data_set)))?.is_some() {
+                    clusters.push(*data_set);
+                }
+            }
+            let slots = slots::running(&self.layout, instance)?;
+            observations.push(InstanceObservation { instance, data_sets, clusters, slots });
+        }
+        Ok(observations)
+    }
+
+    /// Ends the instance's processes that no record of a cluster or a slot accounts for: programs of an operation that is no more, and
+    /// processes that were never recorded.
+    async fn end_strays(&self, instance: InstanceId) -> Result<()> {
+        let Some(allocation) = self.ledger.find(instance).await? else { return Ok(()) };
+        let mut sessions = BTreeSet::new();
+        let mut marks = BTreeSet::new();
+        let mut directories = Vec::new();
+        for data_set in self.data_sets(instance)? {
+            if Process::find(&self.layout.record(instance, Unit::Cluster(data_set)))?.is_some() {
+                directories.push(self.layout.pgdata(instance, data_set));
+            }
+        }
+        for color in Color::ALL {
+            let unit = Unit::Slot(*color);
+            if let Some(process) = Process::find(&self.layout.record(instance, unit))? {
+                sessions.insert(process.pid());
+                marks.insert(Layout::mark(instance, unit));
+            }
+        }
+        process::end_all(|entry| match entry.uid() {
+            Some(uid) if uid == allocation.postgres.uid => {
+                !entry.cwd().is_some_and(|cwd| directories.iter().any(|directory| cwd.starts_with(directory)))
+            }
+            Some(uid) if uid == allocation.odoo.uid => {
+                !sessions.contains(&entry.session) && !entry.mark().is_some_and(|mark| marks.contains(&mark))
+            }
+            _ => false,
+        })
+        .await?;
+        for process_record in self.run_records(instance)? {
+            durable::remove(&process_record)
+                .map_err(|error| HostError::machine_from("the record of an old program could not be removed", error))?;
+        }
+        Ok(())
+    }
+
+    fn run_records(&self, instance: InstanceId) -> Result<Vec<std::path::PathBuf>> {
+        let Ok(entries) = std::fs::read_dir(self.layout.records(instance)) else { return Ok(Vec::new()) };
+        let is_run = |path: &std::path::Path| path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"run-"));
+        Ok(entries.flatten().map(|entry| entry.path()).filter(|path| is_run(path)).collect())
+    }
+}

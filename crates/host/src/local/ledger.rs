@@ -1,0 +1,509 @@
+//! Who has which user, group and port: one file, changed under a lock that other processes respect too, written whole or not at all.
+//!
+//! An entry is written before what it stands for is made, and removed after that is gone; so a crash leaves an entry too many, never one
+//! too few, and whoever comes again finds its own entry.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::{File, OpenOptions},
+    hash::{DefaultHasher, Hash, Hasher},
+    net::{Ipv4Addr, TcpListener},
+    ops::Range,
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use nix::fcntl::{Flock, FlockArg};
+use ocore_model::{ids::InstanceId, instance::Color};
+use serde::{Deserialize, Serialize};
+
+use super::{config::LocalHostConfig, durable, durable::blocking, exec::RunAs, process, users};
+use crate::{
+    api::ReleaseId,
+    error::{HostError, Result},
+};
+
+/// A user that has an entry in the system's user database; its own group has the same number.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OsUser {
+    pub uid: u32,
+    pub name: String,
+}
+
+/// What an instance has been given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Allocation {
+    /// Runs the instance's PostgreSQL clusters.
+    pub postgres: OsUser,
+    /// Runs the instance's Odoo.
+    pub odoo: OsUser,
+    pub ports: InstancePorts,
+}
+
+/// TCP ports on the loopback interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstancePorts {
+    pub blue: SlotPorts,
+    pub green: SlotPorts,
+}
+
+impl InstancePorts {
+    pub fn of(&self, color: Color) -> SlotPorts {
+        match color {
+            Color::Blue => self.blue,
+            Color::Green => self.green,
+        }
+    }
+}
+
+/// The ports of one slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlotPorts {
+    pub http: u16,
+    pub websocket: u16,
+}
+
+/// The user of one build, for as long as this value lives. It has no entry in the user database and owns nothing.
+#[derive(Debug)]
+pub struct BuildUser {
+    pub uid: u32,
+    _claim: Flock<File>,
+}
+
+impl BuildUser {
+    /// As a user to run programs as, with these supplementary groups.
+    pub fn run_as(&self, groups: Vec<u32>) -> RunAs {
+        RunAs { uid: self.uid, gid: self.uid, groups }
+    }
+
+    /// Ends everything that the build has left running and gives the user back. (When it is dropped, the next one does the ending.)
+    pub async fn release(self) -> Result<()> {
+        process::end_users(&BTreeSet::from([self.uid])).await
+    }
+}
+
+/// The ledger as it is on disk.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Book {
+    instances: BTreeMap<InstanceId, Entry>,
+    /// The user of the control plane's own cluster.
+    control: Option<u32>,
+    /// Groups of releases.
+    releases: BTreeMap<String, u32>,
+    /// Numbers in our range that somebody else took.
+    foreign_uids: BTreeSet<u32>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Entry {
+    postgres_uid: u32,
+    odoo_uid: u32,
+    ports: InstancePorts,
+}
+
+impl Entry {
+    fn allocation(&self) -> Allocation {
+        Allocation {
+            postgres: OsUser { uid: self.postgres_uid, name: postgres_name(self.postgres_uid) },
+            odoo: OsUser { uid: self.odoo_uid, name: odoo_name(self.odoo_uid) },
+            ports: self.ports,
+        }
+    }
+}
+
+const POSTGRES_PREFIX: &str = "ocore-p";
+const ODOO_PREFIX: &str = "ocore-o";
+const CONTROL_OWNER: &str = "control";
+/// Claims on build users, for all homes of the machine.
+const BUILD_CLAIMS: &str = "/run/ocore";
+
+fn postgres_name(uid: u32) -> String {
+    format!("{POSTGRES_PREFIX}{uid}")
+}
+
+fn odoo_name(uid: u32) -> String {
+    format!("{ODOO_PREFIX}{uid}")
+}
+
+impl Book {
+    fn uids(&self) -> BTreeSet<u32> {
+        let instances = self.instances.values().flat_map(|entry| [entry.postgres_uid, entry.odoo_uid]);
+        instances.chain(self.control).chain(self.foreign_uids.iter().copied()).collect()
+    }
+
+    fn ports(&self) -> BTreeSet<u16> {
+        let slots = self.instances.values().flat_map(|entry| [entry.ports.blue, entry.ports.green]);
+        slots.flat_map(|slot| [slot.http, slot.websocket]).collect()
+    }
+}
+
+struct Ranges {
+    uids: Range<u32>,
+    release_gids: Range<u32>,
+    build_uids: Range<u32>,
+    ports: Range<u16>,
+}
+
+struct Inner {
+    path: PathBuf,
+    home: PathBuf,
+    ranges: Ranges,
+}
+
+/// The open ledger; clones are the same one.
+#[derive(Clone)]
+pub struct Ledger(Arc<Inner>);
+
+impl Ledger {
+    /// Opens the ledger of a home; the directory must be there. A damaged file is replaced by the one before it and by what the system's
+    /// user database says about our users.
+    pub async fn open(config: &LocalHostConfig) -> Result<Self> {
+        let ranges = Ranges {
+            uids: config.uids.clone(),
+            release_gids: config.release_gids.clone(),
+            build_uids: config.build_uids.clone(),
+            ports: config.ports.clone(),
+        };
+        let inner = Inner { path: config.home.join("ledger.json"), home: config.home.clone(), ranges };
+        let ledger = Self(Arc::new(inner));
+        ledger.change(|_, _| Ok(())).await?;
+        Ok(ledger)
+    }
+
+    /// Users and ports for an instance; the same ones when it has them already. The users are there afterwards.
+    pub async fn allocate(&self, instance: InstanceId) -> Result<Allocation> {
+        let owner = instance.to_string();
+        loop {
+            let entry = self
+                .change(move |book, inner| {
+                    if let Some(entry) = book.instances.get(&instance) {
+                        return Ok(entry.clone());
+                    }
+                    let postgres_uid = inner.free_uid(book, &[])?;
+                    let odoo_uid = inner.free_uid(book, &[postgres_uid])?;
+                    let entry = Entry { postgres_uid, odoo_uid, ports: inner.free_ports(book)? };
+                    book.instances.insert(instance, entry.clone());
+                    Ok(entry)
+                })
+                .await?;
+            let postgres = self.ensure_user(entry.postgres_uid, &postgres_name(entry.postgres_uid), &owner).await?;
+            let odoo = self.ensure_user(entry.odoo_uid, &odoo_name(entry.odoo_uid), &owner).await?;
+            if postgres == users::Ensured::Ours && odoo == users::Ensured::Ours {
+                return Ok(entry.allocation());
+            }
+            // Somebody else was faster: note it, and take others in their place.
+            let taken: Vec<u32> = [(postgres, entry.postgres_uid), (odoo, entry.odoo_uid)]
+                .into_iter()
+                .filter(|(e, _)| *e == users::Ensured::Taken)
+                .map(|(_, uid)| uid)
+                .collect();
+            self.change(move |book, inner| {
+                book.foreign_uids.extend(taken.iter().copied());
+                let Some(mut entry) = book.instances.get(&instance).cloned() else { return Ok(()) };
+                if taken.contains(&entry.postgres_uid) {
+                    entry.postgres_uid = inner.free_uid(book, &[])?;
+                }
+                if taken.contains(&entry.odoo_uid) {
+                    entry.odoo_uid = inner.free_uid(book, &[entry.postgres_uid])?;
+                }
+                book.instances.insert(instance, entry);
+                Ok(())
+            })
+            .await?;
+        }
+    }
+
+    /// What the instance has; `None` when nothing has been allocated.
+    pub async fn find(&self, instance: InstanceId) -> Result<Option<Allocation>> {
+        self.read(move |book| book.instances.get(&instance).map(Entry::allocation)).await
+    }
+
+    /// All instances that have something.
+    pub async fn instances(&self) -> Result<Vec<InstanceId>> {
+        self.read(|book| book.instances.keys().copied().collect()).await
+    }
+
+    /// Removes the instance's users and gives its numbers and ports back. Nothing of it may run any more. Absent is done.
+    pub async fn release(&self, instance: InstanceId) -> Result<()> {
+        let Some(allocation) = self.find(instance).await? else { return Ok(()) };
+        self.remove_user(&allocation.postgres).await?;
+        self.remove_user(&allocation.odoo).await?;
+        self.change(move |book, _| {
+            book.instances.remove(&instance);
+            Ok(())
+        })
+        .await
+    }
+
+    /// The ports of a slot that is about to start, each of which nobody listens on now; one that a foreign process holds is replaced by
+    /// another for good. Call it only while the slot does not run.
+    pub async fn free_slot_ports(&self, instance: InstanceId, color: Color) -> Result<SlotPorts> {
+        self.change(move |book, inner| {
+            let ports = book.instances.get(&instance).ok_or_else(|| not_found(instance))?.ports;
+            let mut slot = ports.of(color);
+            let mut taken = book.ports();
+            for port in [&mut slot.http, &mut slot.websocket] {
+                if !is_free(*port) {
+                    let [other] = inner.free_port_numbers(&taken)?;
+                    tracing::warn!(port, other, %instance, "another program listens on an instance's port; the instance takes another one");
+                    taken.insert(other);
+                    *port = other;
+                }
+            }
+            if let Some(entry) = book.instances.get_mut(&instance) {
+                entry.ports = with_slot(entry.ports, color, slot);
+            }
+            Ok(slot)
+        })
+        .await
+    }
+
+    /// The group that may read a release; the same one when it has one already.
+    pub async fn release_gid(&self, release: &ReleaseId) -> Result<u32> {
+        let name = release.0.clone();
+        self.change(move |book, inner| {
+            if let Some(gid) = book.releases.get(&name) {
+                return Ok(*gid);
+            }
+            let taken: BTreeSet<u32> = book.releases.values().copied().collect();
+            let gid = inner.ranges.release_gids.clone().find(|gid| !taken.contains(gid) && !users::is_known(*gid));
+            let gid = gid.ok_or_else(|| HostError::machine("all group numbers for releases are in use; configure a larger range"))?;
+            book.releases.insert(name, gid);
+            Ok(gid)
+        })
+        .await
+    }
+
+    /// Gives the group of a removed release back. Absent is done.
+    pub async fn forget_release(&self, release: &ReleaseId) -> Result<()> {
+        let name = release.0.clone();
+        self.change(move |book, _| {
+            book.releases.remove(&name);
+            Ok(())
+        })
+        .await
+    }
+
+    /// A user for one build that nobody on this machine has now, and that nothing runs as.
+    pub async fn claim_build_user(&self) -> Result<BuildUser> {
+        let range = self.0.ranges.build_uids.clone();
+        let user = blocking(move || {
+            durable::make_directory(Path::new(BUILD_CLAIMS), 0o755)?;
+            for uid in range {
+                let path = Path::new(BUILD_CLAIMS).join(format!("build-{uid}.lock"));
+                let file = open_lock(&path)?;
+                if let Ok(claim) = Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                    return Ok(BuildUser { uid, _claim: claim });
+                }
+            }
+            Err(HostError::machine("all users for builds are in use; try again when a build has ended, or configure a larger range"))
+        })
+        .await?;
+        process::end_users(&BTreeSet::from([user.uid])).await?;
+        Ok(user)
+    }
+
+    /// The user of the control plane's own cluster; it is there afterwards.
+    pub async fn allocate_control(&self) -> Result<OsUser> {
+        loop {
+            let uid = self
+                .change(|book, inner| {
+                    let uid = match book.control {
+                        Some(uid) => uid,
+                        None => inner.free_uid(book, &[])?,
+                    };
+                    book.control = Some(uid);
+                    Ok(uid)
+                })
+                .await?;
+            let name = postgres_name(uid);
+            if self.ensure_user(uid, &name, CONTROL_OWNER).await? == users::Ensured::Ours {
+                return Ok(OsUser { uid, name });
+            }
+            self.change(move |book, _| {
+                book.foreign_uids.insert(uid);
+                book.control = None;
+                Ok(())
+            })
+            .await?;
+        }
+    }
+
+    /// The user of the control plane's own cluster, when it has one.
+    pub async fn find_control(&self) -> Result<Option<OsUser>> {
+        self.read(|book| book.control.map(|uid| OsUser { uid, name: postgres_name(uid) })).await
+    }
+
+    /// Removes the user of the control plane's own cluster. Absent is done.
+    pub async fn release_control(&self) -> Result<()> {
+        let Some(user) = self.find_control().await? else { return Ok(()) };
+        self.remove_user(&user).await?;
+        self.change(|book, _| {
+            book.control = None;
+            Ok(())
+        })
+        .await
+    }
+
+    async fn ensure_user(&self, uid: u32, name: &str, owner: &str) -> Result<users::Ensured> {
+        users::ensure(uid, name, &self.0.comment(owner)).await
+    }
+
+    /// Ends what still runs as the user, then removes it, unless its number has come to belong to somebody else.
+    async fn remove_user(&self, user: &OsUser) -> Result<()> {
+        let suffix = self.0.comment_suffix();
+        let is_ours = users::list(&user.name)?.iter().any(|(uid, comment)| *uid == user.uid && comment.ends_with(&suffix));
+        if !is_ours {
+            return Ok(());
+        }
+        process::end_users(&BTreeSet::from([user.uid])).await?;
+        users::remove(&user.name).await
+    }
+
+    async fn read<T: Send + 'static>(&self, look: impl FnOnce(&Book) -> T + Send + 'static) -> Result<T> {
+        let inner = Arc::clone(&self.0);
+        blocking(move || {
+            let _lock = inner.lock()?;
+            Ok(look(&inner.load()?.0))
+        })
+        .await
+    }
+
+    async fn change<T: Send + 'static>(&self, change: impl FnOnce(&mut Book, &Inner) -> Result<T> + Send + 'static) -> Result<T> {
+        let inner = Arc::clone(&self.0);
+        blocking(move || {
+            let _lock = inner.lock()?;
+            let (before, damaged) = inner.load()?;
+            let mut book = before.clone();
+            let result = change(&mut book, &inner)?;
+            if book != before || damaged {
+                inner.store(&book, damaged)?;
+            }
+            Ok(result)
+        })
+        .await
+    }
+}
+
+impl Inner {
+    fn lock(&self) -> Result<Flock<File>> {
+        let file = open_lock(&self.path.with_extension("lock"))?;
+        Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, error)| HostError::machine_from("the ledger could not be locked", error))
+    }
+
+    fn previous(&self) -> PathBuf {
+        self.path.with_extension("previous.json")
+    }
+
+    /// The book, and whether it had to be put together again.
+    fn load(&self) -> Result<(Book, bool)> {
+        match durable::read_json::<Book>(&self.path) {
+            Ok(Some(book)) => Ok((book, false)),
+            Ok(None) if !self.previous().exists() => Ok((Book::default(), false)),
+            Ok(None) => Ok((self.restore()?, true)),
+            Err(error) => {
+                tracing::error!(%error, "the ledger is damaged; it is put together from its previous version and the system's users");
+                Ok((self.restore()?, true))
+            }
+        }
+    }
+
+    fn store(&self, book: &Book, damaged: bool) -> Result<()> {
+        if !damaged && self.path.exists() {
+            let content = std::fs::read(&self.path).and_then(|content| durable::write(&self.previous(), &content));
+            content.map_err(|error| HostError::machine_from(format!("the ledger could not be saved: {error}"), error))?;
+        }
+        durable::write_json(&self.path, book)
+    }
+
+    fn restore(&self) -> Result<Book> {
+        let mut book = durable::read_json::<Book>(&self.previous()).ok().flatten().unwrap_or_default();
+        let suffix = self.comment_suffix();
+        let owned = |prefix: &str| -> Result<Vec<(u32, String)>> {
+            let all = users::list(prefix)?.into_iter();
+            Ok(all.filter_map(|(uid, comment)| Some((uid, owner_of(comment.strip_suffix(&suffix)?)?.to_owned()))).collect())
+        };
+        let odoo = owned(ODOO_PREFIX)?;
+        for (postgres_uid, owner) in owned(POSTGRES_PREFIX)? {
+            if owner == CONTROL_OWNER {
+                book.control = Some(postgres_uid);
+            } else if let Ok(instance) = owner.parse::<InstanceId>()
+                && !book.instances.contains_key(&instance)
+            {
+                let odoo_uid = odoo.iter().find(|(_, other)| *other == owner).map(|(uid, _)| *uid);
+                let odoo_uid = match odoo_uid {
+                    Some(uid) => uid,
+                    None => self.free_uid(&book, &[postgres_uid])?,
+                };
+                let ports = self.free_ports(&book)?;
+                book.instances.insert(instance, Entry { postgres_uid, odoo_uid, ports });
+            }
+        }
+        Ok(book)
+    }
+
+    /// What our users have as comment: the owner and the home, so that two homes on one machine do not take each other's.
+    fn comment(&self, owner: &str) -> String {
+        format!("oCore {owner}{}", self.comment_suffix())
+    }
+
+    fn comment_suffix(&self) -> String {
+        // A colon or a line end would break the user database.
+        format!(" {}", self.home.display().to_string().replace([':', ',', '\n'], "_"))
+    }
+
+    fn free_uid(&self, book: &Book, besides: &[u32]) -> Result<u32> {
+        let taken = book.uids();
+        let mut candidates = self.ranges.uids.clone();
+        candidates
+            .find(|uid| !taken.contains(uid) && !besides.contains(uid) && !users::is_known(*uid))
+            .ok_or_else(|| HostError::machine("all user numbers for instances are in use; configure a larger range"))
+    }
+
+    fn free_ports(&self, book: &Book) -> Result<InstancePorts> {
+        let [one, two, three, four] = self.free_port_numbers(&book.ports())?;
+        Ok(InstancePorts { blue: SlotPorts { http: one, websocket: two }, green: SlotPorts { http: three, websocket: four } })
+    }
+
+    /// Ports that are neither allocated nor in use. Homes start looking at different places, so that several on one machine seldom meet.
+    fn free_port_numbers<const N: usize>(&self, taken: &BTreeSet<u16>) -> Result<[u16; N]> {
+        let range = &self.ranges.ports;
+        let count = u64::from(range.end.saturating_sub(range.start)).max(1);
+        let mut hasher = DefaultHasher::new();
+        self.home.hash(&mut hasher);
+        let start = (hasher.finish() % count) as u16;
+        let candidates = range.clone().cycle().skip(start.into()).take(range.len());
+        let found: Vec<u16> = candidates.filter(|port| !taken.contains(port) && is_free(*port)).take(N).collect();
+        found.try_into().map_err(|_| HostError::machine("all ports for instances are in use; configure a larger range"))
+    }
+}
+
+fn owner_of(comment: &str) -> Option<&str> {
+    comment.strip_prefix("oCore ")
+}
+
+fn with_slot(ports: InstancePorts, color: Color, slot: SlotPorts) -> InstancePorts {
+    match color {
+        Color::Blue => InstancePorts { blue: slot, ..ports },
+        Color::Green => InstancePorts { green: slot, ..ports },
+    }
+}
+
+fn is_free(port: u16) -> bool {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
+}
+
+fn open_lock(path: &Path) -> Result<File> {
+    OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+        .map_err(|error| HostError::machine_from(format!("the lock {} could not be opened: {error}", path.display()), error))
+}
+
+fn not_found(instance: InstanceId) -> HostError {
+    HostError::NotFound { what: "instance", id: instance.to_string() }
+}

@@ -1,0 +1,141 @@
+//! The data plane of the machine that this program runs on.
+
+pub mod cgroups;
+pub mod cluster;
+pub mod config;
+pub mod copy;
+pub mod data_sets;
+mod database;
+pub mod durable;
+pub mod exec;
+mod facts;
+pub mod fence;
+mod host;
+mod instances;
+pub mod layout;
+pub mod ledger;
+pub mod pool;
+mod private_cluster;
+pub mod process;
+pub mod slots;
+mod users;
+
+use std::{os::unix::fs::PermissionsExt, path::Path};
+
+use nix::unistd::geteuid;
+use ocore_model::ids::InstanceId;
+
+use self::{cgroups::Cgroups, fence::Fences, layout::Layout, ledger::Ledger, pool::Pool};
+pub use self::{
+    config::{InstanceLimits, LocalHostConfig, LogLimits, PoolConfig},
+    private_cluster::PrivateCluster,
+};
+use crate::{
+    api::Distribution,
+    error::{HostError, Result},
+};
+
+/// This machine as a [`Host`](crate::Host). All that it must not forget is in its home; another value on the same home finds it there.
+pub struct LocalHost {
+    pub config: LocalHostConfig,
+    pub layout: Layout,
+    pub ledger: Ledger,
+    pub pool: Pool,
+    pub cgroups: Cgroups,
+    fences: Fences,
+    template_turn: tokio::sync::Mutex<()>,
+}
+
+impl LocalHost {
+    /// Makes or finds the home, mounts the pool, and clears away what a crash has left half-made. Touches no running process. Needs root.
+    pub async fn open(config: LocalHostConfig) -> Result<Self> {
+        config.check()?;
+        make_home(&config)?;
+        let layout = Layout::new(&config);
+        let ledger = Ledger::open(&config).await?;
+        let pool = Pool::open(&config.pool).await?;
+        durable::make_directory(&layout.instances(), 0o711)?;
+        let host = Self {
+            cgroups: Cgroups::detect(config.limits),
+            fences: Fences::new(layout.fences()),
+            template_turn: tokio::sync::Mutex::default(),
+            config,
+            layout,
+            ledger,
+            pool,
+        };
+        host.sweep().await?;
+        Ok(host)
+    }
+
+    /// Stops all instances of a home, gracefully and then by force, and leaves their data. The pool stays mounted.
+    pub async fn stop_all(&self) -> Result<()> {
+        for instance in self.ledger.instances().await? {
+            self.stop_instance(instance).await?;
+        }
+        Ok(())
+    }
+
+    async fn list_distributions(&self) -> Result<Vec<Distribution>> {
+        Ok(Vec::new())
+    }
+
+    async fn stop_instance(&self, instance: InstanceId) -> Result<()> {
+        for data_set in self.data_sets(instance)? {
+            self.stop_users_of(instance, data_set).await?;
+            let allocation = self.allocation(instance).await?;
+            self.cluster(&allocation, instance, data_set)?.stop().await?;
+        }
+        Ok(())
+    }
+}
+
+/// Ends everything that runs from a home and removes the home with all data, users, mounts and control groups. Absent is done.
+pub async fn purge(config: &LocalHostConfig) -> Result<()> {
+    if !config.home.exists() {
+        return Ok(());
+    }
+    let ledger = Ledger::open(config).await?;
+    let cgroups = Cgroups::detect(config.limits);
+    if let Some(cluster) = PrivateCluster::find(config).await? {
+        cluster.stop().await?;
+    }
+    for instance in ledger.instances().await? {
+        // Its data goes too, so nothing has to end gracefully.
+        ledger.release(instance).await?;
+        cgroups.remove(instance);
+    }
+    ledger.release_control().await?;
+    cgroups.remove_empty();
+    pool::unmount(&config.pool).await?;
+    durable::remove_tree(&config.home)
+}
+
+/// The home and the directories in it that everything needs.
+fn make_home(config: &LocalHostConfig) -> Result<()> {
+    if !geteuid().is_root() {
+        return Err(HostError::machine("oCore runs instances as users of their own and must therefore run as root"));
+    }
+    let layout = Layout::new(config);
+    layout.check()?;
+    durable::make_directory(&config.home, 0o711)?;
+    durable::make_directory(&layout.state(), 0o700)?;
+    durable::make_directory(&layout.fences(), 0o700)?;
+    durable::make_directory(&layout.sockets(), 0o711)?;
+    check_passage(&config.home)
+}
+
+/// The users of instances must be able to pass through every directory above the home.
+fn check_passage(home: &Path) -> Result<()> {
+    for directory in home.ancestors().skip(1) {
+        let metadata = std::fs::metadata(directory)
+            .map_err(|error| HostError::machine_from(format!("{} could not be looked at: {error}", directory.display()), error))?;
+        if metadata.permissions().mode() & 0o001 == 0 {
+            return Err(HostError::machine(format!(
+                "the users of instances cannot pass through {}; choose another home, or `chmod o+x` it",
+                directory.display()
+            )));
+        }
+    }
+    Ok(())
+}
