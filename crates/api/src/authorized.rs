@@ -10,7 +10,7 @@ use axum::{
 use ocore_control::{
     Error,
     accounts::{self, Identity, Person},
-    authorization::{Grant, Right},
+    authorization::{Grant, Right, Scope},
 };
 
 use crate::{AppState, cookies, problem::Problem};
@@ -19,23 +19,29 @@ use crate::{AppState, cookies, problem::Problem};
 pub(crate) const ORGANIZATION_HEADER: &str = "x-org-slug";
 
 /// The caller has the right `R` in the organization that the request names (or their only one).
-pub struct Authorized<R: Right>(pub Grant<R>);
+pub(crate) struct Authorized<R: Right>(pub(crate) Grant<R>);
 
 impl<R: Right> FromRequestParts<AppState> for Authorized<R> {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, Self::Rejection> {
-        let identity = identity(parts, state).await?;
-        let slug = match parts.headers.get(ORGANIZATION_HEADER) {
-            Some(value) => Some(value.to_str().map_err(|_| Error::NotFound { what: "organization" })?),
-            None => None,
-        };
-        Ok(Self(identity.scope(slug)?.grant::<R>()?))
+        Ok(Self(scope(parts, state).await?.grant::<R>()?))
+    }
+}
+
+/// The caller in the organization that the request names, whatever they may do there.
+pub(crate) struct InOrganization(pub(crate) Scope);
+
+impl FromRequestParts<AppState> for InOrganization {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, Self::Rejection> {
+        Ok(Self(scope(parts, state).await?))
     }
 }
 
 /// Any authenticated caller, for what belongs to nobody's organization.
-pub struct Caller(pub Identity);
+pub(crate) struct Caller(pub(crate) Identity);
 
 impl FromRequestParts<AppState> for Caller {
     type Rejection = Problem;
@@ -46,7 +52,7 @@ impl FromRequestParts<AppState> for Caller {
 }
 
 /// A person in their session; an API key is refused.
-pub struct SignedIn(pub Person);
+pub(crate) struct SignedIn(pub(crate) Person);
 
 impl FromRequestParts<AppState> for SignedIn {
     type Rejection = Problem;
@@ -54,6 +60,15 @@ impl FromRequestParts<AppState> for SignedIn {
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, Self::Rejection> {
         Ok(Self(identity(parts, state).await?.person()?))
     }
+}
+
+async fn scope(parts: &Parts, state: &AppState) -> Result<Scope, Problem> {
+    let identity = identity(parts, state).await?;
+    let slug = match parts.headers.get(ORGANIZATION_HEADER) {
+        Some(value) => Some(value.to_str().map_err(|_| Error::NotFound { what: "organization" })?),
+        None => None,
+    };
+    Ok(identity.scope(slug)?)
 }
 
 async fn identity(parts: &Parts, state: &AppState) -> Result<Identity, Problem> {

@@ -17,18 +17,14 @@ use serde::de::DeserializeOwned;
 use crate::{AppState, problem::Problem};
 
 /// A JSON body. 415 when it is not sent as JSON, 400 when it is not JSON, 413 when it is too large, 422 when it does not fit `T`.
-pub struct Input<T>(pub T);
+pub(crate) struct Input<T>(pub(crate) T);
 
 impl<T: DeserializeOwned> FromRequest<AppState> for Input<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, state: &AppState) -> Result<Self, Self::Rejection> {
         if !is_json(request.headers()) {
-            return Err(Problem::http(
-                StatusCode::UNSUPPORTED_MEDIA_TYPE,
-                "json_required",
-                "send the body as JSON, with the header content-type: application/json",
-            ));
+            return Err(json_required());
         }
         let bytes = Bytes::from_request(request, state).await.map_err(unreadable)?;
         parse(&bytes).map(Self)
@@ -45,6 +41,14 @@ impl<T: DeserializeOwned> OptionalFromRequest<AppState> for Input<T> {
         }
         <Self as FromRequest<AppState>>::from_request(request, state).await.map(Some)
     }
+}
+
+fn json_required() -> Problem {
+    Problem::http(
+        StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        "json_required",
+        "send the body as JSON, with the header content-type: application/json",
+    )
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
@@ -99,7 +103,7 @@ fn is_json(headers: &HeaderMap) -> bool {
 }
 
 /// Path parameters: one value, or a tuple or struct of several. What does not fit, such as an id that is not a UUID, is 422.
-pub struct FromPath<T>(pub T);
+pub(crate) struct FromPath<T>(pub(crate) T);
 
 impl<T: DeserializeOwned + Send> FromRequestParts<AppState> for FromPath<T> {
     type Rejection = Problem;
@@ -113,7 +117,7 @@ impl<T: DeserializeOwned + Send> FromRequestParts<AppState> for FromPath<T> {
 }
 
 /// The query string. What does not fit is 422.
-pub struct FromQuery<T>(pub T);
+pub(crate) struct FromQuery<T>(pub(crate) T);
 
 impl<T: DeserializeOwned> FromRequestParts<AppState> for FromQuery<T> {
     type Rejection = Problem;
@@ -132,7 +136,7 @@ impl<T: DeserializeOwned> FromRequestParts<AppState> for FromQuery<T> {
 }
 
 /// From where a request comes: the peer's address, when the server was started with it, and what the client calls itself.
-pub struct Peer(pub Client);
+pub(crate) struct Peer(pub(crate) Client);
 
 impl FromRequestParts<AppState> for Peer {
     type Rejection = std::convert::Infallible;
@@ -188,7 +192,7 @@ mod tests {
         for body in ["", "{", "{} x"] {
             match parse::<serde_json::Value>(body.as_bytes()).unwrap_err() {
                 Problem::Http { code, .. } => assert_eq!(code, "malformed_json", "{body}"),
-                other => panic!("{other:?}"),
+                other @ Problem::Control(_) => panic!("{other:?}"),
             }
         }
     }

@@ -3,6 +3,8 @@
 //!
 //! Owns no rule of the product: a handler parses, calls one use case of `ocore-control`, and writes the answer.
 
+mod accounts;
+mod api_keys;
 mod authorized;
 mod cookies;
 mod docs;
@@ -10,12 +12,18 @@ mod document;
 mod extract;
 mod git;
 mod health;
+mod members;
 mod metrics;
 mod observe;
+mod organizations;
 mod problem;
+mod projects;
 mod repositories;
 mod request_id;
+mod roles;
 mod router;
+mod servers;
+mod wire;
 
 pub use problem::{Problem, ProblemBody};
 pub use router::{openapi, router};

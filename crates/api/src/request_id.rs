@@ -10,7 +10,7 @@ tokio::task_local! {
 }
 
 /// The id of the request that is being answered, if one is.
-pub fn current_request_id() -> Option<String> {
+pub(crate) fn current_request_id() -> Option<String> {
     CURRENT.try_with(Clone::clone).ok()
 }
 

@@ -2,16 +2,54 @@
 
 use axum::{Router, extract::DefaultBodyLimit, middleware, routing::get};
 use tower_http::catch_panic::CatchPanicLayer;
-use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::{router::OpenApiRouter, routes};
 
-use crate::{AppState, docs, document, git, health, metrics, observe, problem, repositories};
+use crate::{
+    AppState, accounts, api_keys, docs, document, git, health, members, metrics, observe, organizations, problem, projects, repositories,
+    roles, servers,
+};
 
 /// The API takes no larger body. (A push is not a call of the API.)
 const BODY_LIMIT: usize = 1 << 20;
 
 /// Everything below `/api`, with its document. One line a path.
 fn api() -> OpenApiRouter<AppState> {
-    OpenApiRouter::with_openapi(document::skeleton()).merge(repositories::routes())
+    OpenApiRouter::with_openapi(document::skeleton())
+        // accounts
+        .routes(routes!(accounts::signup))
+        .routes(routes!(accounts::login))
+        .routes(routes!(accounts::refresh))
+        .routes(routes!(accounts::logout))
+        .routes(routes!(accounts::user))
+        .routes(routes!(accounts::change_password))
+        // organizations
+        .routes(routes!(organizations::list, organizations::create))
+        .routes(routes!(organizations::show, organizations::update, organizations::delete))
+        // members
+        .routes(routes!(members::list))
+        .routes(routes!(members::invite))
+        .routes(routes!(members::leave))
+        .routes(routes!(members::remove))
+        .routes(routes!(members::change_role))
+        .routes(routes!(members::invitations))
+        .routes(routes!(members::accept))
+        .routes(routes!(members::cancel_invitation))
+        // roles
+        .routes(routes!(roles::permissions))
+        .routes(routes!(roles::list, roles::create))
+        .routes(routes!(roles::update, roles::delete))
+        // API keys
+        .routes(routes!(api_keys::list, api_keys::create))
+        .routes(routes!(api_keys::revoke))
+        // servers
+        .routes(routes!(servers::list))
+        .routes(routes!(servers::show))
+        // projects
+        .routes(routes!(projects::list, projects::create))
+        .routes(routes!(projects::show, projects::update, projects::archive))
+        .routes(routes!(projects::branch_mappings, projects::set_branch_mappings))
+        // repositories
+        .merge(repositories::routes())
 }
 
 /// The whole HTTP service. Serve it with the peers' addresses (`into_make_service_with_connect_info::<SocketAddr>()`): log-ins are counted by
@@ -27,6 +65,7 @@ pub fn router(state: AppState) -> Router {
         .route("/healthz", get(health::healthz))
         .route("/readyz", get(health::readyz))
         .route("/metrics", get(metrics::metrics))
+        .route("/invitations/{token}", get(members::invitation_page))
         .fallback(problem::no_such_path)
         .method_not_allowed_fallback(problem::no_such_method)
         .layer(CatchPanicLayer::custom(problem::from_panic))

@@ -7,14 +7,14 @@ mod throttle;
 
 use std::net::IpAddr;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use ocore_model::ids::UserId;
 
 pub(crate) use identity::Membership;
 pub use identity::{API_KEY_PREFIX, Identity, Person, authenticate, identify};
-pub use session::{Tokens, log_out, refresh};
+pub use session::{Tokens, log_out, log_out_by_refresh_token, refresh};
 
-use crate::{Control, Error, FieldError, Result, members, secrets, store};
+use crate::{Control, Error, FieldError, Result, authorization::System, members, secrets, store};
 
 /// A person as they see themselves.
 #[derive(Debug, Clone)]
@@ -111,9 +111,49 @@ pub async fn log_in(control: &Control, email: &str, password: &str, client: &Cli
     Ok(LoggedIn { user, tokens })
 }
 
+/// What a user changes their password with.
+#[derive(Clone)]
+pub struct PasswordChange {
+    pub current: String,
+    pub new: String,
+    pub revoke_other_sessions: bool,
+}
+
+/// Changes the caller's password. A wrong current one is `Invalid`, and counts as an attempt to log in.
+pub async fn change_password(control: &Control, person: &Person, change: PasswordChange, client: &Client) -> Result<()> {
+    password::check(&change.new).map_err(|message| Error::invalid("newPassword", message))?;
+    let user = store::accounts::user(&mut *control.pool.acquire().await?, person.user_id).await?.ok_or(Error::NotFound { what: "user" })?;
+    let attempt = throttle::Attempt::of(&user.email, client);
+    throttle::count(control, &attempt).await?;
+    let known = store::accounts::user_by_email(&mut *control.pool.acquire().await?, &user.email).await?;
+    if !password::verify(change.current, known.map(|(_, hash)| hash)).await? {
+        return Err(Error::invalid("currentPassword", "this is not your password"));
+    }
+    let hash = password::hash(change.new).await?;
+    let now = control.clock.now();
+    let mut transaction = control.pool.begin().await?;
+    throttle::forget(&mut transaction, &attempt).await?;
+    store::accounts::set_password(&mut transaction, user.id, &hash, now).await?;
+    if change.revoke_other_sessions {
+        store::accounts::revoke_other_sessions(&mut transaction, user.id, person.session_id, now).await?;
+    }
+    transaction.commit().await?;
+    tracing::info!(user_id = %user.id, "a user changed their password");
+    Ok(())
+}
+
 /// The user behind an identity.
 pub async fn current_user(control: &Control, identity: &Identity) -> Result<User> {
     store::accounts::user(&mut *control.pool.acquire().await?, identity.user_id).await?.ok_or(Error::NotFound { what: "user" })
+}
+
+/// How long ended sessions are kept, for whoever looks into what happened.
+const KEPT: TimeDelta = TimeDelta::days(7);
+
+/// Removes sessions that ended a week ago and counts of attempts that no longer hold. The program calls it now and then.
+pub async fn prune(_system: System, control: &Control) -> Result<()> {
+    let now = control.clock.now();
+    store::accounts::prune(&mut *control.pool.acquire().await?, now, now - KEPT).await
 }
 
 pub(crate) fn normalize_email(email: &str) -> String {

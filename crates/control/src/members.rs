@@ -12,7 +12,7 @@ use crate::{
     Control, Error, Result,
     accounts::{self, Person, User},
     api_keys::may_give,
-    authorization::{Grant, ManageMembers, Scope, ViewMembers, ViewOrganization},
+    authorization::{Grant, ManageMembers, Scope, ViewMembers},
     secrets, store,
 };
 
@@ -132,15 +132,15 @@ pub async fn remove(control: &Control, grant: &Grant<ManageMembers>, id: MemberI
 }
 
 /// The caller goes, with their API keys. The last owner must hand the organization over first.
-pub async fn leave(control: &Control, grant: &Grant<ViewOrganization>, person: &Person) -> Result<()> {
+pub async fn leave(control: &Control, scope: &Scope, person: &Person) -> Result<()> {
     let mut transaction = control.pool.begin().await?;
-    store::members::lock(&mut transaction, grant).await?;
-    let members = store::members::list(&mut transaction, grant).await?;
+    store::members::lock(&mut transaction, scope).await?;
+    let members = store::members::list(&mut transaction, scope).await?;
     let own = members.iter().find(|member| member.user_id == person.user_id).ok_or(Error::NotFound { what: "member" })?;
     if own.is_owner && !members.iter().any(|member| member.is_owner && member.id != own.id) {
-        return Err(last_owner(&grant.organization_slug));
+        return Err(last_owner(&scope.organization_slug));
     }
-    store::members::remove(&mut transaction, grant, own, control.clock.now()).await?;
+    store::members::remove(&mut transaction, scope, own, control.clock.now()).await?;
     transaction.commit().await?;
     Ok(())
 }

@@ -71,13 +71,12 @@ pub async fn create(control: &Control, person: &Person, new: NewOrganization) ->
         return Err(Error::Invalid { fields });
     }
     let mut transaction = control.pool.begin().await?;
-    let slug = match wished {
-        Some(slug) => slug,
-        None => {
-            let base = slug_from(&name, 45, "organization");
-            let taken = store::organizations::slugs_like(&mut transaction, base.as_str()).await?;
-            first_free(&base, &taken)
-        }
+    let slug = if let Some(slug) = wished {
+        slug
+    } else {
+        let base = slug_from(&name, 45, "organization");
+        let taken = store::organizations::slugs_like(&mut transaction, base.as_str()).await?;
+        first_free(&base, &taken)
     };
     let organization =
         Organization { id: OrganizationId::new(), name, slug: slug.to_string(), logo_url: String::new(), created_at: now, updated_at: now };

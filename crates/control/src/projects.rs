@@ -124,13 +124,12 @@ pub async fn create(control: &Control, grant: &Grant<ManageProjects>, new: NewPr
         return Err(Error::Invalid { fields });
     };
     let mut transaction = control.pool.begin().await?;
-    let slug = match wished_slug {
-        Some(slug) => slug,
-        None => {
-            let base = slug_from(&name, 45, "project");
-            let taken = store::projects::slugs_like(&mut transaction, grant, base.as_str()).await?;
-            first_free(&base, &taken)
-        }
+    let slug = if let Some(slug) = wished_slug {
+        slug
+    } else {
+        let base = slug_from(&name, 45, "project");
+        let taken = store::projects::slugs_like(&mut transaction, grant, base.as_str()).await?;
+        first_free(&base, &taken)
     };
     let project = Project {
         id: ProjectId::new(),

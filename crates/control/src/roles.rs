@@ -83,10 +83,10 @@ pub async fn update(control: &Control, grant: &Grant<ManageRoles>, id: RoleId, p
     let mut transaction = control.pool.begin().await?;
     let mut role = own_role(&mut transaction, grant, id).await?;
     if let Some(name) = patch.name {
-        role.name = name.trim().to_owned();
+        name.trim().clone_into(&mut role.name);
     }
     if let Some(description) = patch.description {
-        role.description = description.trim().to_owned();
+        description.trim().clone_into(&mut role.description);
     }
     let mut fields = Vec::new();
     check_texts(&role.name, &role.description, &mut fields);

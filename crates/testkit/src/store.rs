@@ -101,7 +101,7 @@ impl Cluster {
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(async {
-                let end = std::time::Instant::now() + Duration::from_secs(60);
+                let end = std::time::Instant::now() + Duration::from_mins(1);
                 let admin = loop {
                     match PgPoolOptions::new().max_connections(1).connect_with(admin.clone()).await {
                         Ok(pool) => break pool,
@@ -287,8 +287,8 @@ async fn insert_server(pool: &PgPool) -> Result<ServerId> {
 pub fn settings(directory: &Path) -> Settings {
     Settings {
         secret: b"a secret of tests, thirty-two bytes".to_vec(),
-        access_token_lifetime: Duration::from_secs(3600),
-        refresh_token_lifetime: Duration::from_secs(30 * 24 * 3600),
+        access_token_lifetime: Duration::from_hours(1),
+        refresh_token_lifetime: Duration::from_hours(30 * 24),
         open_signup: true,
         base_domain: "localhost".to_owned(),
         edge_scheme: "http".to_owned(),

@@ -90,6 +90,16 @@ pub async fn log_out(control: &Control, person: &Person) -> Result<()> {
     store::accounts::revoke_session(&mut *control.pool.acquire().await?, person.session_id, control.clock.now()).await
 }
 
+/// Ends the session of a refresh token, used or not. One that nobody knows has no session: done.
+pub async fn log_out_by_refresh_token(control: &Control, refresh_token: &str) -> Result<()> {
+    let mut connection = control.pool.acquire().await?;
+    let hash = secrets::token_hash(refresh_token);
+    if let Some(token) = store::accounts::refresh_token_for_update(&mut connection, &hash).await? {
+        store::accounts::revoke_session(&mut connection, token.session_id, control.clock.now()).await?;
+    }
+    Ok(())
+}
+
 async fn issue(control: &Control, connection: &mut PgConnection, user: UserId, session: SessionId, now: DateTime<Utc>) -> Result<Tokens> {
     let access_expires_at = now + control.settings.access_token_lifetime;
     let claims = Claims {

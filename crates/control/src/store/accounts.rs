@@ -68,6 +68,25 @@ pub(crate) async fn user_by_email(connection: &mut PgConnection, email: &str) ->
     }))
 }
 
+pub(crate) async fn set_password(connection: &mut PgConnection, id: UserId, password_hash: &str, now: DateTime<Utc>) -> Result<()> {
+    sqlx::query!("update users set password_hash = $2, updated_at = $3 where id = $1", id.as_uuid(), password_hash, now)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+pub(crate) async fn revoke_other_sessions(connection: &mut PgConnection, user: UserId, keep: SessionId, now: DateTime<Utc>) -> Result<()> {
+    sqlx::query!(
+        "update sessions set revoked_at = $3 where user_id = $1 and id <> $2 and revoked_at is null",
+        user.as_uuid(),
+        keep.as_uuid(),
+        now
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
 pub(crate) async fn insert_session(
     connection: &mut PgConnection,
     id: SessionId,

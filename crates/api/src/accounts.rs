@@ -1,0 +1,223 @@
+//! Sign-up, log-in, sessions, the caller themselves.
+
+use axum::{
+    Json,
+    extract::State,
+    http::{HeaderMap, StatusCode},
+    response::{IntoResponse, Response},
+};
+use chrono::{DateTime, Utc};
+use ocore_control::{
+    Error,
+    accounts::{self, LoggedIn, NewUser},
+};
+use ocore_model::ids::UserId;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::{
+    AppState,
+    authorized::{Caller, SignedIn, from_our_own_page},
+    cookies,
+    extract::{Input, Peer},
+    problem::Problem,
+    wire::Message,
+};
+
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct SignUp {
+    #[schema(format = Email)]
+    email: String,
+    /// At least 8 characters with a letter and a number.
+    #[schema(format = Password)]
+    password: String,
+    name: String,
+    /// The token of an invitation; its organization is joined at once.
+    invitation: Option<String>,
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct LogIn {
+    #[schema(format = Email)]
+    email: String,
+    #[schema(format = Password)]
+    password: String,
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct RefreshToken {
+    /// A browser leaves it out and sends its cookie.
+    refresh_token: Option<String>,
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct ChangePassword {
+    #[schema(format = Password)]
+    current_password: String,
+    #[schema(format = Password)]
+    new_password: String,
+    /// Ends every other session of the user.
+    #[serde(default)]
+    revoke_other_sessions: bool,
+}
+
+/// A person.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct User {
+    #[schema(value_type = Uuid)]
+    id: UserId,
+    email: String,
+    name: String,
+    created_at: DateTime<Utc>,
+    updated_at: DateTime<Utc>,
+}
+
+/// A session that has begun or was renewed. The same tokens are set as HttpOnly cookies.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Session {
+    user: User,
+    access_token: String,
+    /// Good for one use.
+    refresh_token: String,
+    /// `Bearer`
+    token_type: &'static str,
+    /// Seconds until the access token expires.
+    expires_in: i64,
+    /// Seconds until the refresh token expires.
+    refresh_expires_in: i64,
+}
+
+impl From<accounts::User> for User {
+    fn from(user: accounts::User) -> Self {
+        Self { id: user.id, email: user.email, name: user.name, created_at: user.created_at, updated_at: user.updated_at }
+    }
+}
+
+/// Sign up.
+///
+/// Makes a user and logs them in.
+#[utoipa::path(post, path = "/auth/signup", tag = "accounts", request_body = SignUp, security(()),
+    responses((status = 201, description = "The user is there and logged in.", body = Session)))]
+pub(crate) async fn signup(State(state): State<AppState>, Peer(client): Peer, Input(body): Input<SignUp>) -> Result<Response, Problem> {
+    let new = NewUser { email: body.email, name: body.name, password: body.password, invitation: body.invitation };
+    let logged_in = accounts::sign_up(&state.control, new, &client).await?;
+    Ok(session(&state, StatusCode::CREATED, logged_in))
+}
+
+/// Log in.
+///
+/// Answers 429 after too many attempts for one e-mail address from one network.
+#[utoipa::path(post, path = "/auth/login", tag = "accounts", request_body = LogIn, security(()),
+    responses((status = 200, description = "A session has begun.", body = Session)))]
+pub(crate) async fn login(State(state): State<AppState>, Peer(client): Peer, Input(body): Input<LogIn>) -> Result<Response, Problem> {
+    let logged_in = accounts::log_in(&state.control, &body.email, &body.password, &client).await?;
+    Ok(session(&state, StatusCode::OK, logged_in))
+}
+
+/// Renew a session.
+///
+/// A refresh token works once: refresh one at a time, and keep the new one. A second use ends the session.
+#[utoipa::path(post, path = "/auth/refresh", tag = "accounts", request_body = Option<RefreshToken>, security(()),
+    responses((status = 200, description = "New tokens.", body = Session)))]
+pub(crate) async fn refresh(
+    State(state): State<AppState>,
+    headers: HeaderMap,
+    body: Option<Input<RefreshToken>>,
+) -> Result<Response, Problem> {
+    let token = if let Some(token) = body.and_then(|Input(body)| body.refresh_token) {
+        token
+    } else {
+        let missing = || Error::unauthenticated("authentication_required", "send a refresh token, or the cookie that has it");
+        let token = cookies::refresh_token(&headers, &state.control.settings).ok_or_else(missing)?;
+        from_our_own_page(&headers, &state)?;
+        token
+    };
+    match accounts::refresh(&state.control, &token).await {
+        Ok(logged_in) => Ok(session(&state, StatusCode::OK, logged_in)),
+        Err(error) => {
+            let mut response = Problem::from(error).into_response();
+            // A browser would send the dead cookies for ever.
+            if response.status() == StatusCode::UNAUTHORIZED {
+                cookies::clear(response.headers_mut(), &state.control.settings);
+            }
+            Ok(response)
+        }
+    }
+}
+
+/// Log out.
+///
+/// Ends the session of the refresh token in the body, or else the caller's own. An ended session stays ended.
+#[utoipa::path(post, path = "/auth/logout", tag = "accounts", request_body = Option<RefreshToken>, security((), ("bearer" = []), ("cookie" = [])),
+    responses((status = 200, description = "The session has ended; the cookies are cleared.", body = Message)))]
+pub(crate) async fn logout(
+    State(state): State<AppState>,
+    headers: HeaderMap,
+    caller: Result<SignedIn, Problem>,
+    body: Option<Input<RefreshToken>>,
+) -> Result<Response, Problem> {
+    let settings = &state.control.settings;
+    if let Some(token) = body.and_then(|Input(body)| body.refresh_token) {
+        accounts::log_out_by_refresh_token(&state.control, &token).await?;
+    } else {
+        match (caller, cookies::refresh_token(&headers, settings)) {
+            (Ok(SignedIn(person)), _) => accounts::log_out(&state.control, &person).await?,
+            // The access cookie is gone first; the refresh cookie still says which session it is.
+            (Err(_), Some(token)) => {
+                from_our_own_page(&headers, &state)?;
+                accounts::log_out_by_refresh_token(&state.control, &token).await?;
+            }
+            (Err(problem), None) => return Err(problem),
+        }
+    }
+    let mut response = Message::json("logged out").into_response();
+    cookies::clear(response.headers_mut(), settings);
+    Ok(response)
+}
+
+/// Show the caller.
+///
+/// The user who is logged in, or who made the API key.
+#[utoipa::path(get, path = "/user", tag = "accounts", responses((status = 200, description = "The caller.", body = User)))]
+pub(crate) async fn user(State(state): State<AppState>, Caller(identity): Caller) -> Result<Json<User>, Problem> {
+    Ok(Json(accounts::current_user(&state.control, &identity).await?.into()))
+}
+
+/// Change the password.
+#[utoipa::path(post, path = "/user/change-password", tag = "accounts", request_body = ChangePassword,
+    responses((status = 200, description = "The new password holds.", body = Message)))]
+pub(crate) async fn change_password(
+    State(state): State<AppState>,
+    SignedIn(person): SignedIn,
+    Peer(client): Peer,
+    Input(body): Input<ChangePassword>,
+) -> Result<Json<Message>, Problem> {
+    let change = accounts::PasswordChange {
+        current: body.current_password,
+        new: body.new_password,
+        revoke_other_sessions: body.revoke_other_sessions,
+    };
+    accounts::change_password(&state.control, &person, change, &client).await?;
+    Ok(Message::json("the password is changed"))
+}
+
+fn session(state: &AppState, status: StatusCode, LoggedIn { user, tokens }: LoggedIn) -> Response {
+    let now = state.control.clock.now();
+    let body = Session {
+        user: user.into(),
+        access_token: tokens.access_token.clone(),
+        refresh_token: tokens.refresh_token.clone(),
+        token_type: "Bearer",
+        expires_in: (tokens.access_expires_at - now).num_seconds(),
+        refresh_expires_in: (tokens.refresh_expires_at - now).num_seconds(),
+    };
+    let mut response = (status, Json(body)).into_response();
+    cookies::set(response.headers_mut(), &tokens, now, &state.control.settings);
+    response
+}

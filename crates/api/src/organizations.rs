@@ -1,0 +1,135 @@
+//! Organizations: the caller's own, and the one in use.
+
+use axum::{Json, extract::State, http::StatusCode};
+use chrono::{DateTime, Utc};
+use ocore_control::{
+    authorization::{ManageOrganization, ViewOrganization},
+    organizations::{self, NewOrganization, OrganizationPatch, OwnOrganization},
+};
+use ocore_model::ids::OrganizationId;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::{
+    AppState,
+    authorized::{Authorized, Caller, SignedIn},
+    extract::Input,
+    problem::Problem,
+    wire::{Message, permission_words},
+};
+
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct CreateOrganization {
+    /// 2 to 100 characters.
+    name: String,
+    /// 3 to 50 of `a-z`, `0-9` and `-`, unique in the installation; made from the name when left out.
+    slug: Option<String>,
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct UpdateOrganization {
+    name: Option<String>,
+    /// Changes the addresses of the built-in repositories too.
+    slug: Option<String>,
+    /// An http or https address; empty for none.
+    logo_url: Option<String>,
+}
+
+/// An organization as the caller sees it.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Organization {
+    #[schema(value_type = Uuid)]
+    id: OrganizationId,
+    name: String,
+    slug: String,
+    logo_url: String,
+    /// The name of the caller's role in it.
+    role: String,
+    /// What the caller may do in it.
+    permissions: Vec<String>,
+    created_at: DateTime<Utc>,
+    updated_at: DateTime<Utc>,
+}
+
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Organizations {
+    organizations: Vec<Organization>,
+    total: usize,
+}
+
+impl From<OwnOrganization> for Organization {
+    fn from(own: OwnOrganization) -> Self {
+        let OwnOrganization { organization, role, permissions } = own;
+        Self {
+            id: organization.id,
+            name: organization.name,
+            slug: organization.slug,
+            logo_url: organization.logo_url,
+            role,
+            permissions: permission_words(&permissions),
+            created_at: organization.created_at,
+            updated_at: organization.updated_at,
+        }
+    }
+}
+
+/// List one's organizations.
+#[utoipa::path(get, path = "/user/orgs", tag = "organizations",
+    responses((status = 200, description = "Those that the caller belongs to, by name.", body = Organizations)))]
+pub(crate) async fn list(State(state): State<AppState>, Caller(identity): Caller) -> Result<Json<Organizations>, Problem> {
+    let organizations: Vec<Organization> = organizations::own(&state.control, &identity).await?.into_iter().map(Into::into).collect();
+    let total = organizations.len();
+    Ok(Json(Organizations { organizations, total }))
+}
+
+/// Make an organization.
+///
+/// The caller becomes its owner.
+#[utoipa::path(post, path = "/user/orgs", tag = "organizations", request_body = CreateOrganization,
+    responses((status = 201, description = "The organization.", body = Organization)))]
+pub(crate) async fn create(
+    State(state): State<AppState>,
+    SignedIn(person): SignedIn,
+    Input(body): Input<CreateOrganization>,
+) -> Result<(StatusCode, Json<Organization>), Problem> {
+    let new = NewOrganization { name: body.name, slug: body.slug };
+    Ok((StatusCode::CREATED, Json(organizations::create(&state.control, &person, new).await?.into())))
+}
+
+/// Show the organization.
+#[utoipa::path(get, path = "/org", tag = "organizations", responses((status = 200, description = "The organization.", body = Organization)))]
+pub(crate) async fn show(
+    State(state): State<AppState>,
+    Authorized(grant): Authorized<ViewOrganization>,
+) -> Result<Json<Organization>, Problem> {
+    Ok(Json(organizations::show(&state.control, &grant).await?.into()))
+}
+
+/// Change the organization.
+///
+/// What is left out stays.
+#[utoipa::path(put, path = "/org", tag = "organizations", request_body = UpdateOrganization,
+    responses((status = 200, description = "The organization.", body = Organization)))]
+pub(crate) async fn update(
+    State(state): State<AppState>,
+    Authorized(grant): Authorized<ManageOrganization>,
+    Input(body): Input<UpdateOrganization>,
+) -> Result<Json<Organization>, Problem> {
+    let patch = OrganizationPatch { name: body.name, slug: body.slug, logo_url: body.logo_url };
+    Ok(Json(organizations::update(&state.control, &grant, patch).await?.into()))
+}
+
+/// Delete the organization.
+///
+/// With its members, keys, projects and their history. Refused while it has instances.
+#[utoipa::path(delete, path = "/org", tag = "organizations", responses((status = 200, description = "It is gone.", body = Message)))]
+pub(crate) async fn delete(
+    State(state): State<AppState>,
+    Authorized(grant): Authorized<ManageOrganization>,
+) -> Result<Json<Message>, Problem> {
+    organizations::delete(&state.control, &grant).await?;
+    Ok(Message::json(format!("{} is deleted", grant.organization_slug)))
+}
