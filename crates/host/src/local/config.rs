@@ -28,6 +28,8 @@ pub struct LocalHostConfig {
     pub postgres_bin: Option<PathBuf>,
     /// One directory for each Odoo distribution.
     pub distributions: PathBuf,
+    /// The administration socket of this server's edge.
+    pub edge_socket: PathBuf,
     pub logs: LogLimits,
     pub limits: InstanceLimits,
 }
@@ -76,6 +78,7 @@ impl LocalHostConfig {
             ports: 20_000..30_000,
             postgres_bin: None,
             distributions: home.join("odoo"),
+            edge_socket: home.join("edge").join("admin.sock"),
             logs: LogLimits { max_bytes: 32 * 1024 * 1024, keep: 5 },
             limits: InstanceLimits::default(),
             home,

@@ -2,9 +2,11 @@
 
 use async_trait::async_trait;
 use ocore_model::{
+    edge::EdgeStatus,
     ids::{DataSetId, InstanceId},
     instance::Color,
     names::OdooVersion,
+    route::RouteSnapshot,
 };
 
 use super::LocalHost;
@@ -115,5 +117,13 @@ impl Host for LocalHost {
 
     async fn rotate_logs(&self) -> Result<()> {
         unimplemented!()
+    }
+
+    async fn apply_routes(&self, snapshot: RouteSnapshot) -> Result<u64> {
+        self.edge.apply_routes(&snapshot).await
+    }
+
+    async fn edge_status(&self) -> Result<EdgeStatus> {
+        self.edge.status().await
     }
 }

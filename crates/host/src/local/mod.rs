@@ -31,6 +31,7 @@ pub use self::{
     private_cluster::PrivateCluster,
 };
 use crate::{
+    EdgeClient,
     api::Distribution,
     error::{HostError, Result},
 };
@@ -42,6 +43,7 @@ pub struct LocalHost {
     pub ledger: Ledger,
     pub pool: Pool,
     pub cgroups: Cgroups,
+    edge: EdgeClient,
     fences: Fences,
     template_turn: tokio::sync::Mutex<()>,
 }
@@ -57,6 +59,7 @@ impl LocalHost {
         durable::make_directory(&layout.instances(), 0o711)?;
         let host = Self {
             cgroups: Cgroups::detect(config.limits),
+            edge: EdgeClient::new(&config.edge_socket),
             fences: Fences::new(layout.fences()),
             template_turn: tokio::sync::Mutex::default(),
             config,
