@@ -201,13 +201,20 @@ create table instances (
     active_data_set_id uuid,
     active_release text,
     active_deployment_id uuid,
+    -- Where the live slot answers, `<address>:<port>`; the second only with workers. Null while no slot is live.
+    active_http text,
+    active_websocket text,
     -- The data as it was before the last deployment that changed it.
     previous_data_set_id uuid,
+    -- The live slot is stopped on purpose: a deployment works on a copy of its data.
+    updating boolean not null default false,
     -- The operation that holds the instance; at most one.
     operation_id uuid,
     -- Raised at each claim; the host refuses calls with an older one.
     generation bigint not null default 0,
     restart_count int not null default 0,
+    -- Starts in a row after which it did not stay up; decides how long the next one waits.
+    failed_starts int not null default 0,
     last_restart_at timestamptz,
     created_at timestamptz not null default now(),
     updated_at timestamptz not null default now()
@@ -365,9 +372,11 @@ create table operation_events (
     operation_id uuid not null references operations on delete cascade,
     sequence bigint generated always as identity,
     node_id bigint not null,
+    -- A node has each kind of event once at most, so that writing one again changes nothing.
+    kind text not null,
     event jsonb not null,
     recorded_at timestamptz not null default now(),
-    primary key (operation_id, sequence)
+    primary key (operation_id, node_id, kind)
 );
 
 -- What happened, for whoever follows. Rows are written by the triggers below, in the transaction that changes the thing: none is forgotten.

@@ -20,10 +20,13 @@ pub mod members;
 pub mod operations;
 pub mod organizations;
 pub mod projects;
+pub mod reconcilers;
 pub mod roles;
+pub mod routes;
 pub mod secrets;
 pub mod servers;
 pub mod signals;
+pub mod steps;
 pub mod store;
 
 pub use context::{Control, Settings};

@@ -9,6 +9,7 @@ pub mod environment;
 pub mod ids;
 pub mod instance;
 pub mod names;
+pub mod operation;
 pub mod permission;
 pub mod project;
 pub mod route;

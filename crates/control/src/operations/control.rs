@@ -1,0 +1,122 @@
+//! Start, stop, restart: what a person asks of an instance's live slot.
+//!
+//! There is nothing to take back: a start that fails leaves the instance failed, with the reason, and the reconciler tries on.
+
+use chrono::{DateTime, Utc};
+use ocore_host::{OdooSettings, Progress, ReleaseId, SlotSpec};
+use ocore_model::{
+    ids::{DataSetId, InstanceId},
+    instance::{Color, ControlAction, InstanceEvent, InstanceStatus},
+};
+use serde::{Deserialize, Serialize};
+use sqlx::PgConnection;
+
+use super::{
+    engine::Outcome,
+    saga::{Execution, Failure, Graph, NodeContext},
+};
+use crate::{Control, Error, Result, routes, store};
+
+/// The live slot, as it was when the operation was claimed.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Parameters {
+    action: ControlAction,
+    color: Color,
+    data_set: DataSetId,
+    release: ReleaseId,
+    settings: OdooSettings,
+}
+
+pub(super) async fn parameters(control: &Control, instance: InstanceId, action: ControlAction) -> Result<Parameters, Failure> {
+    let live = store::deploy::live(&mut *control.pool.acquire().await?, instance).await?.ok_or(Error::NotFound { what: "instance" })?;
+    let (Some(color), Some(data_set), Some(release)) = (live.active_color, live.active_data_set_id, live.active_release) else {
+        return Err(Failure::rejected("nothing has been deployed to the instance yet; push a commit first"));
+    };
+    let settings = serde_json::from_value(live.settings).map_err(|error| Error::internal("reading an instance's settings", error))?;
+    Ok(Parameters { action, color, data_set, release: ReleaseId(release), settings })
+}
+
+pub(super) fn graph() -> Graph {
+    Graph::default().then("control::rest", rest).then("control::run", run)
+}
+
+/// Stops the slot, for a stop also its cluster.
+async fn rest(context: NodeContext) -> Result<(), Failure> {
+    let parameters: Parameters = context.parameters()?;
+    let (control, execution) = (context.control(), context.execution());
+    let status = match parameters.action {
+        ControlAction::Start => return Ok(()),
+        ControlAction::Restart => InstanceStatus::Restarting,
+        ControlAction::Stop => InstanceStatus::Stopped,
+    };
+    // First the route: nobody is sent to an Odoo that is about to go.
+    set_status(context.execution(), status, "").await?;
+    control.host.stop_slot(execution.instance, parameters.color, execution.fence()).await?;
+    if parameters.action == ControlAction::Stop {
+        control.host.stop_cluster(execution.instance, parameters.data_set, execution.fence()).await?;
+    }
+    Ok(())
+}
+
+/// Starts the slot, unless it is to stay stopped.
+async fn run(context: NodeContext) -> Result<(), Failure> {
+    let parameters: Parameters = context.parameters()?;
+    let (control, execution) = (context.control(), context.execution());
+    if parameters.action == ControlAction::Stop {
+        return Ok(());
+    }
+    let slot = SlotSpec {
+        color: parameters.color,
+        data_set: parameters.data_set,
+        release: parameters.release.clone(),
+        settings: parameters.settings.clone(),
+    };
+    let progress = Progress { log: std::sync::Arc::new(crate::reconcilers::Quiet), cancel: execution.halt.clone() };
+    let running = control.host.start_slot(execution.instance, slot, execution.fence(), progress).await?;
+    let websocket = running.websocket.map(|address| address.to_string());
+    let held = store::deploy::set_addresses(
+        &mut *control.pool.acquire().await?,
+        execution.instance,
+        execution.generation,
+        &running.http.to_string(),
+        websocket.as_deref(),
+    )
+    .await?;
+    if !held {
+        return Err(Failure::fenced());
+    }
+    set_status(execution, InstanceStatus::Running, "").await
+}
+
+async fn set_status(execution: &Execution, status: InstanceStatus, message: &str) -> Result<(), Failure> {
+    let control = &execution.control;
+    let mut transaction = control.pool.begin().await?;
+    let now = control.clock.now();
+    if !store::deploy::set_status(&mut transaction, execution.instance, execution.generation, status, message, now).await? {
+        return Err(Failure::fenced());
+    }
+    routes::raise(&mut transaction, execution.instance).await?;
+    transaction.commit().await?;
+    if let Err(error) = routes::apply(control).await {
+        tracing::warn!(%error, "the edge has not taken the routes; the routes reconciler tries again");
+    }
+    Ok(())
+}
+
+pub(super) async fn settled(
+    connection: &mut PgConnection,
+    execution: &Execution,
+    action: ControlAction,
+    outcome: &Outcome,
+    now: DateTime<Utc>,
+) -> Result<()> {
+    let (Outcome::Failed(failure) | Outcome::Stuck(failure, _)) = outcome else { return Ok(()) };
+    let Some(live) = store::deploy::live(connection, execution.instance).await? else { return Ok(()) };
+    if action == ControlAction::Stop || live.active_color.is_none() {
+        return Ok(());
+    }
+    let status = live.status.next(InstanceEvent::Broke)?;
+    let message = format!("Odoo could not be started: {}", failure.message);
+    store::deploy::set_status(connection, execution.instance, execution.generation, status, &message, now).await?;
+    Ok(())
+}

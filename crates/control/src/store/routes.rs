@@ -1,0 +1,87 @@
+//! What decides the routes of a server, and the generation that numbers them.
+
+use ocore_model::{
+    ids::{InstanceId, ServerId},
+    instance::InstanceStatus,
+};
+use sqlx::PgConnection;
+
+use crate::Result;
+
+/// An instance as far as its route depends on it.
+#[derive(Debug, Clone)]
+pub struct RouteRow {
+    pub instance_id: InstanceId,
+    pub name: String,
+    pub slug: String,
+    pub status: InstanceStatus,
+    pub status_message: String,
+    pub updating: bool,
+    /// `<address>:<port>`
+    pub http: Option<String>,
+    pub websocket: Option<String>,
+    /// A deployment is queued or runs.
+    pub deploying: bool,
+}
+
+/// A server's generation with one of its instances; a server without instances has one row without any.
+#[derive(Debug, Clone)]
+pub struct ServerRoute {
+    pub generation: i64,
+    pub route: Option<RouteRow>,
+}
+
+/// The generation of an instance's server grows.
+pub async fn raise(connection: &mut PgConnection, instance: InstanceId) -> Result<()> {
+    sqlx::query!(
+        "update servers set route_generation = route_generation + 1 where id = (select server_id from instances where id = $1)",
+        instance.as_uuid(),
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// The generation that a server's edge should have.
+pub async fn generation(connection: &mut PgConnection, server: ServerId) -> Result<i64> {
+    Ok(sqlx::query_scalar!("select route_generation from servers where id = $1", server.as_uuid())
+        .fetch_optional(connection)
+        .await?
+        .unwrap_or(0))
+}
+
+/// All instances of a server that are not deleted, by id, with its generation.
+pub async fn list(connection: &mut PgConnection, server: ServerId) -> Result<Vec<ServerRoute>> {
+    Ok(sqlx::query!(
+        r#"select servers.route_generation, instances.id as "id?: InstanceId", instances.name as "name?", instances.slug as "slug?",
+                  instances.status as "status?: InstanceStatus", instances.status_message as "status_message?",
+                  instances.updating as "updating?", instances.active_http, instances.active_websocket,
+                  exists (
+                      select 1 from operations where operations.instance_id = instances.id and operations.kind = 'deploy'
+                          and operations.status in ('queued', 'running')) as "deploying!"
+           from servers left join instances on instances.server_id = servers.id and instances.status <> 'deleted'
+           where servers.id = $1 order by instances.id"#,
+        server.as_uuid(),
+    )
+    .fetch_all(connection)
+    .await?
+    .into_iter()
+    .map(|row| ServerRoute {
+        generation: row.route_generation,
+        route: match (row.id, row.name, row.slug, row.status, row.status_message, row.updating) {
+            (Some(instance_id), Some(name), Some(slug), Some(status), Some(status_message), Some(updating)) => Some(RouteRow {
+                instance_id,
+                name,
+                slug,
+                status,
+                status_message,
+                updating,
+                http: row.active_http,
+                websocket: row.active_websocket,
+                deploying: row.deploying,
+            }),
+            _ => None,
+        },
+    })
+    .collect())
+}
