@@ -57,7 +57,12 @@ pub async fn run(binary: PathBuf, seconds: u64) -> Result<()> {
             "raw SQL p50 ms": rounded(quantile(&raw, 0.5)), "raw SQL p99 ms": rounded(quantile(&raw, 0.99)),
             "p50 ratio": rounded(quantile(&over_http, 0.5) / quantile(&raw, 0.5)),
         }));
-        report.targets.push(Target::at_most(format!("{name} of {ENVIRONMENTS} environments, p99 with {CLIENTS} clients"), "ms", quantile(&over_http, 0.99), 20.0));
+        report.targets.push(Target::at_most(
+            format!("{name} of {ENVIRONMENTS} environments, p99 with {CLIENTS} clients"),
+            "ms",
+            quantile(&over_http, 0.99),
+            20.0,
+        ));
     }
     report.finish()
 }
@@ -97,10 +102,12 @@ fn store_url(installation: &Installation) -> Result<String> {
 /// 1,000 environments with an instance and three deployments each, as they would be after some weeks.
 async fn fill(store: &PgPool, project: Uuid) -> Result<()> {
     for statement in include_str!("fill.sql").split(";\n").filter(|statement| !statement.trim().is_empty()) {
-        sqlx::query(AssertSqlSafe(statement.replace("$project", &format!("'{project}'::uuid")).replace("$count", &ENVIRONMENTS.to_string())))
-            .execute(store)
-            .await
-            .with_context(|| statement.to_owned())?;
+        sqlx::query(AssertSqlSafe(
+            statement.replace("$project", &format!("'{project}'::uuid")).replace("$count", &ENVIRONMENTS.to_string()),
+        ))
+        .execute(store)
+        .await
+        .with_context(|| statement.to_owned())?;
     }
     Ok(())
 }

@@ -57,7 +57,12 @@ impl ByHand {
     }
 
     fn run(&self, program: &str, arguments: &[&str]) -> Result<()> {
-        let output = as_user(&self.binaries.join(program)).args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).output()?;
+        let output = as_user(&self.binaries.join(program))
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .output()?;
         ensure!(output.status.success(), "{program} failed: {}", String::from_utf8_lossy(&output.stderr));
         Ok(())
     }
@@ -65,7 +70,16 @@ impl ByHand {
     fn odoo_command(&self, arguments: &[&str]) -> Result<Command> {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.directory.join("odoo.log"))?;
         let mut command = as_user(&self.python);
-        command.arg(&self.odoo).args(["--db_host", &self.directory.display().to_string(), "--db_user", USER, "-d", "hand", "--db-filter", "^hand$"]);
+        command.arg(&self.odoo).args([
+            "--db_host",
+            &self.directory.display().to_string(),
+            "--db_user",
+            USER,
+            "-d",
+            "hand",
+            "--db-filter",
+            "^hand$",
+        ]);
         command.args(["--addons-path", &format!("{},{}", self.core_addons.display(), self.repository.display())]);
         command.args(["--data-dir", &self.path("data"), "--http-interface", "127.0.0.1", "--http-port", &self.port.to_string()]);
         command.args(["--workers", &self.workers.to_string()]).args(arguments);

@@ -17,7 +17,11 @@ pub async fn run(binary: PathBuf) -> Result<()> {
     for (name, wanted) in [("control plane", "ocore serve"), ("edge", "ocore edge")] {
         let (pid, _) = match wanted {
             "ocore serve" => (installation.server_pid().context("it does not run")?, String::new()),
-            _ => installation.processes().into_iter().find(|(_, command)| command.contains(wanted)).with_context(|| format!("no `{wanted}` runs"))?,
+            _ => installation
+                .processes()
+                .into_iter()
+                .find(|(_, command)| command.contains(wanted))
+                .with_context(|| format!("no `{wanted}` runs"))?,
         };
         let megabytes = proportional_megabytes(pid)?;
         total += megabytes;

@@ -93,7 +93,14 @@ async fn measure(binary: &PathBuf, size: &Size, rounds: usize, report: &mut Repo
 }
 
 /// Seconds from the start of `git push` to the first answer with the new content.
-async fn push_and_wait(installation: &Installation, environment: &Value, repository: &Repository, remote: &str, key: &str, marker: &str) -> Result<f64> {
+async fn push_and_wait(
+    installation: &Installation,
+    environment: &Value,
+    repository: &Repository,
+    remote: &str,
+    key: &str,
+    marker: &str,
+) -> Result<f64> {
     let begin = Instant::now();
     let push = repository.push(remote, key, "HEAD:refs/heads/main", &["-o", "no-wait"])?;
     ensure!(push.success, "{}", push.output);

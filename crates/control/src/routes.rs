@@ -72,7 +72,9 @@ fn state(row: &RouteRow) -> Option<RouteState> {
         }
         InstanceStatus::Failed => Some(RouteState::Failed { message: row.status_message.clone() }),
         InstanceStatus::Running => match row.http.as_deref().map(str::parse) {
-            Some(Ok(http)) => Some(RouteState::Serving { http, websocket: row.websocket.as_deref().and_then(|address| address.parse().ok()) }),
+            Some(Ok(http)) => {
+                Some(RouteState::Serving { http, websocket: row.websocket.as_deref().and_then(|address| address.parse().ok()) })
+            }
             _ => updating("Odoo is being started."),
         },
     }

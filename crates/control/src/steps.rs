@@ -49,7 +49,9 @@ impl StepLog {
     pub async fn flush(&self) {
         let dropped = self.dropped.swap(0, Ordering::Relaxed);
         if dropped > 0 {
-            let _ = self.sender.send(Message::Line(format!("… {dropped} more lines are not kept: a step's log ends at {STEP_LINES} lines or 4 MiB")));
+            let _ = self
+                .sender
+                .send(Message::Line(format!("… {dropped} more lines are not kept: a step's log ends at {STEP_LINES} lines or 4 MiB")));
         }
         let (done, flushed) = oneshot::channel();
         if self.sender.send(Message::Flush(done)).is_ok() {

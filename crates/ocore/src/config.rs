@@ -127,8 +127,10 @@ impl Config {
         if let Ok(url) = std::env::var("DATABASE_URL") {
             builder = builder.set_override("database.url", url)?;
         }
-        let mut config: Self =
-            builder.build().and_then(config::Config::try_deserialize).context("the configuration cannot be read; `ocore config --default` prints every setting")?;
+        let mut config: Self = builder
+            .build()
+            .and_then(config::Config::try_deserialize)
+            .context("the configuration cannot be read; `ocore config --default` prints every setting")?;
         if config.pool.path.as_os_str().is_empty() {
             config.pool.path = config.home.join("pool");
         }
@@ -160,7 +162,11 @@ impl Config {
         }
         let path = self.home.join("secret");
         if let Ok(secret) = fs::read(&path) {
-            ensure!(secret.len() >= 32, "{} is too short to be a secret; restore it from a backup: without it stored secrets cannot be read", path.display());
+            ensure!(
+                secret.len() >= 32,
+                "{} is too short to be a secret; restore it from a backup: without it stored secrets cannot be read",
+                path.display()
+            );
             return Ok(secret);
         }
         fs::create_dir_all(&self.home).with_context(|| format!("cannot make {}", self.home.display()))?;

@@ -18,7 +18,7 @@ use ocore_model::{
     names::{CommitSha, ModuleName, OdooVersion},
     project::ModuleSelection,
 };
-use rand::{distr::Alphanumeric, RngExt};
+use rand::{RngExt, distr::Alphanumeric};
 use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
 use steno::ActionData;
@@ -183,7 +183,8 @@ async fn plan(step: Arc<Step>) -> Result<(ModulePlan, String), Failure> {
     let parameters = &step.parameters;
     let host = &step.control().host;
     let source: SourceId = step.context.output("deploy::checkout")?;
-    let source = host.find_source(&source).await?.ok_or_else(|| Failure::broken("the source tree has vanished from the server; deploy again"))?;
+    let source =
+        host.find_source(&source).await?.ok_or_else(|| Failure::broken("the source tree has vanished from the server; deploy again"))?;
     let distribution = host.distribution(&parameters.odoo_version).await?;
     let (release, installed) = match parameters.live_to_rest() {
         None => (None, Vec::new()),
@@ -326,7 +327,9 @@ async fn update(step: Arc<Step>) -> Result<(Option<String>, String), Failure> {
     };
     control.host.run_modules(parameters.instance, request, step.fence(), step.progress()).await?;
     let sealed = match password {
-        Some(password) => Some(BASE64.encode(secrets::seal(&control.settings, password_place(parameters.instance), &Secret::new(password))?)),
+        Some(password) => {
+            Some(BASE64.encode(secrets::seal(&control.settings, password_place(parameters.instance), &Secret::new(password))?))
+        }
         None => None,
     };
     let mut parts = Vec::new();
@@ -523,7 +526,8 @@ async fn set_live(
     commit: Option<&CommitSha>,
 ) -> Result<bool, Failure> {
     loop {
-        let head = store::deploy::branch_place(&mut *control.pool.acquire().await?, parameters.environment).await?.and_then(|place| place.head);
+        let head =
+            store::deploy::branch_place(&mut *control.pool.acquire().await?, parameters.environment).await?.and_then(|place| place.head);
         // Git is asked outside the transaction; a push in between is seen inside it.
         let pending = match &head {
             Some(head) if Some(head) != commit => git::commits_between(control, parameters.project, commit, head, 1).await?.1,
@@ -607,7 +611,10 @@ impl Step {
 }
 
 /// Makes a step's function a node's action: its row says that it runs, how it ended and when; its log is complete before it ends.
-fn step<Do, Doing, T>(name: StepName, action: Do) -> impl Fn(NodeContext) -> BoxFuture<'static, Result<T, Failure>> + Clone + Send + Sync + 'static
+fn step<Do, Doing, T>(
+    name: StepName,
+    action: Do,
+) -> impl Fn(NodeContext) -> BoxFuture<'static, Result<T, Failure>> + Clone + Send + Sync + 'static
 where
     Do: Fn(Arc<Step>) -> Doing + Clone + Send + Sync + 'static,
     Doing: Future<Output = Result<(T, String), Failure>> + Send + 'static,
@@ -703,9 +710,11 @@ where
     Call: FnMut() -> Calling,
     Calling: Future<Output = Result<T>>,
 {
-    call.retry(ExponentialBuilder::default().with_min_delay(Duration::from_millis(100)).with_max_delay(Duration::from_secs(5)).with_max_times(30))
-        .when(|error| matches!(error, Error::Unavailable { .. }))
-        .await
+    call.retry(
+        ExponentialBuilder::default().with_min_delay(Duration::from_millis(100)).with_max_delay(Duration::from_secs(5)).with_max_times(30),
+    )
+    .when(|error| matches!(error, Error::Unavailable { .. }))
+    .await
 }
 
 /// Somebody wants it to end: cancelled or superseded.

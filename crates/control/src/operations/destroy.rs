@@ -55,15 +55,8 @@ pub(super) async fn settled(connection: &mut PgConnection, execution: &Execution
         Outcome::Succeeded => store::destroy::forget(connection, execution.instance, now).await,
         Outcome::Failed(failure) | Outcome::Stuck(failure, _) => {
             let message = format!("it could not be removed: {}", failure.message);
-            store::deploy::set_status(
-                connection,
-                execution.instance,
-                execution.generation,
-                InstanceStatus::Removing,
-                &message,
-                now,
-            )
-            .await?;
+            store::deploy::set_status(connection, execution.instance, execution.generation, InstanceStatus::Removing, &message, now)
+                .await?;
             store::destroy::set_environment_message(connection, execution.instance, &message, now).await
         }
     }

@@ -38,7 +38,7 @@ const GRACE: Duration = Duration::from_secs(10);
 
 /// How an operation ended.
 #[derive(Debug, Clone)]
-pub enum Outcome {
+pub(super) enum Outcome {
     Succeeded,
     /// And everything is taken back.
     Failed(Failure),
@@ -317,7 +317,6 @@ impl Inner {
         let execution = Arc::new(Execution {
             control: self.control.clone(),
             id: row.id,
-            organization: row.organization_id,
             instance: row.instance_id,
             generation: row.generation,
             // A cancelled token may be handed down, a halted one must be: so the nodes' token hangs on both.
@@ -344,8 +343,14 @@ impl Inner {
         self.settle(&kind, &execution, outcome).await
     }
 
-    async fn start_saga(&self, row: &OperationRow, kind: &OperationKind, execution: &Arc<Execution>, log: &Arc<OperationLog>) -> Result<Begun> {
-        let saga = SagaId::from_untyped_uuid(row.id.as_uuid());
+    async fn start_saga(
+        &self,
+        row: &OperationRow,
+        kind: &OperationKind,
+        execution: &Arc<Execution>,
+        log: &Arc<OperationLog>,
+    ) -> Result<Begun> {
+        let saga: SagaId = row.id.to_string().parse().map_err(|error| Error::internal("naming a saga", error))?;
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let Some(dag) = row.dag.clone() else {
             let (registry, dag) = match kind.graph(&self.control, row).await {
@@ -380,7 +385,8 @@ impl Inner {
             }
         }
         let sec = steno::sec(logger, log.clone());
-        let parsed: SagaDag = serde_json::from_value(dag.clone()).map_err(|error| Error::internal("reading the graph of an operation", error))?;
+        let parsed: SagaDag =
+            serde_json::from_value(dag.clone()).map_err(|error| Error::internal("reading the graph of an operation", error))?;
         let ended = match sec.saga_resume(saga, execution.clone(), dag, kind.registry(), events).await {
             Ok(ended) => ended,
             Err(error) => {
@@ -459,7 +465,6 @@ impl Inner {
             Heard::Resync => self.look_for_stops().await,
         }
     }
-
 }
 
 enum Begun {

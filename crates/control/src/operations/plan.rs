@@ -29,7 +29,9 @@ pub(super) fn decide(situation: Situation<'_>) -> Result<ModulePlan, String> {
     let wanted = catalogue.wanted()?;
     let installed: BTreeSet<&str> = match situation.data {
         DataMode::Fresh => BTreeSet::new(),
-        DataMode::Keep => situation.installed.iter().filter(|module| counts_as_installed(&module.state)).map(|module| &*module.name).collect(),
+        DataMode::Keep => {
+            situation.installed.iter().filter(|module| counts_as_installed(&module.state)).map(|module| &*module.name).collect()
+        }
     };
     catalogue.check_still_there(&installed)?;
     let of_the_source = installed.iter().copied().filter(|name| catalogue.source.contains_key(name));
@@ -93,7 +95,9 @@ impl<'a> Catalogue<'a> {
                     wanted.insert(name.as_str());
                 }
                 if wanted.is_empty() {
-                    return Err("the project's list of modules is empty; name at least one module, or choose the repository's own".to_owned());
+                    return Err(
+                        "the project's list of modules is empty; name at least one module, or choose the repository's own".to_owned()
+                    );
                 }
                 Ok(wanted)
             }
@@ -195,7 +199,8 @@ impl<'a> Catalogue<'a> {
             .iter()
             .filter(|(name, _)| installed.contains(*name))
             .filter(|(name, modules)| {
-                let before = live.and_then(|modules| modules.iter().find(|(module, _)| module.as_str() == **name)).map(|(_, digest)| digest);
+                let before =
+                    live.and_then(|modules| modules.iter().find(|(module, _)| module.as_str() == **name)).map(|(_, digest)| digest);
                 before != modules.first().map(|module| &module.digest)
             })
             .map(|(name, _)| (*name).to_owned())

@@ -13,6 +13,7 @@ use std::{future::Future, sync::Arc, time::Duration};
 
 use apalis::prelude::*;
 use apalis_postgres::{Config, PgTask, PostgresStorage};
+use futures::StreamExt;
 use ocore_model::ids::OperationId;
 use serde::{Deserialize, Serialize};
 use sqlx::{PgConnection, PgPool};
@@ -117,11 +118,15 @@ where
             Ok::<(), BoxDynError>(())
         }
     });
-    let stopped = shutdown.clone();
-    worker
-        .run_until(async move {
-            stopped.cancelled().await;
-            Ok::<(), WorkerError>(())
-        })
-        .await
+    let mut events = worker.stream().boxed();
+    // A job is handed over at once, so that there is none in the middle of anything when this is dropped.
+    loop {
+        tokio::select! {
+            event = events.next() => match event {
+                Some(event) => drop(event?),
+                None => return Ok(()),
+            },
+            () = shutdown.cancelled() => return Ok(()),
+        }
+    }
 }

@@ -9,7 +9,7 @@ use std::{fmt, future::Future, panic::AssertUnwindSafe, sync::Arc, time::Duratio
 use backon::{ExponentialBuilder, Retryable};
 use futures::FutureExt;
 use ocore_host::{Fence, HostError};
-use ocore_model::ids::{InstanceId, OperationId, OrganizationId};
+use ocore_model::ids::{InstanceId, OperationId};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use steno::{
     Action, ActionContext, ActionData, ActionError, ActionFunc, ActionRegistry, DagBuilder, Node, SagaDag, SagaName, SagaType,
@@ -25,17 +25,16 @@ const UNDO_FIRST_DELAY: Duration = Duration::from_millis(500);
 
 /// Our sagas, for steno.
 #[derive(Debug)]
-pub struct Operations;
+pub(super) struct Operations;
 
 impl SagaType for Operations {
     type ExecContextType = Execution;
 }
 
 /// One run of an operation in this process, from its claim to its end.
-pub struct Execution {
+pub(super) struct Execution {
     pub control: Control,
     pub id: OperationId,
-    pub organization: OrganizationId,
     pub instance: InstanceId,
     /// Raised by the claim; every effect carries it.
     pub generation: i64,
@@ -54,14 +53,14 @@ impl fmt::Debug for Execution {
 }
 
 impl Execution {
-    pub fn fence(&self) -> Fence {
+    pub(super) fn fence(&self) -> Fence {
         Fence { operation: self.id, generation: self.generation }
     }
 }
 
 /// Why a node failed, as the log keeps it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Failure {
+pub(super) struct Failure {
     pub kind: FailureKind,
     /// One sentence for the person who asked.
     pub message: String,
@@ -72,7 +71,7 @@ pub struct Failure {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum FailureKind {
+pub(super) enum FailureKind {
     /// What was asked for cannot be done as it is.
     Rejected,
     /// The server or oCore failed.
@@ -84,24 +83,24 @@ pub enum FailureKind {
 }
 
 impl Failure {
-    pub fn rejected(message: impl Into<String>) -> Self {
+    pub(super) fn rejected(message: impl Into<String>) -> Self {
         Self { kind: FailureKind::Rejected, message: message.into(), excerpt: String::new() }
     }
 
-    pub fn broken(message: impl Into<String>) -> Self {
+    pub(super) fn broken(message: impl Into<String>) -> Self {
         Self { kind: FailureKind::Broken, message: message.into(), excerpt: String::new() }
     }
 
     /// Another claim has taken over: nothing of this run counts any more.
-    pub fn fenced() -> Self {
+    pub(super) fn fenced() -> Self {
         Self { kind: FailureKind::Fenced, message: String::new(), excerpt: String::new() }
     }
 
-    pub fn cancelled() -> Self {
+    pub(super) fn cancelled() -> Self {
         Self { kind: FailureKind::Cancelled, message: "cancelled".to_owned(), excerpt: String::new() }
     }
 
-    pub fn superseded() -> Self {
+    pub(super) fn superseded() -> Self {
         Self { kind: FailureKind::Superseded, message: "a later push took its place".to_owned(), excerpt: String::new() }
     }
 }
@@ -158,25 +157,25 @@ impl fmt::Display for Chain<'_> {
 }
 
 /// What a node sees: its execution, the operation's parameters, what the nodes before it gave.
-pub struct NodeContext {
+pub(super) struct NodeContext {
     steno: ActionContext<Operations>,
 }
 
 impl NodeContext {
-    pub fn execution(&self) -> &Execution {
+    pub(super) fn execution(&self) -> &Execution {
         self.steno.user_data()
     }
 
-    pub fn control(&self) -> &Control {
+    pub(super) fn control(&self) -> &Control {
         &self.execution().control
     }
 
-    pub fn parameters<P: ActionData>(&self) -> Result<P, Failure> {
+    pub(super) fn parameters<P: ActionData>(&self) -> Result<P, Failure> {
         self.steno.saga_params().map_err(unreadable)
     }
 
     /// What an earlier node gave. Asking for a node that does not stand before this one is a mistake in the graph.
-    pub fn output<T: DeserializeOwned + ActionData>(&self, node: &str) -> Result<T, Failure> {
+    pub(super) fn output<T: DeserializeOwned + ActionData>(&self, node: &str) -> Result<T, Failure> {
         self.steno.lookup(node).map_err(unreadable)
     }
 }
@@ -187,7 +186,7 @@ fn unreadable(error: ActionError) -> Failure {
 }
 
 /// A registry of actions and a graph that grows together with it: an operation's file names each node once, its undo beside it.
-pub struct Graph {
+pub(super) struct Graph {
     registry: ActionRegistry<Operations>,
     nodes: Vec<Node>,
 }
@@ -201,7 +200,7 @@ impl Default for Graph {
 impl Graph {
     /// A node that leaves nothing to take back. `name` is unique among all operations' nodes: `deploy::build`.
     #[must_use]
-    pub fn then<Do, Doing, T>(mut self, name: &'static str, action: Do) -> Self
+    pub(super) fn then<Do, Doing, T>(mut self, name: &'static str, action: Do) -> Self
     where
         Do: Fn(NodeContext) -> Doing + Clone + Send + Sync + 'static,
         Doing: Future<Output = Result<T, Failure>> + Send + 'static,
@@ -214,7 +213,7 @@ impl Graph {
 
     /// A node with what takes it back. The undo sees what came before the node, not what it gave.
     #[must_use]
-    pub fn step<Do, Doing, T, Undo, Undoing>(self, name: &'static str, action: Do, undo_name: &'static str, undo: Undo) -> Self
+    pub(super) fn step<Do, Doing, T, Undo, Undoing>(self, name: &'static str, action: Do, undo_name: &'static str, undo: Undo) -> Self
     where
         Do: Fn(NodeContext) -> Doing + Clone + Send + Sync + 'static,
         Doing: Future<Output = Result<T, Failure>> + Send + 'static,
@@ -238,7 +237,7 @@ impl Graph {
     }
 
     /// The actions by name, and the graph for these parameters: one node after the other.
-    pub fn build<P: Serialize>(self, name: &str, parameters: &P) -> Result<(Arc<ActionRegistry<Operations>>, Arc<SagaDag>), Error> {
+    pub(super) fn build<P: Serialize>(self, name: &str, parameters: &P) -> Result<(Arc<ActionRegistry<Operations>>, Arc<SagaDag>), Error> {
         let mut builder = DagBuilder::new(SagaName::new(name));
         for node in self.nodes {
             builder.append(node);
@@ -249,7 +248,7 @@ impl Graph {
     }
 
     /// Only the actions, for a graph that was stored.
-    pub fn into_registry(self) -> Arc<ActionRegistry<Operations>> {
+    pub(super) fn into_registry(self) -> Arc<ActionRegistry<Operations>> {
         Arc::new(self.registry)
     }
 }

@@ -28,22 +28,26 @@ const FAILED_AFTER: i32 = 5;
 const STABLE: Duration = Duration::from_secs(60);
 
 pub(super) async fn run(control: &Control) -> Result<Vec<String>> {
-    let observed: BTreeMap<InstanceId, InstanceObservation> =
+    let mut observed: BTreeMap<InstanceId, InstanceObservation> =
         control.host.observe().await?.into_iter().map(|observation| (observation.instance, observation)).collect();
-    let intended = store::reconcilers::intended(&mut *control.pool.acquire().await?, control.server_id).await?;
-    let now = control.clock.now();
-    let changes: Vec<Result<Option<String>>> = stream::iter(intended.iter().filter(|row| should_run(row)))
-        .map(|row| async {
-            match observed.get(&row.id).and_then(|observation| alive(observation, row)) {
-                Some(slot) => confirm(control, row, slot, now).await,
-                None if is_due(row, now) => revive(control, row, now).await,
-                None => Ok(None),
-            }
-        })
-        .buffer_unordered(PARALLEL)
-        .collect()
-        .await;
+    let mut intended = store::reconcilers::intended(&mut *control.pool.acquire().await?, control.server_id).await?;
+    intended.retain(should_run);
+    let tended = intended.into_iter().map(|row| {
+        let observation = observed.remove(&row.id);
+        tend(control, row, observation)
+    });
+    let tended: Vec<_> = tended.collect();
+    let changes: Vec<Result<Option<String>>> = stream::iter(tended).buffer_unordered(PARALLEL).collect().await;
     changes.into_iter().filter_map(Result::transpose).collect()
+}
+
+async fn tend(control: &Control, row: IntendedRow, observation: Option<InstanceObservation>) -> Result<Option<String>> {
+    let now = control.clock.now();
+    match observation.as_ref().and_then(|observation| alive(observation, &row)) {
+        Some(slot) => confirm(control, &row, slot, now).await,
+        None if is_due(&row, now) => revive(control, &row, now).await,
+        None => Ok(None),
+    }
 }
 
 /// Ought to run, and no operation is about to change that.

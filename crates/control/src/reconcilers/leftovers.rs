@@ -77,12 +77,7 @@ fn leftovers(observation: &InstanceObservation, row: &IntendedRow) -> Leftovers 
             .filter(|slot| rests || Some(slot.color) != row.active_color || !is_live(slot.data_set))
             .map(|slot| slot.color)
             .collect(),
-        clusters: observation
-            .clusters
-            .iter()
-            .copied()
-            .filter(|data_set| needed(*data_set) && (rests || !is_live(*data_set)))
-            .collect(),
+        clusters: observation.clusters.iter().copied().filter(|data_set| needed(*data_set) && (rests || !is_live(*data_set))).collect(),
         data_sets: observation.data_sets.iter().copied().filter(|data_set| !needed(*data_set)).collect(),
     }
 }
@@ -143,7 +138,6 @@ mod tests {
             organization_id: OrganizationId::new(),
             name: "Shop".to_owned(),
             status: InstanceStatus::Running,
-            status_message: String::new(),
             settings: serde_json::json!({}),
             active_color: Some(Color::Blue),
             active_data_set_id: Some(live),

@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use ocore_model::{
     deployment::{DataMode, DeploymentStatus},
-    ids::{DataSetId, DeploymentId, EnvironmentId, InstanceId, OrganizationId, ProjectId},
+    ids::{DataSetId, DeploymentId, EnvironmentId, InstanceId, ProjectId},
     instance::{Color, InstanceStatus},
     names::{CommitSha, OdooVersion},
 };
@@ -14,8 +14,7 @@ use crate::Result;
 
 /// A deployment with everything around it that decides how it runs.
 #[derive(Debug, Clone)]
-pub struct DeployRow {
-    pub organization_id: OrganizationId,
+pub(crate) struct DeployRow {
     pub project_id: ProjectId,
     pub environment_id: EnvironmentId,
     pub instance_id: InstanceId,
@@ -31,10 +30,10 @@ pub struct DeployRow {
     pub settings: Value,
 }
 
-pub async fn find(connection: &mut PgConnection, deployment: DeploymentId) -> Result<Option<DeployRow>> {
+pub(crate) async fn find(connection: &mut PgConnection, deployment: DeploymentId) -> Result<Option<DeployRow>> {
     Ok(sqlx::query_as!(
         DeployRow,
-        r#"select deployments.organization_id as "organization_id: OrganizationId", deployments.project_id as "project_id: ProjectId",
+        r#"select deployments.project_id as "project_id: ProjectId",
                   deployments.environment_id as "environment_id: EnvironmentId", deployments.instance_id as "instance_id: InstanceId",
                   deployments.status as "status: DeploymentStatus", deployments.branch, deployments.commit_sha as "commit_sha: CommitSha",
                   deployments.data_mode, instances.odoo_version as "odoo_version: OdooVersion", projects.module_selection,
@@ -50,7 +49,7 @@ pub async fn find(connection: &mut PgConnection, deployment: DeploymentId) -> Re
 }
 
 /// The deployment has a worker. One that has ended meanwhile stays ended.
-pub async fn start(connection: &mut PgConnection, deployment: DeploymentId, now: DateTime<Utc>) -> Result<()> {
+pub(crate) async fn start(connection: &mut PgConnection, deployment: DeploymentId, now: DateTime<Utc>) -> Result<()> {
     sqlx::query!(
         "update deployments set status = 'running', started_at = coalesce(started_at, $2), updated_at = $2
          where id = $1 and status in ('queued', 'running')",
@@ -63,7 +62,7 @@ pub async fn start(connection: &mut PgConnection, deployment: DeploymentId, now:
 }
 
 /// What the deployment works with, known from its start.
-pub async fn set_place(
+pub(crate) async fn set_place(
     connection: &mut PgConnection,
     deployment: DeploymentId,
     color: Color,
@@ -88,24 +87,24 @@ pub async fn set_place(
     Ok(())
 }
 
-pub async fn set_plan(connection: &mut PgConnection, deployment: DeploymentId, plan: &Value) -> Result<()> {
+pub(crate) async fn set_plan(connection: &mut PgConnection, deployment: DeploymentId, plan: &Value) -> Result<()> {
     sqlx::query!("update deployments set plan = $2 where id = $1", deployment.as_uuid(), plan).execute(connection).await?;
     Ok(())
 }
 
-pub async fn set_release(connection: &mut PgConnection, deployment: DeploymentId, release: &str) -> Result<()> {
+pub(crate) async fn set_release(connection: &mut PgConnection, deployment: DeploymentId, release: &str) -> Result<()> {
     sqlx::query!("update deployments set release = $2 where id = $1", deployment.as_uuid(), release).execute(connection).await?;
     Ok(())
 }
 
 /// Where a deployment is, as far as it decides whether to go on.
 #[derive(Debug, Clone, Copy)]
-pub struct Standing {
+pub(crate) struct Standing {
     pub status: DeploymentStatus,
     pub cancel_requested: bool,
 }
 
-pub async fn standing(connection: &mut PgConnection, deployment: DeploymentId) -> Result<Option<Standing>> {
+pub(crate) async fn standing(connection: &mut PgConnection, deployment: DeploymentId) -> Result<Option<Standing>> {
     Ok(sqlx::query_as!(
         Standing,
         r#"select status as "status: DeploymentStatus", cancel_requested_at is not null as "cancel_requested!" from deployments where id = $1"#,
@@ -116,7 +115,7 @@ pub async fn standing(connection: &mut PgConnection, deployment: DeploymentId) -
 }
 
 /// From here on the deployment is not superseded. False when somebody has superseded or cancelled it before.
-pub async fn begin_changing(connection: &mut PgConnection, deployment: DeploymentId) -> Result<bool> {
+pub(crate) async fn begin_changing(connection: &mut PgConnection, deployment: DeploymentId) -> Result<bool> {
     let updated = sqlx::query!(
         "update deployments set changing = true where id = $1 and status = 'running' and cancel_requested_at is null",
         deployment.as_uuid(),
@@ -127,7 +126,12 @@ pub async fn begin_changing(connection: &mut PgConnection, deployment: Deploymen
 }
 
 /// Ends a deployment that has changed nothing yet in favour of a newer one. False when it has begun to, or has ended.
-pub async fn supersede(connection: &mut PgConnection, deployment: DeploymentId, newer: DeploymentId, now: DateTime<Utc>) -> Result<bool> {
+pub(crate) async fn supersede(
+    connection: &mut PgConnection,
+    deployment: DeploymentId,
+    newer: DeploymentId,
+    now: DateTime<Utc>,
+) -> Result<bool> {
     let updated = sqlx::query!(
         "update deployments
          set status = 'superseded', completed_at = $3, updated_at = $3,
@@ -142,7 +146,7 @@ pub async fn supersede(connection: &mut PgConnection, deployment: DeploymentId, 
     Ok(updated.rows_affected() == 1)
 }
 
-pub async fn request_cancel(connection: &mut PgConnection, deployment: DeploymentId, now: DateTime<Utc>) -> Result<()> {
+pub(crate) async fn request_cancel(connection: &mut PgConnection, deployment: DeploymentId, now: DateTime<Utc>) -> Result<()> {
     sqlx::query!(
         "update deployments set cancel_requested_at = coalesce(cancel_requested_at, $2), updated_at = $2
          where id = $1 and status in ('queued', 'running')",
@@ -155,7 +159,11 @@ pub async fn request_cancel(connection: &mut PgConnection, deployment: Deploymen
 }
 
 /// Asks everything that runs on an instance to stop. Returns what was asked.
-pub async fn request_cancel_of_instance(connection: &mut PgConnection, instance: InstanceId, now: DateTime<Utc>) -> Result<Vec<DeploymentId>> {
+pub(crate) async fn request_cancel_of_instance(
+    connection: &mut PgConnection,
+    instance: InstanceId,
+    now: DateTime<Utc>,
+) -> Result<Vec<DeploymentId>> {
     Ok(sqlx::query_scalar!(
         r#"update deployments set cancel_requested_at = coalesce(cancel_requested_at, $2), updated_at = $2
            where instance_id = $1 and status = 'running' returning id as "id: DeploymentId""#,
@@ -168,20 +176,20 @@ pub async fn request_cancel_of_instance(connection: &mut PgConnection, instance:
 
 /// How a deployment ended.
 #[derive(Debug, Clone)]
-pub struct End {
+pub(crate) struct End {
     pub status: DeploymentStatus,
     pub message: Option<String>,
     pub excerpt: Option<String>,
 }
 
 impl End {
-    pub fn cancelled() -> Self {
+    pub(crate) fn cancelled() -> Self {
         Self { status: DeploymentStatus::Cancelled, message: Some("somebody cancelled it".to_owned()), excerpt: None }
     }
 }
 
 /// Ends a deployment. One that has ended already (superseded) stays as it is.
-pub async fn end(connection: &mut PgConnection, deployment: DeploymentId, end: &End, now: DateTime<Utc>) -> Result<()> {
+pub(crate) async fn end(connection: &mut PgConnection, deployment: DeploymentId, end: &End, now: DateTime<Utc>) -> Result<()> {
     sqlx::query!(
         "update deployments set status = $2, error_message = $3, error_excerpt = $4, completed_at = $5, updated_at = $5
          where id = $1 and status in ('queued', 'running')",
@@ -198,9 +206,9 @@ pub async fn end(connection: &mut PgConnection, deployment: DeploymentId, end: &
 
 /// What is live on an instance. Addresses are `<address>:<port>`.
 #[derive(Debug, Clone)]
-pub struct LiveRow {
-    pub instance_id: InstanceId,
+pub(crate) struct LiveRow {
     pub status: InstanceStatus,
+    pub status_message: String,
     pub settings: Value,
     pub active_color: Option<Color>,
     pub active_data_set_id: Option<DataSetId>,
@@ -210,16 +218,16 @@ pub struct LiveRow {
     pub active_websocket: Option<String>,
     pub previous_data_set_id: Option<DataSetId>,
     pub admin_password: Option<Vec<u8>>,
-    pub generation: i64,
 }
 
-pub async fn live(connection: &mut PgConnection, instance: InstanceId) -> Result<Option<LiveRow>> {
+pub(crate) async fn live(connection: &mut PgConnection, instance: InstanceId) -> Result<Option<LiveRow>> {
     Ok(sqlx::query_as!(
         LiveRow,
-        r#"select id as "instance_id: InstanceId", status as "status: InstanceStatus", settings, active_color as "active_color: Color",
+        r#"select status as "status: InstanceStatus", status_message, settings,
+                  active_color as "active_color: Color",
                   active_data_set_id as "active_data_set_id: DataSetId", active_release,
                   active_deployment_id as "active_deployment_id: DeploymentId", active_http, active_websocket,
-                  previous_data_set_id as "previous_data_set_id: DataSetId", admin_password, generation
+                  previous_data_set_id as "previous_data_set_id: DataSetId", admin_password
            from instances where id = $1"#,
         instance.as_uuid(),
     )
@@ -229,7 +237,7 @@ pub async fn live(connection: &mut PgConnection, instance: InstanceId) -> Result
 
 /// What becomes live.
 #[derive(Debug, Clone)]
-pub struct NewLive<'a> {
+pub(crate) struct NewLive<'a> {
     pub color: Option<Color>,
     pub data_set: Option<DataSetId>,
     pub release: Option<&'a str>,
@@ -245,7 +253,7 @@ pub struct NewLive<'a> {
 }
 
 /// Makes a slot, a data set and a release the live ones. False when a newer claim holds the instance.
-pub async fn set_live(
+pub(crate) async fn set_live(
     connection: &mut PgConnection,
     instance: InstanceId,
     generation: i64,
@@ -279,20 +287,16 @@ pub async fn set_live(
 }
 
 /// The live slot rests, or does not any more. False when a newer claim holds the instance.
-pub async fn set_updating(connection: &mut PgConnection, instance: InstanceId, generation: i64, updating: bool) -> Result<bool> {
-    let updated = sqlx::query!(
-        "update instances set updating = $3 where id = $1 and generation = $2",
-        instance.as_uuid(),
-        generation,
-        updating
-    )
-    .execute(connection)
-    .await?;
+pub(crate) async fn set_updating(connection: &mut PgConnection, instance: InstanceId, generation: i64, updating: bool) -> Result<bool> {
+    let updated =
+        sqlx::query!("update instances set updating = $3 where id = $1 and generation = $2", instance.as_uuid(), generation, updating)
+            .execute(connection)
+            .await?;
     Ok(updated.rows_affected() == 1)
 }
 
 /// Where the live slot answers now.
-pub async fn set_addresses(
+pub(crate) async fn set_addresses(
     connection: &mut PgConnection,
     instance: InstanceId,
     generation: i64,
@@ -312,7 +316,7 @@ pub async fn set_addresses(
 }
 
 /// What the instance's Odoo does now. False when a newer claim holds the instance.
-pub async fn set_status(
+pub(crate) async fn set_status(
     connection: &mut PgConnection,
     instance: InstanceId,
     generation: i64,
@@ -335,19 +339,16 @@ pub async fn set_status(
 
 /// An environment's place in its branch.
 #[derive(Debug, Clone)]
-pub struct BranchPlace {
+pub(crate) struct BranchPlace {
     pub live_commit_sha: Option<CommitSha>,
-    pub pending_commit_count: i32,
-    pub pending_commit_sha: Option<CommitSha>,
     /// The branch's head; `None` when the branch is gone.
     pub head: Option<CommitSha>,
 }
 
-pub async fn branch_place(connection: &mut PgConnection, environment: EnvironmentId) -> Result<Option<BranchPlace>> {
+pub(crate) async fn branch_place(connection: &mut PgConnection, environment: EnvironmentId) -> Result<Option<BranchPlace>> {
     Ok(sqlx::query_as!(
         BranchPlace,
-        r#"select environments.live_commit_sha as "live_commit_sha: CommitSha", environments.pending_commit_count,
-                  environments.pending_commit_sha as "pending_commit_sha: CommitSha", branches.head_sha as "head?: CommitSha"
+        r#"select environments.live_commit_sha as "live_commit_sha: CommitSha", branches.head_sha as "head?: CommitSha"
            from environments
                left join branches on branches.project_id = environments.project_id and branches.name = environments.branch
                    and branches.deleted_at is null
@@ -359,7 +360,7 @@ pub async fn branch_place(connection: &mut PgConnection, environment: Environmen
 }
 
 /// The commit that is live, and what of its branch is not.
-pub async fn set_branch_place(
+pub(crate) async fn set_branch_place(
     connection: &mut PgConnection,
     environment: EnvironmentId,
     live: Option<&CommitSha>,
@@ -381,6 +382,6 @@ pub async fn set_branch_place(
 }
 
 /// The label of an instance's host name.
-pub async fn slug(connection: &mut PgConnection, instance: InstanceId) -> Result<String> {
+pub(crate) async fn slug(connection: &mut PgConnection, instance: InstanceId) -> Result<String> {
     Ok(sqlx::query_scalar!("select slug from instances where id = $1", instance.as_uuid()).fetch_one(connection).await?)
 }

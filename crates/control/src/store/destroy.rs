@@ -7,7 +7,7 @@ use sqlx::PgConnection;
 use crate::Result;
 
 /// Instance and environment become `deleted`; they stay for the history. What was stuck on the instance is over.
-pub async fn forget(connection: &mut PgConnection, instance: InstanceId, now: DateTime<Utc>) -> Result<()> {
+pub(crate) async fn forget(connection: &mut PgConnection, instance: InstanceId, now: DateTime<Utc>) -> Result<()> {
     sqlx::query!(
         "update instances
          set status = 'deleted', status_message = '', active_color = null, active_data_set_id = null, active_release = null,
@@ -38,7 +38,12 @@ pub async fn forget(connection: &mut PgConnection, instance: InstanceId, now: Da
     Ok(())
 }
 
-pub async fn set_environment_message(connection: &mut PgConnection, instance: InstanceId, message: &str, now: DateTime<Utc>) -> Result<()> {
+pub(crate) async fn set_environment_message(
+    connection: &mut PgConnection,
+    instance: InstanceId,
+    message: &str,
+    now: DateTime<Utc>,
+) -> Result<()> {
     sqlx::query!(
         "update environments set status_message = $2, updated_at = $3 where instance_id = $1 and status <> 'deleted'",
         instance.as_uuid(),

@@ -5,7 +5,6 @@
 use chrono::{DateTime, Utc};
 use ocore_model::{
     ids::{DeploymentId, EnvironmentId, InstanceId, OperationId, OrganizationId},
-    instance::InstanceStatus,
     operation::OperationStatus,
 };
 use serde_json::Value;
@@ -16,9 +15,8 @@ use crate::Result;
 
 /// An operation's row.
 #[derive(Debug, Clone)]
-pub struct OperationRow {
+pub(crate) struct OperationRow {
     pub id: OperationId,
-    pub organization_id: OrganizationId,
     pub instance_id: InstanceId,
     pub deployment_id: Option<DeploymentId>,
     /// An [`crate::operations::OperationKind`].
@@ -33,14 +31,13 @@ pub struct OperationRow {
 
 /// What holds an instance.
 #[derive(Debug, Clone, Copy)]
-pub struct InstanceHold {
+pub(crate) struct InstanceHold {
     pub operation_id: Option<OperationId>,
     /// The holder's status; `None` when nobody holds it.
     pub operation_status: Option<OperationStatus>,
-    pub status: InstanceStatus,
 }
 
-pub struct NewOperation<'a> {
+pub(crate) struct NewOperation<'a> {
     pub id: OperationId,
     pub kind: &'a str,
     pub organization_id: OrganizationId,
@@ -50,7 +47,7 @@ pub struct NewOperation<'a> {
     pub schema_version: i32,
 }
 
-pub async fn insert(connection: &mut PgConnection, new: NewOperation<'_>) -> Result<()> {
+pub(crate) async fn insert(connection: &mut PgConnection, new: NewOperation<'_>) -> Result<()> {
     sqlx::query!(
         "insert into operations (id, kind, organization_id, instance_id, deployment_id, parameters, status, schema_version)
          values ($1, $2, $3, $4, $5, $6, 'queued', $7)",
@@ -68,10 +65,10 @@ pub async fn insert(connection: &mut PgConnection, new: NewOperation<'_>) -> Res
 }
 
 /// The row, without locking it.
-pub async fn find(connection: &mut PgConnection, id: OperationId) -> Result<Option<OperationRow>> {
+pub(crate) async fn find(connection: &mut PgConnection, id: OperationId) -> Result<Option<OperationRow>> {
     Ok(sqlx::query_as!(
         OperationRow,
-        r#"select id as "id: OperationId", organization_id as "organization_id: OrganizationId", instance_id as "instance_id: InstanceId",
+        r#"select id as "id: OperationId", instance_id as "instance_id: InstanceId",
                   deployment_id as "deployment_id: DeploymentId", parameters, status as "status: OperationStatus", schema_version, dag,
                   generation, claimed_by
            from operations where id = $1"#,
@@ -82,10 +79,10 @@ pub async fn find(connection: &mut PgConnection, id: OperationId) -> Result<Opti
 }
 
 /// The row, locked until the transaction ends. Lock its instance first.
-pub async fn lock(connection: &mut PgConnection, id: OperationId) -> Result<Option<OperationRow>> {
+pub(crate) async fn lock(connection: &mut PgConnection, id: OperationId) -> Result<Option<OperationRow>> {
     Ok(sqlx::query_as!(
         OperationRow,
-        r#"select id as "id: OperationId", organization_id as "organization_id: OrganizationId", instance_id as "instance_id: InstanceId",
+        r#"select id as "id: OperationId", instance_id as "instance_id: InstanceId",
                   deployment_id as "deployment_id: DeploymentId", parameters, status as "status: OperationStatus", schema_version, dag,
                   generation, claimed_by
            from operations where id = $1 for update"#,
@@ -96,10 +93,10 @@ pub async fn lock(connection: &mut PgConnection, id: OperationId) -> Result<Opti
 }
 
 /// Who holds an instance, with the instance's row locked until the transaction ends.
-pub async fn lock_instance(connection: &mut PgConnection, instance: InstanceId) -> Result<Option<InstanceHold>> {
+pub(crate) async fn lock_instance(connection: &mut PgConnection, instance: InstanceId) -> Result<Option<InstanceHold>> {
     Ok(sqlx::query_as!(
         InstanceHold,
-        r#"select instances.operation_id as "operation_id: OperationId", instances.status as "status: InstanceStatus",
+        r#"select instances.operation_id as "operation_id: OperationId",
                   (select operations.status from operations where operations.id = instances.operation_id) as "operation_status: OperationStatus"
            from instances where id = $1 for update of instances"#,
         instance.as_uuid(),
@@ -109,7 +106,7 @@ pub async fn lock_instance(connection: &mut PgConnection, instance: InstanceId) 
 }
 
 /// Another operation of the instance that was asked for earlier and is still open.
-pub async fn is_behind_another(connection: &mut PgConnection, instance: InstanceId, id: OperationId) -> Result<bool> {
+pub(crate) async fn is_behind_another(connection: &mut PgConnection, instance: InstanceId, id: OperationId) -> Result<bool> {
     Ok(sqlx::query_scalar!(
         r#"select exists (select 1 from operations where instance_id = $1 and id < $2 and status in ('queued', 'running')) as "behind!""#,
         instance.as_uuid(),
@@ -120,7 +117,7 @@ pub async fn is_behind_another(connection: &mut PgConnection, instance: Instance
 }
 
 /// Gives the operation to a worker and the instance to the operation, at a new generation. Both rows are locked by the caller.
-pub async fn claim(
+pub(crate) async fn claim(
     connection: &mut PgConnection,
     id: OperationId,
     instance: InstanceId,
@@ -148,7 +145,7 @@ pub async fn claim(
 }
 
 /// Keeps the graph of a saga that begins. False when another claim has taken over.
-pub async fn set_dag(connection: &mut PgConnection, id: OperationId, generation: i64, dag: &Value) -> Result<bool> {
+pub(crate) async fn set_dag(connection: &mut PgConnection, id: OperationId, generation: i64, dag: &Value) -> Result<bool> {
     let updated = sqlx::query!("update operations set dag = $3 where id = $1 and generation = $2", id.as_uuid(), generation, dag)
         .execute(connection)
         .await?;
@@ -156,7 +153,7 @@ pub async fn set_dag(connection: &mut PgConnection, id: OperationId, generation:
 }
 
 /// Writes one event of the saga's log; writing one again changes nothing. False when another claim has taken over.
-pub async fn record_event(
+pub(crate) async fn record_event(
     connection: &mut PgConnection,
     id: OperationId,
     generation: i64,
@@ -183,14 +180,14 @@ pub async fn record_event(
 }
 
 /// The saga's log, in the order in which it was written.
-pub async fn events(connection: &mut PgConnection, id: OperationId) -> Result<Vec<Value>> {
+pub(crate) async fn events(connection: &mut PgConnection, id: OperationId) -> Result<Vec<Value>> {
     Ok(sqlx::query_scalar!("select event from operation_events where operation_id = $1 order by sequence", id.as_uuid())
         .fetch_all(connection)
         .await?)
 }
 
 /// Forgets that undoing failed, so that it is tried again.
-pub async fn forget_failed_undo(connection: &mut PgConnection, id: OperationId) -> Result<()> {
+pub(crate) async fn forget_failed_undo(connection: &mut PgConnection, id: OperationId) -> Result<()> {
     sqlx::query!("delete from operation_events where operation_id = $1 and kind = 'undo_failed'", id.as_uuid())
         .execute(&mut *connection)
         .await?;
@@ -201,7 +198,7 @@ pub async fn forget_failed_undo(connection: &mut PgConnection, id: OperationId) 
 }
 
 /// Ends the operation. False when another claim has taken over. A stuck one keeps its instance, every other end lets it go.
-pub async fn complete(
+pub(crate) async fn complete(
     connection: &mut PgConnection,
     id: OperationId,
     instance: InstanceId,
@@ -237,7 +234,7 @@ pub async fn complete(
 }
 
 /// Ends an operation that nobody has begun. False when somebody has.
-pub async fn drop_queued(connection: &mut PgConnection, id: OperationId, error: &str, now: DateTime<Utc>) -> Result<bool> {
+pub(crate) async fn drop_queued(connection: &mut PgConnection, id: OperationId, error: &str, now: DateTime<Utc>) -> Result<bool> {
     let updated = sqlx::query!(
         "update operations set status = 'failed', error = $2, completed_at = $3 where id = $1 and status = 'queued'",
         id.as_uuid(),
@@ -250,7 +247,7 @@ pub async fn drop_queued(connection: &mut PgConnection, id: OperationId, error: 
 }
 
 /// The operation whose turn it is on an instance: the oldest queued one, when no other runs.
-pub async fn next_of_instance(connection: &mut PgConnection, instance: InstanceId) -> Result<Option<OperationId>> {
+pub(crate) async fn next_of_instance(connection: &mut PgConnection, instance: InstanceId) -> Result<Option<OperationId>> {
     Ok(sqlx::query_scalar!(
         r#"select id as "id: OperationId" from operations
            where instance_id = $1 and status = 'queued'
@@ -263,7 +260,7 @@ pub async fn next_of_instance(connection: &mut PgConnection, instance: InstanceI
 }
 
 /// For every instance on which none runs: the oldest queued operation. What a crash left unqueued is among them.
-pub async fn waiting(connection: &mut PgConnection) -> Result<Vec<OperationId>> {
+pub(crate) async fn waiting(connection: &mut PgConnection) -> Result<Vec<OperationId>> {
     Ok(sqlx::query_scalar!(
         r#"select distinct on (instance_id) id as "id: OperationId" from operations
            where status = 'queued'
@@ -276,7 +273,7 @@ pub async fn waiting(connection: &mut PgConnection) -> Result<Vec<OperationId>> 
 }
 
 /// The operations that run, with their workers.
-pub async fn running(connection: &mut PgConnection) -> Result<Vec<(OperationId, Option<Uuid>)>> {
+pub(crate) async fn running(connection: &mut PgConnection) -> Result<Vec<(OperationId, Option<Uuid>)>> {
     Ok(sqlx::query!(r#"select id as "id: OperationId", claimed_by from operations where status = 'running' order by id"#)
         .fetch_all(connection)
         .await?
@@ -286,14 +283,17 @@ pub async fn running(connection: &mut PgConnection) -> Result<Vec<(OperationId, 
 }
 
 /// The operations whose undo has failed.
-pub async fn stuck(connection: &mut PgConnection) -> Result<Vec<OperationId>> {
+pub(crate) async fn stuck(connection: &mut PgConnection) -> Result<Vec<OperationId>> {
     Ok(sqlx::query_scalar!(r#"select id as "id: OperationId" from operations where status = 'stuck' order by id"#)
         .fetch_all(connection)
         .await?)
 }
 
 /// Queued operations of an instance, and the deployments that they would carry out.
-pub async fn queued_of_instance(connection: &mut PgConnection, instance: InstanceId) -> Result<Vec<(OperationId, Option<DeploymentId>)>> {
+pub(crate) async fn queued_of_instance(
+    connection: &mut PgConnection,
+    instance: InstanceId,
+) -> Result<Vec<(OperationId, Option<DeploymentId>)>> {
     Ok(sqlx::query!(
         r#"select id as "id: OperationId", deployment_id as "deployment_id: DeploymentId" from operations
            where instance_id = $1 and status = 'queued' order by id for update"#,
@@ -307,7 +307,7 @@ pub async fn queued_of_instance(connection: &mut PgConnection, instance: Instanc
 }
 
 /// An operation of this kind that is queued or running on the instance.
-pub async fn has_open(connection: &mut PgConnection, instance: InstanceId, kind: &str) -> Result<bool> {
+pub(crate) async fn has_open(connection: &mut PgConnection, instance: InstanceId, kind: &str) -> Result<bool> {
     Ok(sqlx::query_scalar!(
         r#"select exists (select 1 from operations where instance_id = $1 and kind = $2 and status in ('queued', 'running')) as "open!""#,
         instance.as_uuid(),
@@ -318,7 +318,7 @@ pub async fn has_open(connection: &mut PgConnection, instance: InstanceId, kind:
 }
 
 /// The open operation of a deployment, locked.
-pub async fn lock_of_deployment(
+pub(crate) async fn lock_of_deployment(
     connection: &mut PgConnection,
     deployment: DeploymentId,
 ) -> Result<Option<(OperationId, InstanceId, OperationStatus)>> {
@@ -333,7 +333,7 @@ pub async fn lock_of_deployment(
 }
 
 /// The open deployments of an environment that have changed nothing yet, with their operations, the operations locked.
-pub async fn lock_unchanging_of_environment(
+pub(crate) async fn lock_unchanging_of_environment(
     connection: &mut PgConnection,
     environment: EnvironmentId,
     except: DeploymentId,
@@ -355,11 +355,11 @@ pub async fn lock_unchanging_of_environment(
 }
 
 /// The advisory lock that a worker holds while it lives. Worker ids are random UUIDs; their low half is as unique as they are.
-pub fn lock_key(worker: Uuid) -> i64 {
+pub(crate) fn lock_key(worker: Uuid) -> i64 {
     worker.as_u64_pair().1 as i64
 }
 
 /// Whether a worker is dead: nobody holds its lock. Takes the lock until the transaction ends, so that of several that ask one gets yes.
-pub async fn is_dead(connection: &mut PgConnection, worker: Uuid) -> Result<bool> {
+pub(crate) async fn is_dead(connection: &mut PgConnection, worker: Uuid) -> Result<bool> {
     Ok(sqlx::query_scalar!(r#"select pg_try_advisory_xact_lock($1) as "free!""#, lock_key(worker)).fetch_one(connection).await?)
 }

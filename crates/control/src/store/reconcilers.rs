@@ -12,12 +12,11 @@ use crate::Result;
 
 /// An instance as it should be.
 #[derive(Debug, Clone)]
-pub struct IntendedRow {
+pub(crate) struct IntendedRow {
     pub id: InstanceId,
     pub organization_id: OrganizationId,
     pub name: String,
     pub status: InstanceStatus,
-    pub status_message: String,
     /// An [`ocore_host::OdooSettings`].
     pub settings: Value,
     pub active_color: Option<Color>,
@@ -33,11 +32,11 @@ pub struct IntendedRow {
 }
 
 /// All instances of a server, the deleted ones too.
-pub async fn intended(connection: &mut PgConnection, server: ServerId) -> Result<Vec<IntendedRow>> {
+pub(crate) async fn intended(connection: &mut PgConnection, server: ServerId) -> Result<Vec<IntendedRow>> {
     Ok(sqlx::query_as!(
         IntendedRow,
         r#"select id as "id: InstanceId", organization_id as "organization_id: OrganizationId", name, status as "status: InstanceStatus",
-                  status_message, settings, active_color as "active_color: Color", active_data_set_id as "active_data_set_id: DataSetId",
+                  settings, active_color as "active_color: Color", active_data_set_id as "active_data_set_id: DataSetId",
                   active_release, active_http, active_websocket, previous_data_set_id as "previous_data_set_id: DataSetId",
                   operation_id as "operation_id: OperationId", generation, failed_starts, last_restart_at
            from instances where server_id = $1 order by id"#,
@@ -48,7 +47,7 @@ pub async fn intended(connection: &mut PgConnection, server: ServerId) -> Result
 }
 
 /// Raises the generation of an instance that nobody holds and that nobody has had since it was read. `None` otherwise: then it is not ours.
-pub async fn take_if_free(connection: &mut PgConnection, instance: InstanceId, seen_generation: i64) -> Result<Option<i64>> {
+pub(crate) async fn take_if_free(connection: &mut PgConnection, instance: InstanceId, seen_generation: i64) -> Result<Option<i64>> {
     Ok(sqlx::query_scalar!(
         "update instances set generation = generation + 1 where id = $1 and generation = $2 and operation_id is null returning generation",
         instance.as_uuid(),
@@ -59,7 +58,7 @@ pub async fn take_if_free(connection: &mut PgConnection, instance: InstanceId, s
 }
 
 /// A start begins: counted before it is tried, so that a crash in it counts too.
-pub async fn note_start(connection: &mut PgConnection, instance: InstanceId, now: DateTime<Utc>) -> Result<()> {
+pub(crate) async fn note_start(connection: &mut PgConnection, instance: InstanceId, now: DateTime<Utc>) -> Result<()> {
     sqlx::query!(
         "update instances set failed_starts = failed_starts + 1, last_restart_at = $2, updated_at = $2 where id = $1",
         instance.as_uuid(),
@@ -71,13 +70,13 @@ pub async fn note_start(connection: &mut PgConnection, instance: InstanceId, now
 }
 
 /// It runs again.
-pub async fn note_restarted(connection: &mut PgConnection, instance: InstanceId) -> Result<()> {
+pub(crate) async fn note_restarted(connection: &mut PgConnection, instance: InstanceId) -> Result<()> {
     sqlx::query!("update instances set restart_count = restart_count + 1 where id = $1", instance.as_uuid()).execute(connection).await?;
     Ok(())
 }
 
 /// It has stayed up.
-pub async fn note_stable(connection: &mut PgConnection, instance: InstanceId) -> Result<()> {
+pub(crate) async fn note_stable(connection: &mut PgConnection, instance: InstanceId) -> Result<()> {
     sqlx::query!("update instances set failed_starts = 0 where id = $1 and failed_starts > 0", instance.as_uuid())
         .execute(connection)
         .await?;
@@ -86,7 +85,7 @@ pub async fn note_stable(connection: &mut PgConnection, instance: InstanceId) ->
 
 /// The releases that something on the server has or will have: what is live, what open deployments have built, and the last two that were
 /// live on each instance.
-pub async fn needed_releases(connection: &mut PgConnection, server: ServerId) -> Result<Vec<String>> {
+pub(crate) async fn needed_releases(connection: &mut PgConnection, server: ServerId) -> Result<Vec<String>> {
     Ok(sqlx::query_scalar!(
         r#"select active_release as "release!" from instances where server_id = $1 and active_release is not null
            union

@@ -10,7 +10,7 @@ use crate::Result;
 
 /// An instance as far as its route depends on it.
 #[derive(Debug, Clone)]
-pub struct RouteRow {
+pub(crate) struct RouteRow {
     pub instance_id: InstanceId,
     pub name: String,
     pub slug: String,
@@ -26,13 +26,13 @@ pub struct RouteRow {
 
 /// A server's generation with one of its instances; a server without instances has one row without any.
 #[derive(Debug, Clone)]
-pub struct ServerRoute {
+pub(crate) struct ServerRoute {
     pub generation: i64,
     pub route: Option<RouteRow>,
 }
 
 /// The generation of an instance's server grows.
-pub async fn raise(connection: &mut PgConnection, instance: InstanceId) -> Result<()> {
+pub(crate) async fn raise(connection: &mut PgConnection, instance: InstanceId) -> Result<()> {
     sqlx::query!(
         "update servers set route_generation = route_generation + 1 where id = (select server_id from instances where id = $1)",
         instance.as_uuid(),
@@ -43,7 +43,7 @@ pub async fn raise(connection: &mut PgConnection, instance: InstanceId) -> Resul
 }
 
 /// The generation that a server's edge should have.
-pub async fn generation(connection: &mut PgConnection, server: ServerId) -> Result<i64> {
+pub(crate) async fn generation(connection: &mut PgConnection, server: ServerId) -> Result<i64> {
     Ok(sqlx::query_scalar!("select route_generation from servers where id = $1", server.as_uuid())
         .fetch_optional(connection)
         .await?
@@ -51,7 +51,7 @@ pub async fn generation(connection: &mut PgConnection, server: ServerId) -> Resu
 }
 
 /// All instances of a server that are not deleted, by id, with its generation.
-pub async fn list(connection: &mut PgConnection, server: ServerId) -> Result<Vec<ServerRoute>> {
+pub(crate) async fn list(connection: &mut PgConnection, server: ServerId) -> Result<Vec<ServerRoute>> {
     Ok(sqlx::query!(
         r#"select servers.route_generation, instances.id as "id?: InstanceId", instances.name as "name?", instances.slug as "slug?",
                   instances.status as "status?: InstanceStatus", instances.status_message as "status_message?",

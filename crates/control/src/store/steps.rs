@@ -11,7 +11,7 @@ use crate::Result;
 
 /// A step as it is now.
 #[derive(Debug, Clone)]
-pub struct StepRow {
+pub(crate) struct StepRow {
     pub id: StepId,
     pub deployment_id: DeploymentId,
     pub name: StepName,
@@ -25,7 +25,7 @@ pub struct StepRow {
 }
 
 /// Writes all steps of a deployment, so that the list can be drawn before it runs. A second time changes nothing.
-pub async fn create(connection: &mut PgConnection, deployment: DeploymentId) -> Result<()> {
+pub(crate) async fn create(connection: &mut PgConnection, deployment: DeploymentId) -> Result<()> {
     for (sort_order, name) in StepName::ALL.iter().enumerate() {
         sqlx::query!(
             "insert into deployment_steps (id, deployment_id, name, sort_order, status) values ($1, $2, $3, $4, 'pending')
@@ -42,7 +42,7 @@ pub async fn create(connection: &mut PgConnection, deployment: DeploymentId) -> 
 }
 
 /// The steps in the order in which they run.
-pub async fn list(connection: &mut PgConnection, deployment: DeploymentId) -> Result<Vec<StepRow>> {
+pub(crate) async fn list(connection: &mut PgConnection, deployment: DeploymentId) -> Result<Vec<StepRow>> {
     Ok(sqlx::query_as!(
         StepRow,
         r#"select id as "id: StepId", deployment_id as "deployment_id: DeploymentId", name as "name: StepName", sort_order,
@@ -56,14 +56,14 @@ pub async fn list(connection: &mut PgConnection, deployment: DeploymentId) -> Re
 
 /// A step that begins, or begins again after a crash.
 #[derive(Debug, Clone, Copy)]
-pub struct Begun {
+pub(crate) struct Begun {
     pub id: StepId,
     /// It had begun before: what it does may be half done.
     pub again: bool,
 }
 
 /// Marks a step as running. Its start is that of its first try.
-pub async fn begin(connection: &mut PgConnection, deployment: DeploymentId, name: StepName, now: DateTime<Utc>) -> Result<Begun> {
+pub(crate) async fn begin(connection: &mut PgConnection, deployment: DeploymentId, name: StepName, now: DateTime<Utc>) -> Result<Begun> {
     let begun = sqlx::query!(
         r#"update deployment_steps as step
            set status = 'running', summary = '', version = step.version + 1, started_at = coalesce(step.started_at, $3), completed_at = null
@@ -80,7 +80,7 @@ pub async fn begin(connection: &mut PgConnection, deployment: DeploymentId, name
 }
 
 /// Ends a step.
-pub async fn end(connection: &mut PgConnection, step: StepId, status: StepStatus, summary: &str, now: DateTime<Utc>) -> Result<()> {
+pub(crate) async fn end(connection: &mut PgConnection, step: StepId, status: StepStatus, summary: &str, now: DateTime<Utc>) -> Result<()> {
     sqlx::query!(
         "update deployment_steps set status = $2, summary = $3, version = version + 1, completed_at = $4 where id = $1",
         step.as_uuid(),
@@ -94,7 +94,7 @@ pub async fn end(connection: &mut PgConnection, step: StepId, status: StepStatus
 }
 
 /// Marks a step that had succeeded as taken back; any other stays as it is.
-pub async fn mark_undone(connection: &mut PgConnection, deployment: DeploymentId, name: StepName) -> Result<()> {
+pub(crate) async fn mark_undone(connection: &mut PgConnection, deployment: DeploymentId, name: StepName) -> Result<()> {
     sqlx::query!(
         "update deployment_steps set status = 'undone', version = version + 1 where deployment_id = $1 and name = $2 and status = 'succeeded'",
         deployment.as_uuid(),
@@ -106,11 +106,11 @@ pub async fn mark_undone(connection: &mut PgConnection, deployment: DeploymentId
 }
 
 /// The deployment has ended: what never ran is skipped, what was cut off has failed.
-pub async fn close(connection: &mut PgConnection, deployment: DeploymentId, now: DateTime<Utc>) -> Result<()> {
+pub(crate) async fn close(connection: &mut PgConnection, deployment: DeploymentId, now: DateTime<Utc>) -> Result<()> {
     sqlx::query!(
         "update deployment_steps
          set status = case status when 'pending' then 'skipped' else 'failed' end, version = version + 1,
-             completed_at = case status when 'running' then $2 end
+             completed_at = case status when 'running' then $2::timestamptz end
          where deployment_id = $1 and status in ('pending', 'running')",
         deployment.as_uuid(),
         now,
@@ -121,7 +121,7 @@ pub async fn close(connection: &mut PgConnection, deployment: DeploymentId, now:
 }
 
 /// Adds lines to a step's log, in their order.
-pub async fn append_lines(connection: &mut PgConnection, deployment: DeploymentId, step: StepId, lines: &[String]) -> Result<()> {
+pub(crate) async fn append_lines(connection: &mut PgConnection, deployment: DeploymentId, step: StepId, lines: &[String]) -> Result<()> {
     sqlx::query!(
         "insert into step_log_lines (deployment_id, step_id, text) select $1, $2, unnest($3::text[])",
         deployment.as_uuid(),
@@ -134,12 +134,10 @@ pub async fn append_lines(connection: &mut PgConnection, deployment: DeploymentI
 }
 
 /// Forgets the lines of deployments that ended before `before`. Steps and their summaries stay. Returns how many lines went.
-pub async fn prune_lines(connection: &mut PgConnection, before: DateTime<Utc>) -> Result<u64> {
-    let deleted = sqlx::query!(
-        "delete from step_log_lines where deployment_id in (select id from deployments where completed_at < $1)",
-        before,
-    )
-    .execute(connection)
-    .await?;
+pub(crate) async fn prune_lines(connection: &mut PgConnection, before: DateTime<Utc>) -> Result<u64> {
+    let deleted =
+        sqlx::query!("delete from step_log_lines where deployment_id in (select id from deployments where completed_at < $1)", before,)
+            .execute(connection)
+            .await?;
     Ok(deleted.rows_affected())
 }

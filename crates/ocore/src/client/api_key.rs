@@ -31,8 +31,14 @@ impl ApiKeyCommand {
             Self::List => {
                 let answer = api.get("/api-keys").await?;
                 let rows = answer["apiKeys"].as_array().cloned().unwrap_or_default();
-                let columns =
-                    [("name", "/name"), ("prefix", "/prefix"), ("permissions", "/permissions"), ("last used", "/lastUsedAt"), ("expires", "/expiresAt"), ("id", "/id")];
+                let columns = [
+                    ("name", "/name"),
+                    ("prefix", "/prefix"),
+                    ("permissions", "/permissions"),
+                    ("last used", "/lastUsedAt"),
+                    ("expires", "/expiresAt"),
+                    ("id", "/id"),
+                ];
                 output.list(&answer, &rows, &columns, "There is no API key yet.");
             }
             Self::Create { name, mut permissions, expires_at } => {

@@ -122,7 +122,8 @@ impl DeploymentCommand {
                     ],
                 );
                 if !output.json {
-                    let steps: Vec<Value> = deployment["steps"].as_array().cloned().unwrap_or_default().into_iter().map(shortened).collect();
+                    let steps: Vec<Value> =
+                        deployment["steps"].as_array().cloned().unwrap_or_default().into_iter().map(shortened).collect();
                     let columns = [("step", "/name"), ("status", "/status"), ("took", "/took"), ("", "/output")];
                     println!();
                     output.list(&deployment, &steps, &columns, "");
@@ -262,5 +263,9 @@ fn conclude(output: Output, deployment: &Value) -> Result<()> {
         eprintln!("{excerpt}");
     }
     let message = deployment["errorMessage"].as_str().unwrap_or("no reason was recorded");
-    Err(Failure::Unsuccessful(format!("the deployment {}: {message}", if status == "failed" { "failed".to_owned() } else { format!("was {status}") })).into())
+    Err(Failure::Unsuccessful(format!(
+        "the deployment {}: {message}",
+        if status == "failed" { "failed".to_owned() } else { format!("was {status}") }
+    ))
+    .into())
 }

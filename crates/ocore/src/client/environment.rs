@@ -104,7 +104,8 @@ impl EnvironmentCommand {
             }
             Self::Delete { environment, yes } => {
                 let environment = select::environment(&api, &environment).await?;
-                if !yes && !confirm(&format!("Delete {} with its database and files?", environment["branch"].as_str().unwrap_or_default()))? {
+                if !yes && !confirm(&format!("Delete {} with its database and files?", environment["branch"].as_str().unwrap_or_default()))?
+                {
                     return Err(Failure::Usage("nothing was deleted".to_owned()).into());
                 }
                 let answer = api.delete(&format!("/environments/{}", select::id(&environment))).await?;

@@ -32,7 +32,10 @@ pub struct FieldProblem {
 pub enum Failure {
     Problem(ApiProblem),
     /// No answer at all.
-    Unreachable { url: String, reason: String },
+    Unreachable {
+        url: String,
+        reason: String,
+    },
     /// Nobody is logged in.
     LoggedOut,
     /// What was asked for was done and did not succeed.

@@ -28,7 +28,10 @@ impl Api {
         let profile = Profile::load()?;
         let url = options.url.clone().or_else(|| profile.url.clone()).unwrap_or_else(|| DEFAULT_URL.to_owned());
         Ok(Self {
-            http: reqwest::Client::builder().user_agent(concat!("ocore/", env!("CARGO_PKG_VERSION"))).build().context("cannot set up HTTP")?,
+            http: reqwest::Client::builder()
+                .user_agent(concat!("ocore/", env!("CARGO_PKG_VERSION")))
+                .build()
+                .context("cannot set up HTTP")?,
             url: url.trim_end_matches('/').to_owned(),
             api_key: options.api_key.clone().or_else(|| profile.api_key.clone()),
             organization: options.org.clone().or_else(|| profile.organization.clone()),
@@ -81,7 +84,11 @@ impl Api {
     /// Sends a request and returns the open response; renews an expired session once.
     pub async fn send(&self, method: Method, path: &str, body: Option<Value>, headers: &[(&str, &str)]) -> Result<reqwest::Response> {
         let response = self.send_once(&method, path, body.as_ref(), headers).await?;
-        if response.status() == StatusCode::UNAUTHORIZED && self.api_key.is_none() && self.refresh_token().is_some() && !path.starts_with("/auth/") {
+        if response.status() == StatusCode::UNAUTHORIZED
+            && self.api_key.is_none()
+            && self.refresh_token().is_some()
+            && !path.starts_with("/auth/")
+        {
             self.renew().await?;
             return check(self.send_once(&method, path, body.as_ref(), headers).await?).await;
         }

@@ -38,7 +38,12 @@ impl OrganizationCommand {
             Self::List => {
                 let answer = api.get("/user/orgs").await?;
                 let rows = answer["organizations"].as_array().cloned().unwrap_or_default();
-                output.list(&answer, &rows, &[("slug", "/slug"), ("name", "/name"), ("role", "/role")], "You belong to no organization yet.");
+                output.list(
+                    &answer,
+                    &rows,
+                    &[("slug", "/slug"), ("name", "/name"), ("role", "/role")],
+                    "You belong to no organization yet.",
+                );
             }
             Self::Show => {
                 output.show(&api.get("/org").await?, &[("Name", "/name"), ("Slug", "/slug"), ("Id", "/id"), ("Since", "/createdAt")]);
@@ -57,11 +62,17 @@ impl OrganizationCommand {
             Self::Members => {
                 let answer = api.get("/members").await?;
                 let rows = answer["members"].as_array().cloned().unwrap_or_default();
-                output.list(&answer, &rows, &[("name", "/name"), ("e-mail", "/email"), ("role", "/role/name"), ("since", "/createdAt")], "Nobody.");
+                output.list(
+                    &answer,
+                    &rows,
+                    &[("name", "/name"), ("e-mail", "/email"), ("role", "/role/name"), ("since", "/createdAt")],
+                    "Nobody.",
+                );
             }
             Self::Invite { email, role } => {
                 let roles = api.get("/roles").await?;
-                let found = roles["roles"].as_array().and_then(|roles| roles.iter().find(|candidate| candidate["name"].as_str() == Some(&role)));
+                let found =
+                    roles["roles"].as_array().and_then(|roles| roles.iter().find(|candidate| candidate["name"].as_str() == Some(&role)));
                 let Some(found) = found else {
                     return Err(super::failure::Failure::Selection(format!("there is no role `{role}`")).into());
                 };

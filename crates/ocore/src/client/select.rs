@@ -27,11 +27,15 @@ pub async fn project(api: &Api, wanted: Option<&str>) -> Result<Value> {
     let projects = rows(&api.get("/projects").await?, "projects");
     match wanted {
         Some(wanted) => {
-            let found = projects.into_iter().filter(|project| is(project, "id", wanted) || is(project, "slug", wanted) || is(project, "name", wanted));
+            let found = projects
+                .into_iter()
+                .filter(|project| is(project, "id", wanted) || is(project, "slug", wanted) || is(project, "name", wanted));
             one("project", wanted, found.collect())
         }
         None if projects.len() == 1 => Ok(projects[0].clone()),
-        None if projects.is_empty() => Err(Failure::Selection("there is no project yet; make one with `ocore project create`".to_owned()).into()),
+        None if projects.is_empty() => {
+            Err(Failure::Selection("there is no project yet; make one with `ocore project create`".to_owned()).into())
+        }
         None => Err(Failure::Selection("there are several projects; name one with --project".to_owned()).into()),
     }
 }
@@ -41,7 +45,9 @@ pub async fn environment(api: &Api, wanted: &str) -> Result<Value> {
     let environments = rows(&api.get("/environments").await?, "environments");
     let exact: Vec<Value> = environments
         .iter()
-        .filter(|environment| is(environment, "id", wanted) || is(environment, "instanceSlug", wanted) || is(environment, "instanceId", wanted))
+        .filter(|environment| {
+            is(environment, "id", wanted) || is(environment, "instanceSlug", wanted) || is(environment, "instanceId", wanted)
+        })
         .cloned()
         .collect();
     if !exact.is_empty() {
@@ -55,7 +61,8 @@ pub async fn environment(api: &Api, wanted: &str) -> Result<Value> {
     if let Some((project_word, branch)) = wanted.split_once('/')
         && let Ok(project) = project(api, Some(project_word)).await
     {
-        let found = environments.into_iter().filter(|environment| environment["projectId"] == project["id"] && is(environment, "branch", branch));
+        let found =
+            environments.into_iter().filter(|environment| environment["projectId"] == project["id"] && is(environment, "branch", branch));
         return one("env", wanted, found.collect());
     }
     one("env", wanted, Vec::new())

@@ -38,7 +38,10 @@ async fn counting_updating_and_building_anew() -> Result<()> {
     let pending = scene.environment("feature/x").await?;
     ensure!(pending["pendingCommitCount"] == 2 && pending["pendingCommitSha"] == head.as_str(), "{pending}");
     ensure!(scene.page("feature/x", "/shop").await?.contains("one"));
-    let since = scene.owner.get(&format!("/projects/{}/commits-since?since={live}&branch=feature/x", scene.project["id"].as_str().unwrap_or_default())).await?;
+    let since = scene
+        .owner
+        .get(&format!("/projects/{}/commits-since?since={live}&branch=feature/x", scene.project["id"].as_str().unwrap_or_default()))
+        .await?;
     ensure!(since["totalCount"] == 2 && since["commits"][0]["sha"] == head.as_str(), "{since}");
 
     // Building what waits.

@@ -21,7 +21,9 @@ struct Case {
 const CASES: &[Case] = &[
     Case {
         name: "syntax error",
-        break_it: |scene| scene.repository.write("shop/models.py", "from odoo import models\n\n\nclass Broken(models.Model)\n    _name = \"x\"\n"),
+        break_it: |scene| {
+            scene.repository.write("shop/models.py", "from odoo import models\n\n\nclass Broken(models.Model)\n    _name = \"x\"\n")
+        },
         sentence: &["yntax error", "shop/models.py", "4"],
         step: "build",
     },
@@ -58,7 +60,10 @@ const CASES: &[Case] = &[
         name: "failing migration",
         break_it: |scene| {
             write_manifest(&scene.repository, "shop", &["base", "web"], "19.0.2.0")?;
-            scene.repository.write("shop/migrations/19.0.2.0/post-break.py", "def migrate(cr, version):\n    raise ValueError(\"the migration cannot go on\")\n")
+            scene.repository.write(
+                "shop/migrations/19.0.2.0/post-break.py",
+                "def migrate(cr, version):\n    raise ValueError(\"the migration cannot go on\")\n",
+            )
         },
         sentence: &["migration"],
         step: "update",
@@ -97,7 +102,10 @@ const CASES: &[Case] = &[
         name: "a submodule that cannot be had",
         break_it: |scene| {
             scene.repository.write(".gitmodules", "[submodule \"vendor\"]\n\tpath = vendor\n\turl = http://127.0.0.1:9/none.git\n")?;
-            scene.repository.git(&["update-index", "--add", "--cacheinfo", "160000,1234567890123456789012345678901234567890,vendor"]).map(|_| ())
+            scene
+                .repository
+                .git(&["update-index", "--add", "--cacheinfo", "160000,1234567890123456789012345678901234567890,vendor"])
+                .map(|_| ())
         },
         sentence: &["vendor", "127.0.0.1:9"],
         step: "checkout",
@@ -135,7 +143,11 @@ async fn every_broken_push_fails_with_one_sentence_and_what_served_serves_on() -
         let push = scene.repository.push(scene.remote(), &scene.key, "HEAD:refs/heads/main", &["--force"])?;
         let deployment = scene.last_deployment("main").await?;
         let message = deployment["errorMessage"].as_str().unwrap_or_default();
-        let failed_step = deployment["steps"].as_array().and_then(|steps| steps.iter().find(|step| step["status"] == "failed")).cloned().unwrap_or(json!(null));
+        let failed_step = deployment["steps"]
+            .as_array()
+            .and_then(|steps| steps.iter().find(|step| step["status"] == "failed"))
+            .cloned()
+            .unwrap_or(json!(null));
         if deployment["status"] != "failed" {
             wrong.push(format!("{}: status {} ({message})", case.name, deployment["status"]));
         }
@@ -182,6 +194,9 @@ async fn a_list_with_an_unknown_module_fails_and_names_it() -> Result<()> {
     let push = scene.push("main")?;
     ensure!(push.output.contains("surely_unknown"), "{}", push.output);
     let deployment = scene.last_deployment("main").await?;
-    ensure!(deployment["status"] == "failed" && deployment["errorMessage"].as_str().is_some_and(|message| message.contains("surely_unknown")), "{deployment}");
+    ensure!(
+        deployment["status"] == "failed" && deployment["errorMessage"].as_str().is_some_and(|message| message.contains("surely_unknown")),
+        "{deployment}"
+    );
     Ok(())
 }

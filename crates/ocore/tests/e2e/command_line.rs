@@ -81,7 +81,12 @@ async fn a_day_at_the_command_line() -> Result<()> {
     let key = run(&scene, &["api-key", "create", "ci", "--permission", "view:projects"])?;
     ensure!(String::from_utf8_lossy(&key.stdout).starts_with("ocore_"), "{key:?}");
     let keys = json(&scene, &["api-key", "list"])?;
-    let id = keys["apiKeys"].as_array().and_then(|keys| keys.iter().find(|key| key["name"] == "ci")).and_then(|key| key["id"].as_str()).context("no key")?.to_owned();
+    let id = keys["apiKeys"]
+        .as_array()
+        .and_then(|keys| keys.iter().find(|key| key["name"] == "ci"))
+        .and_then(|key| key["id"].as_str())
+        .context("no key")?
+        .to_owned();
     ensure!(code(&scene, &["api-key", "revoke", &id])? == 0);
 
     // The machine's own commands.

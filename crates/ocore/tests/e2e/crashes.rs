@@ -65,7 +65,8 @@ async fn odoo_and_its_cluster_come_back_and_a_restart_of_the_control_plane_distu
     let environment_host = environment["autoSubdomain"].as_str().context("no host")?.to_owned();
     let client = reqwest::Client::new();
     for _ in 0..20 {
-        let answer = client.get(format!("http://{}/shop", scene.installation.edge_address)).header("host", &environment_host).send().await?;
+        let answer =
+            client.get(format!("http://{}/shop", scene.installation.edge_address)).header("host", &environment_host).send().await?;
         ensure!(answer.status() == 200, "{}", answer.status());
     }
     scene.installation.serve(&[]).await?;
@@ -89,7 +90,8 @@ async fn odoo_and_its_cluster_come_back_and_a_restart_of_the_control_plane_distu
     scene.settles_to_one_of_each().await?;
 
     // The edge killed.
-    let (edge, _) = scene.installation.processes().into_iter().find(|(_, command)| command.contains("ocore edge")).context("no edge runs")?;
+    let (edge, _) =
+        scene.installation.processes().into_iter().find(|(_, command)| command.contains("ocore edge")).context("no edge runs")?;
     kill(Pid::from_raw(edge), Signal::SIGKILL)?;
     scene.page_says("main", "/shop", "still here", Duration::from_secs(30)).await?;
     let environment = scene.environment("main").await?;
@@ -109,7 +111,8 @@ async fn an_odoo_that_dies_again_and_again_is_reported() -> Result<()> {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
         let environment = scene.environment("main").await.ok()?;
-        (environment["instanceStatus"] == "failed" && environment["statusMessage"].as_str().is_some_and(|message| !message.is_empty())).then_some(())
+        (environment["instanceStatus"] == "failed" && environment["statusMessage"].as_str().is_some_and(|message| !message.is_empty()))
+            .then_some(())
     })
     .await;
     ensure!(reported.is_some(), "{}", scene.environment("main").await?);
@@ -126,8 +129,11 @@ async fn an_odoo_that_dies_again_and_again_is_reported() -> Result<()> {
 /// The master process of the only instance's Odoo.
 fn odoo_pid(scene: &Scene) -> Result<i32> {
     let processes = scene.installation.processes();
-    let mut odoos: Vec<i32> =
-        processes.iter().filter(|(_, command)| command.contains("python") && command.contains("odoo") && command.contains("pool/instances")).map(|(pid, _)| *pid).collect();
+    let mut odoos: Vec<i32> = processes
+        .iter()
+        .filter(|(_, command)| command.contains("python") && command.contains("odoo") && command.contains("pool/instances"))
+        .map(|(pid, _)| *pid)
+        .collect();
     odoos.sort_unstable();
     odoos.first().copied().context("no Odoo runs")
 }

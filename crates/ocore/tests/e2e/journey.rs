@@ -19,9 +19,19 @@ async fn a_push_ends_in_a_live_odoo_and_the_next_one_updates_it_with_its_data() 
     ensure!(environment["environmentType"] == "production" && environment["instanceStatus"] == "running", "{environment}");
     ensure!(environment["lastCommitAuthor"] == "Ada Lovelace" && environment["pendingCommitCount"] == 0, "{environment}");
     let deployment = scene.last_deployment("main").await?;
-    ensure!(deployment["commitSha"] == first.as_str() && deployment["commitMessage"].as_str().is_some_and(|message| message.contains("With a body.")), "{deployment}");
-    ensure!(deployment["status"] == "succeeded" && deployment["activeColor"].is_string() && deployment["imageTag"].is_string(), "{deployment}");
-    ensure!(deployment["evidence"].as_array().is_none_or(Vec::is_empty) && deployment["findings"].as_array().is_none_or(Vec::is_empty), "{deployment}");
+    ensure!(
+        deployment["commitSha"] == first.as_str()
+            && deployment["commitMessage"].as_str().is_some_and(|message| message.contains("With a body.")),
+        "{deployment}"
+    );
+    ensure!(
+        deployment["status"] == "succeeded" && deployment["activeColor"].is_string() && deployment["imageTag"].is_string(),
+        "{deployment}"
+    );
+    ensure!(
+        deployment["evidence"].as_array().is_none_or(Vec::is_empty) && deployment["findings"].as_array().is_none_or(Vec::is_empty),
+        "{deployment}"
+    );
     let steps = deployment["steps"].as_array().context("no steps")?;
     let names: Vec<&str> = steps.iter().filter_map(|step| step["name"].as_str()).collect();
     ensure!(names == ["checkout", "plan", "build", "copy", "update", "start", "switch", "verify"], "{names:?}");
@@ -29,7 +39,8 @@ async fn a_push_ends_in_a_live_odoo_and_the_next_one_updates_it_with_its_data() 
 
     // A person and a program get in; the database manager is closed.
     ensure!(scene.page("main", "/web/login").await?.contains("login"));
-    let credentials = scene.owner.get(&format!("/instances/{}/credentials", environment["instanceId"].as_str().unwrap_or_default())).await?;
+    let credentials =
+        scene.owner.get(&format!("/instances/{}/credentials", environment["instanceId"].as_str().unwrap_or_default())).await?;
     let user = json_rpc(&scene, &environment, "common", "login", json!(["odoo", credentials["login"], credentials["password"]])).await?;
     ensure!(user.as_i64().is_some_and(|id| id > 0), "{user}");
     let refused = json_rpc(&scene, &environment, "common", "login", json!(["odoo", "admin", "admin"])).await?;
@@ -52,7 +63,8 @@ async fn a_push_ends_in_a_live_odoo_and_the_next_one_updates_it_with_its_data() 
 
     // Two tenants do not see each other.
     let stranger = scene.installation.owner("eve@example.com", "Elsewhere").await?;
-    let (status, _) = stranger.request(reqwest::Method::GET, &format!("/environments/{}", environment["id"].as_str().unwrap_or_default()), None).await?;
+    let (status, _) =
+        stranger.request(reqwest::Method::GET, &format!("/environments/{}", environment["id"].as_str().unwrap_or_default()), None).await?;
     ensure!(status == 404, "{status}");
     ensure!(stranger.get("/environments").await?["total"] == 0);
     let key = stranger.api_key().await?;
@@ -85,13 +97,22 @@ async fn the_last_of_two_pushes_is_what_goes_live() -> Result<()> {
 
 async fn json_rpc(scene: &Scene, environment: &Value, service: &str, method: &str, arguments: Value) -> Result<Value> {
     let host = environment["autoSubdomain"].as_str().context("no host")?;
-    let body = json!({ "jsonrpc": "2.0", "method": "call", "id": 1, "params": { "service": service, "method": method, "args": arguments } });
+    let body =
+        json!({ "jsonrpc": "2.0", "method": "call", "id": 1, "params": { "service": service, "method": method, "args": arguments } });
     let url = format!("http://{}/jsonrpc", scene.installation.edge_address);
     let answer: Value = reqwest::Client::new().post(url).header("host", host).json(&body).send().await?.json().await?;
     ensure!(answer.get("error").is_none(), "{}", answer["error"]);
     Ok(answer["result"].clone())
 }
 
-async fn call(scene: &Scene, environment: &Value, user: &Value, credentials: &Value, model: &str, method: &str, arguments: Value) -> Result<Value> {
+async fn call(
+    scene: &Scene,
+    environment: &Value,
+    user: &Value,
+    credentials: &Value,
+    model: &str,
+    method: &str,
+    arguments: Value,
+) -> Result<Value> {
     json_rpc(scene, environment, "object", "execute_kw", json!(["odoo", user, credentials["password"], model, method, arguments])).await
 }

@@ -127,7 +127,10 @@ async fn pushes_without_permission_and_branches_named_to_hurt_change_nothing() -
             ensure!(push.success, "{branch}: {}", push.output);
             let environment = scene.environment(branch).await?;
             let slug = environment["instanceSlug"].as_str().unwrap_or_default();
-            ensure!(slug.len() <= 63 && slug.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-'), "{slug}");
+            ensure!(
+                slug.len() <= 63 && slug.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-'),
+                "{slug}"
+            );
             scene.owner.delete(&format!("/environments/{}", environment["id"].as_str().unwrap_or_default())).await?;
         } else {
             ensure!(!push.success && scene.environment(branch).await.is_err(), "{branch}: {}", push.output);

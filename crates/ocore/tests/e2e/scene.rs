@@ -47,7 +47,10 @@ impl Scene {
         let sha = self.repository.git(&["rev-parse", "HEAD"])?;
         let environment = self.environment(branch).await?;
         let deployments = self.owner.deployments(&environment).await?;
-        deployments.into_iter().find(|deployment| deployment["commitSha"].as_str() == Some(&sha)).with_context(|| format!("no deployment for {sha}: {}", push.output))
+        deployments
+            .into_iter()
+            .find(|deployment| deployment["commitSha"].as_str() == Some(&sha))
+            .with_context(|| format!("no deployment for {sha}: {}", push.output))
     }
 
     pub async fn environment(&self, branch: &str) -> Result<Value> {
@@ -111,7 +114,9 @@ impl Scene {
     /// Waits until exactly one Odoo and one cluster are left for one live instance.
     pub async fn settles_to_one_of_each(&self) -> Result<()> {
         let settled = eventually(Duration::from_secs(60), async || (self.instance_processes() == (1, 1)).then_some(())).await;
-        settled.with_context(|| format!("expected one Odoo and one cluster, found {:?}: {:#?}", self.instance_processes(), self.installation.processes()))
+        settled.with_context(|| {
+            format!("expected one Odoo and one cluster, found {:?}: {:#?}", self.instance_processes(), self.installation.processes())
+        })
     }
 }
 
