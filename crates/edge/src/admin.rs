@@ -85,7 +85,7 @@ async fn status(State(shared): State<Arc<Shared>>) -> Json<EdgeStatus> {
         listen: shared.addresses.clone(),
         connections: shared.traffic.connections(),
         unknown_host_requests: shared.traffic.unknown_host_requests(),
-        instances: shared.traffic.snapshot(),
+        instances: shared.routes.traffic(),
     })
 }
 

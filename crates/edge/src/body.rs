@@ -11,7 +11,8 @@ use std::{
 };
 
 use bytes::Bytes;
-use http_body_util::Full;
+use http::{HeaderMap, header};
+use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use thiserror::Error;
 use tokio::time::{Instant, Sleep};
@@ -55,9 +56,15 @@ impl BodyWatch {
     }
 }
 
+/// For how long the rest of a body that nobody wants is read and thrown away. Closing a socket with unread bytes resets it, and the client
+/// would lose the answer that says why.
+const DRAIN_LIMIT: Duration = Duration::from_secs(10);
+
 /// A client's body: limited in size and in how long it may pause; trailers end here.
 pub(crate) struct RequestBody {
     inner: Option<Incoming>,
+    /// The client sends whether it is wanted or not; one that waits for `100 Continue` does not.
+    is_on_its_way: bool,
     remaining: u64,
     pause: Duration,
     timer: Option<Pin<Box<Sleep>>>,
@@ -65,26 +72,40 @@ pub(crate) struct RequestBody {
 }
 
 impl RequestBody {
-    pub(crate) fn new(inner: Incoming, limit: u64, pause: Duration) -> Self {
+    pub(crate) fn new(inner: Incoming, headers: &HeaderMap, limit: u64, pause: Duration) -> Self {
         let inner = if inner.is_end_stream() { None } else { Some(inner) };
-        Self { inner, remaining: limit, pause, timer: None, watch: BodyWatch::default() }
+        let is_on_its_way = !headers.contains_key(header::EXPECT);
+        Self { inner, is_on_its_way, remaining: limit, pause, timer: None, watch: BodyWatch::default() }
     }
 
     pub(crate) fn empty() -> Self {
-        Self { inner: None, remaining: 0, pause: Duration::ZERO, timer: None, watch: BodyWatch::default() }
+        Self { inner: None, is_on_its_way: false, remaining: 0, pause: Duration::ZERO, timer: None, watch: BodyWatch::default() }
     }
 
     pub(crate) fn watch(&self) -> BodyWatch {
         self.watch.clone()
     }
 
+    /// Reads on in the background, into nothing.
+    fn drain(&mut self) {
+        if let Some(mut inner) = self.inner.take_if(|inner| self.is_on_its_way && !inner.is_end_stream())
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            let rest = async move { while let Some(Ok(_)) = inner.frame().await {} };
+            runtime.spawn(tokio::time::timeout(DRAIN_LIMIT, rest));
+        }
+    }
+
     fn fail(&mut self, fault: BodyFault) -> Poll<Option<Result<Frame<Bytes>, BodyFault>>> {
-        self.inner = None;
         let code = match fault {
-            BodyFault::TooLarge => TOO_LARGE,
+            BodyFault::TooLarge => {
+                self.drain();
+                TOO_LARGE
+            }
             BodyFault::Stalled => STALLED,
             BodyFault::Broken => BROKEN,
         };
+        self.inner = None;
         self.watch.0.store(code, Ordering::Release);
         Poll::Ready(Some(Err(fault)))
     }
@@ -92,6 +113,7 @@ impl RequestBody {
 
 impl Drop for RequestBody {
     fn drop(&mut self) {
+        self.drain();
         // Sent whole, or not wanted any more; a fault stays what it is.
         let _ = self.watch.0.compare_exchange(UNDER_WAY, ENDED, Ordering::AcqRel, Ordering::Acquire);
     }

@@ -139,9 +139,8 @@ impl Page {
             .closing()
     }
 
-    /// Renders the form that the client understands best. `request` are its headers.
-    pub(crate) fn respond(&self, request: &HeaderMap, request_id: &str) -> Response<Bytes> {
-        let (content_type, body) = match Form::wanted_by(request) {
+    pub(crate) fn respond(&self, form: Form, request_id: &str) -> Response<Bytes> {
+        let (content_type, body) = match form {
             Form::Html => ("text/html; charset=utf-8", self.html(request_id)),
             Form::Json => ("application/problem+json", self.json(request_id)),
             Form::Text => ("text/plain; charset=utf-8", self.text(request_id)),
@@ -233,16 +232,17 @@ impl Page {
     }
 }
 
+/// How a page is written down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Form {
+pub(crate) enum Form {
     Html,
     Json,
     Text,
 }
 
 impl Form {
-    /// Browsers name `text/html` when they open a page. A program that sends JSON reads JSON, whatever it forgot to say.
-    fn wanted_by(headers: &HeaderMap) -> Self {
+    /// What the client understands best. Browsers name `text/html` when they open a page. A program that sends JSON reads JSON, whatever it forgot to say.
+    pub(crate) fn wanted_by(headers: &HeaderMap) -> Self {
         let mentions = |name: header::HeaderName, word: &str| {
             headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).any(|value| value.to_ascii_lowercase().contains(word))
         };
@@ -310,7 +310,7 @@ mod tests {
     fn a_browser_gets_a_page_and_programs_get_what_they_read() {
         let page = Page::unknown_host("shop.example");
         let content_type = |accept: &str| {
-            let response = page.respond(&headers(accept), "some-request");
+            let response = page.respond(Form::wanted_by(&headers(accept)), "some-request");
             response.headers()[header::CONTENT_TYPE].to_str().unwrap().to_owned()
         };
         assert_eq!(content_type("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"), "text/html; charset=utf-8");
@@ -318,7 +318,7 @@ mod tests {
         assert_eq!(content_type("*/*"), "text/plain; charset=utf-8");
         let mut rpc = headers("*/*");
         rpc.insert(header::CONTENT_TYPE, "application/json".parse().unwrap());
-        assert_eq!(page.respond(&rpc, "r").headers()[header::CONTENT_TYPE], "application/problem+json");
+        assert_eq!(page.respond(Form::wanted_by(&rpc), "r").headers()[header::CONTENT_TYPE], "application/problem+json");
     }
 
     #[test]
@@ -334,7 +334,7 @@ mod tests {
     fn problem_details_tell_a_program_what_is_wrong() {
         let state = RouteState::Updating { message: "Installing 2 modules".to_owned() };
         let page = Page::for_route(&route("Shop", state)).unwrap();
-        let response = page.respond(&headers("application/json"), "request-1");
+        let response = page.respond(Form::Json, "request-1");
         assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(response.headers()[header::RETRY_AFTER], "5");
         let problem: serde_json::Value = serde_json::from_slice(response.body()).unwrap();

@@ -13,7 +13,7 @@ use crate::{
     closed,
     headers::{self, Origin, Scheme},
     host_name::HostName,
-    pages::Page,
+    pages::{Form, Page},
     pool::Connection,
     server::Shared,
     traffic::Passage,
@@ -25,7 +25,7 @@ pub(crate) async fn handle(shared: Arc<Shared>, request: Request<Incoming>, peer
     let request_id = headers::request_id(request.headers());
     let mut exchange =
         Exchange::new(Arc::clone(&shared.metrics), request.method().clone(), request.uri().path(), request_id, peer.to_canonical());
-    let wanted = request.headers().clone();
+    let form = Form::wanted_by(request.headers());
     let is_head = request.method() == Method::HEAD;
     match pass(&shared, request, &mut exchange).await {
         Ok(Answer::Odoo(answer)) => {
@@ -36,7 +36,7 @@ pub(crate) async fn handle(shared: Arc<Shared>, request: Request<Incoming>, peer
             Response::from_parts(head, ResponseBody::upstream(body, exchange))
         }
         Ok(Answer::Websocket(answer, client)) => switch(&shared, answer, client, exchange),
-        Err(page) => own_answer(&page, &wanted, is_head, exchange),
+        Err(page) => own_answer(&page, form, is_head, exchange),
     }
 }
 
@@ -46,7 +46,11 @@ enum Answer {
     Websocket(Response<Incoming>, hyper::upgrade::OnUpgrade),
 }
 
-async fn pass(shared: &Shared, mut request: Request<Incoming>, exchange: &mut Exchange) -> Result<Answer, Page> {
+async fn pass(shared: &Shared, request: Request<Incoming>, exchange: &mut Exchange) -> Result<Answer, Page> {
+    let (head, body) = request.into_parts();
+    // From here on, a body that nobody wants is drained, however this ends.
+    let body = RequestBody::new(body, &head.headers, shared.config.body_size_limit, shared.config.body_timeout);
+    let mut request = Request::from_parts(head, body);
     let origin = Origin::of_request(&request, exchange.peer, Scheme::Http, &shared.config.trusted_proxies)
         .map_err(|error| Page::bad_request(error.to_string()))?;
     exchange.client = Some(origin.client);
@@ -92,7 +96,6 @@ async fn pass(shared: &Shared, mut request: Request<Incoming>, exchange: &mut Ex
     head.uri = target;
     head.version = Version::HTTP_11;
 
-    let body = RequestBody::new(body, shared.config.body_size_limit, shared.config.body_timeout);
     let outbound = Outbound { head, body, is_websocket: client.is_some() };
     let answer = send(shared, outbound, &destination.route, &origin.host.name, exchange).await?;
     match client {
@@ -126,7 +129,7 @@ enum Framing {
 }
 
 impl Framing {
-    fn of(headers: &HeaderMap, body: &Incoming) -> Self {
+    fn of(headers: &HeaderMap, body: &RequestBody) -> Self {
         match (body.is_end_stream(), body.size_hint().exact()) {
             (true, _) if headers.contains_key(header::CONTENT_LENGTH) => Self::Length(0),
             (true, _) => Self::None,
@@ -319,9 +322,9 @@ fn switch(
     response
 }
 
-fn own_answer(page: &Page, wanted: &HeaderMap, is_head: bool, mut exchange: Exchange) -> Response<ResponseBody> {
+fn own_answer(page: &Page, form: Form, is_head: bool, mut exchange: Exchange) -> Response<ResponseBody> {
     exchange.answer(page.status);
-    let response = page.respond(wanted, exchange.request_id());
+    let response = page.respond(form, exchange.request_id());
     let (mut head, body) = response.into_parts();
     head.headers.insert(headers::X_REQUEST_ID, exchange.request_id.clone());
     let body = if is_head {

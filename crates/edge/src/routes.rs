@@ -10,7 +10,7 @@ use std::{
 };
 
 use ocore_model::{
-    edge::RoutesApplied,
+    edge::{InstanceTraffic, RoutesApplied},
     route::{Route, RouteSnapshot, RouteState},
 };
 use thiserror::Error;
@@ -114,14 +114,8 @@ impl Routes {
             }
         } else {
             let routes = offered.snapshot.routes.len();
-            let live = addresses(&offered.snapshot);
-            let routed: HashSet<_> = offered.snapshot.routes.iter().map(|route| route.instance_id).collect();
             let offered = Table::new(offered, &self.traffic);
-            {
-                let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
-                *table = offered;
-                self.traffic.forget_all_but(|id| routed.contains(&id), |address| live.contains(&address));
-            }
+            *self.table.write().unwrap_or_else(PoisonError::into_inner) = offered;
             tracing::info!(generation, routes, "routes in force");
         }
         Ok(RoutesApplied { generation, stored: self.store().await })
@@ -154,6 +148,18 @@ impl Routes {
                 false
             }
         }
+    }
+
+    /// The traffic of every instance that has a route or still something open.
+    pub(crate) fn traffic(&self) -> Vec<InstanceTraffic> {
+        // While nobody changes the routes, whoever enters enters by these, so nothing that is forgotten can come into use.
+        if let Ok(_changing) = self.changing.try_lock() {
+            let snapshot = self.snapshot();
+            let live = addresses(&snapshot);
+            let routed: HashSet<_> = snapshot.routes.iter().map(|route| route.instance_id).collect();
+            self.traffic.forget_all_but(|id| routed.contains(&id), |address| live.contains(&address));
+        }
+        self.traffic.snapshot()
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Table> {

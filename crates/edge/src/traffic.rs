@@ -103,7 +103,7 @@ impl Traffic {
         instance.last_request_at.store(self.clock.now().timestamp_millis(), Relaxed);
     }
 
-    /// Forgets what has no route and nothing open. Only to be called when no request can still enter by the routes before.
+    /// Forgets what has no route and nothing open. Only to be called while no request can enter by other routes than the ones meant.
     pub(crate) fn forget_all_but(&self, routed: impl Fn(InstanceId) -> bool, live: impl Fn(SocketAddr) -> bool) {
         let mut instances = lock(&self.instances);
         instances.retain(|id, counters| routed(*id) || !counters.open.is_idle());

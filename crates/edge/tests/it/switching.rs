@@ -1,6 +1,9 @@
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
 
 use ocore_model::route::RouteState;
@@ -74,18 +77,24 @@ async fn only_what_may_be_sent_twice_rides_on_a_kept_connection() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let arrived = Arc::new(AtomicUsize::new(0));
-    let count = Arc::clone(&arrived);
+    let first = Arc::new(Mutex::new(Vec::new()));
+    let second = Arc::new(Mutex::new(Vec::new()));
+    let (firsts, seconds) = (Arc::clone(&first), Arc::clone(&second));
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
-            let count = Arc::clone(&count);
+            let (firsts, seconds) = (Arc::clone(&firsts), Arc::clone(&seconds));
             tokio::spawn(async move {
                 let mut buffer = [0; 4096];
-                if stream.read(&mut buffer).await.is_ok_and(|length| length > 0) {
-                    count.fetch_add(1, Ordering::Relaxed);
-                    stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
-                    // The second request is read and not answered.
-                    let _ = stream.read(&mut buffer).await;
+                let method = |bytes: &[u8]| String::from_utf8_lossy(bytes).split(' ').next().unwrap_or_default().to_owned();
+                let length = stream.read(&mut buffer).await.unwrap();
+                firsts.lock().unwrap().push(method(&buffer[..length]));
+                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n").await.unwrap();
+                if !buffer.starts_with(b"HEAD") {
+                    stream.write_all(b"ok").await.unwrap();
+                }
+                // The second request is read and not answered.
+                if let Ok(length @ 1..) = stream.read(&mut buffer).await {
+                    seconds.lock().unwrap().push(method(&buffer[..length]));
                 }
             });
         }
@@ -98,11 +107,14 @@ async fn only_what_may_be_sent_twice_rides_on_a_kept_connection() {
             assert_eq!(answer.status, 200, "{method} in round {round}");
         }
     }
-    assert_eq!(arrived.load(Ordering::Relaxed), 50);
+    assert_eq!(first.lock().unwrap().len(), 50, "each was answered once");
+    let second = second.lock().unwrap();
+    assert!(!second.is_empty(), "no connection was kept");
+    assert!(second.iter().all(|method| ["GET", "HEAD"].contains(&method.as_str())), "{second:?}");
 }
 
 #[tokio::test]
-async fn a_request_on_the_way_to_a_slot_that_just_stopped_finds_the_new_one() {
+async fn a_request_under_way_stays_on_its_slot_and_is_counted_there() {
     let edge = TestEdge::start().await;
     let (blue, green) = (Upstream::start("blue").await, Upstream::start("green").await);
     let mut route = serving(&["shop.example"], blue.address);
@@ -125,4 +137,38 @@ async fn a_request_on_the_way_to_a_slot_that_just_stopped_finds_the_new_one() {
     blue.go.add_permits(1);
     assert_eq!(held.await.unwrap().text(), "blue");
     edge.until(instance, |traffic| on_blue(traffic) == 0).await;
+}
+
+/// A port that neither accepts nor refuses: its queue is full.
+async fn deaf_port() -> (std::net::SocketAddr, (tokio::net::TcpListener, Vec<tokio::net::TcpStream>)) {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(1).unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut waiting = Vec::new();
+    while let Ok(stream) = tokio::time::timeout(Duration::from_millis(200), tokio::net::TcpStream::connect(address)).await {
+        waiting.push(stream.unwrap());
+    }
+    (address, (listener, waiting))
+}
+
+#[tokio::test]
+async fn a_request_that_cannot_reach_a_slot_finds_the_one_that_took_its_place() {
+    let (deaf, _held) = deaf_port().await;
+    let green = Upstream::start("green").await;
+    let edge = TestEdge::start_with(|config| config.connect_timeout = Duration::from_secs(1)).await;
+    let mut route = serving(&["shop.example"], deaf);
+    let instance = route.instance_id;
+    edge.apply(1, vec![route.clone()]).await;
+    assert_eq!(edge.get("shop.example", "/").await.status, 502);
+
+    let address = edge.address;
+    let on_the_way =
+        tokio::spawn(async move { Client::connect(address).await.send(request("POST", "shop.example", "/", &[], "{}")).await.unwrap() });
+    edge.until(instance, |traffic| traffic.requests_in_flight == 1).await;
+    route.state = RouteState::Serving { http: green.address, websocket: None };
+    edge.apply(2, vec![route]).await;
+    let answer = on_the_way.await.unwrap();
+    assert_eq!(answer.json()["upstream"], "green");
+    edge.until(instance, |traffic| traffic.requests_in_flight == 0 && traffic.upstreams.len() == 1).await;
 }
