@@ -1,14 +1,9 @@
-use std::{
-    io::{BufRead, BufReader},
-    process::{Child, Command, Stdio},
-};
-
 use ocore_edge::{EdgeConfig, EdgeError};
 use ocore_host::{EdgeClient, HostError};
 use ocore_model::route::{RouteSnapshot, RouteState};
 use tokio_util::sync::CancellationToken;
 
-use crate::support::{TestEdge, Upstream, request, route, serving};
+use crate::support::{Client, EdgeProcess, TestEdge, Upstream, request, route, serving};
 
 #[tokio::test]
 async fn a_request_goes_where_its_host_leads() {
@@ -183,45 +178,6 @@ async fn metrics_tell_what_passed_in_prometheus_form() {
     connection.abort();
 }
 
-/// The body of a process that the next test starts: this test binary again, with a directory in its environment.
-#[tokio::test]
-#[ignore = "started by another test"]
-async fn an_edge_process() {
-    let Some(directory) = std::env::var_os("OCORE_TEST_EDGE_DIRECTORY").map(std::path::PathBuf::from) else { return };
-    let config = EdgeConfig::new(vec!["127.0.0.1:0".parse().unwrap()], directory.join("edge.sock"), directory.join("routes.json"));
-    let edge = ocore_edge::Edge::bind(config).await.unwrap();
-    println!("serving at {}", edge.addresses()[0]);
-    edge.serve(CancellationToken::new()).await.unwrap();
-}
-
-struct EdgeProcess(Child);
-
-impl EdgeProcess {
-    fn start(directory: &std::path::Path) -> (Self, std::net::SocketAddr) {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "routes::an_edge_process", "--ignored", "--nocapture"])
-            .env("OCORE_TEST_EDGE_DIRECTORY", directory)
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let output = BufReader::new(child.stdout.take().unwrap());
-        let process = Self(child);
-        let address = output
-            .lines()
-            .find_map(|line| line.unwrap().split_once("serving at ").map(|(_, address)| address.parse().unwrap()))
-            .expect("the process ended before it served");
-        (process, address)
-    }
-}
-
-impl Drop for EdgeProcess {
-    /// As `kill -9` does.
-    fn drop(&mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
-}
-
 #[tokio::test]
 async fn an_edge_that_was_killed_serves_on_by_its_last_routes() {
     let shop = Upstream::start("shop").await;
@@ -229,10 +185,10 @@ async fn an_edge_that_was_killed_serves_on_by_its_last_routes() {
     let admin = EdgeClient::new(directory.path().join("edge.sock"));
     let mut generation = 0;
     for _ in 0..3 {
-        let (process, address) = EdgeProcess::start(directory.path());
+        let process = EdgeProcess::start(directory.path());
         assert_eq!(admin.status().await.unwrap().generation, generation);
         if generation > 0 {
-            let mut client = crate::support::Client::connect(address).await;
+            let mut client = Client::connect(process.address).await;
             assert_eq!(client.send(request("GET", "shop.example", "/", &[], "")).await.unwrap().status, 200);
         }
         for _ in 0..5 {

@@ -1,7 +1,10 @@
 //! An edge, servers to put behind it, and clients that say exactly what they mean.
 
 use std::{
+    io::{BufRead, BufReader},
     net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -271,4 +274,53 @@ fn stream(gate: Arc<tokio::sync::Semaphore>) -> impl IntoResponse {
 /// The values of a header in the upstream's echo.
 pub(crate) fn echoed<'a>(echo: &'a Value, name: &str) -> Vec<&'a str> {
     echo["headers"].as_array().unwrap().iter().filter(|pair| pair[0] == name).map(|pair| pair[1].as_str().unwrap()).collect()
+}
+
+/// The body of an [`EdgeProcess`]: this test binary again, with a directory in its environment.
+#[tokio::test]
+#[ignore = "started by other tests"]
+async fn an_edge_process() {
+    let Some(directory) = std::env::var_os("OCORE_TEST_EDGE_DIRECTORY").map(PathBuf::from) else { return };
+    let config = EdgeConfig::new(vec!["127.0.0.1:0".parse().unwrap()], directory.join("edge.sock"), directory.join("routes.json"));
+    let edge = Edge::bind(config).await.unwrap();
+    println!("serving at {}", edge.addresses()[0]);
+    edge.serve(CancellationToken::new()).await.unwrap();
+}
+
+/// An edge in a process of its own; killed as `kill -9` does when it is dropped.
+pub(crate) struct EdgeProcess {
+    child: Child,
+    pub(crate) address: SocketAddr,
+}
+
+impl EdgeProcess {
+    pub(crate) fn start(directory: &Path) -> Self {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "support::an_edge_process", "--ignored", "--nocapture"])
+            .env("OCORE_TEST_EDGE_DIRECTORY", directory)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        let mut process = Self { child, address: "0.0.0.0:0".parse().unwrap() };
+        process.address = output
+            .lines()
+            .find_map(|line| line.unwrap().split_once("serving at ").map(|(_, address)| address.parse().unwrap()))
+            .expect("the process ended before it served");
+        process
+    }
+
+    /// The most that it had in memory at once, in bytes.
+    pub(crate) fn peak_memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+    }
+}
+
+impl Drop for EdgeProcess {
+    fn drop(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
 }
