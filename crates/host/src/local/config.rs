@@ -1,10 +1,14 @@
 //! What an operator decides about a server's data plane.
 
 use std::{
+    collections::BTreeMap,
     ops::Range,
     path::{Path, PathBuf},
 };
 
+use ocore_model::names::OdooVersion;
+
+use super::distribution::ExternalDistribution;
 use crate::error::{HostError, Result};
 
 const GIB: u64 = 1024 * 1024 * 1024;
@@ -28,6 +32,8 @@ pub struct LocalHostConfig {
     pub postgres_bin: Option<PathBuf>,
     /// One directory for each Odoo distribution.
     pub distributions: PathBuf,
+    /// Odoo series whose source and Python environment the operator keeps; they go before installed ones.
+    pub external_distributions: BTreeMap<OdooVersion, ExternalDistribution>,
     /// The administration socket of this server's edge.
     pub edge_socket: PathBuf,
     pub logs: LogLimits,
@@ -78,6 +84,7 @@ impl LocalHostConfig {
             ports: 20_000..30_000,
             postgres_bin: None,
             distributions: home.join("odoo"),
+            external_distributions: BTreeMap::new(),
             edge_socket: home.join("edge").join("admin.sock"),
             logs: LogLimits { max_bytes: 32 * 1024 * 1024, keep: 5 },
             limits: InstanceLimits::default(),

@@ -24,20 +24,20 @@ impl Host for LocalHost {
         self.gather_facts().await
     }
 
-    async fn unpack_source(&self, _source: &SourceId, _prefix: &str, _tar: TarStream) -> Result<()> {
-        unimplemented!()
+    async fn unpack_source(&self, source: &SourceId, prefix: &str, tar: TarStream) -> Result<()> {
+        self.unpack(source, prefix, tar).await
     }
 
-    async fn seal_source(&self, _source: &SourceId, _submodules: &[String], _progress: Progress) -> Result<Source> {
-        unimplemented!()
+    async fn seal_source(&self, source: &SourceId, submodules: &[String], progress: Progress) -> Result<Source> {
+        self.seal(source, submodules, &progress).await
     }
 
-    async fn find_source(&self, _source: &SourceId) -> Result<Option<Source>> {
-        unimplemented!()
+    async fn find_source(&self, source: &SourceId) -> Result<Option<Source>> {
+        self.sealed(source).await
     }
 
-    async fn distribution(&self, _version: &OdooVersion) -> Result<Distribution> {
-        unimplemented!()
+    async fn distribution(&self, version: &OdooVersion) -> Result<Distribution> {
+        Ok(self.installed_distribution(version).await?.distribution)
     }
 
     async fn build_release(&self, _request: BuildRelease, _progress: Progress) -> Result<Release> {

@@ -6,6 +6,7 @@ pub mod config;
 pub mod copy;
 pub mod data_sets;
 mod database;
+pub mod distribution;
 pub mod durable;
 pub mod exec;
 mod facts;
@@ -14,10 +15,14 @@ mod host;
 mod instances;
 pub mod layout;
 pub mod ledger;
+#[expect(dead_code, reason = "the runs and slots that read logs come next")]
+mod odoo;
+mod pip;
 pub mod pool;
 mod private_cluster;
 pub mod process;
 pub mod slots;
+mod sources;
 mod users;
 
 use std::{os::unix::fs::PermissionsExt, path::Path};
@@ -32,7 +37,6 @@ pub use self::{
 };
 use crate::{
     EdgeClient,
-    api::Distribution,
     error::{HostError, Result},
 };
 
@@ -77,10 +81,6 @@ impl LocalHost {
             self.stop_instance(instance).await?;
         }
         Ok(())
-    }
-
-    async fn list_distributions(&self) -> Result<Vec<Distribution>> {
-        Ok(Vec::new())
     }
 
     async fn stop_instance(&self, instance: InstanceId) -> Result<()> {

@@ -312,7 +312,8 @@ fn open_pidfd(pid: i32) -> Option<OwnedFd> {
     }
 }
 
-fn boot_id() -> &'static str {
+/// Of this boot of the machine.
+pub fn boot_id() -> &'static str {
     static BOOT_ID: OnceLock<String> = OnceLock::new();
     BOOT_ID.get_or_init(|| {
         fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|text| text.trim().to_owned()).unwrap_or_else(|error: io::Error| {

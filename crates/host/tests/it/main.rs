@@ -2,4 +2,5 @@
 
 mod clusters;
 mod data_sets;
+mod distribution;
 mod ledger;
