@@ -1,12 +1,12 @@
 //! The table of contents of the API. Every route is registered with its OpenAPI description in one call, so that the two cannot drift apart.
 
-use axum::{Router, extract::DefaultBodyLimit, middleware, routing::get};
+use axum::{Extension, Router, extract::DefaultBodyLimit, middleware, routing::get};
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
-    AppState, accounts, api_keys, docs, document, git, health, members, metrics, observe, organizations, problem, projects, repositories,
-    roles, servers,
+    AppState, accounts, api_keys, branches, deployments, docs, document, environments, events, git, health, instances, large::LargeReads,
+    members, metrics, observe, organizations, pipeline, problem, projects, repositories, roles, servers,
 };
 
 /// The API takes no larger body. (A push is not a call of the API.)
@@ -48,6 +48,30 @@ fn api() -> OpenApiRouter<AppState> {
         .routes(routes!(projects::list, projects::create))
         .routes(routes!(projects::show, projects::update, projects::archive))
         .routes(routes!(projects::branch_mappings, projects::set_branch_mappings))
+        // environments
+        .routes(routes!(environments::list))
+        .routes(routes!(environments::get, environments::update, environments::delete))
+        .routes(routes!(environments::update_commit_behavior))
+        .routes(routes!(environments::list_deployments))
+        .routes(routes!(environments::trigger_build))
+        .routes(routes!(environments::list_of_project, environments::create))
+        .routes(routes!(branches::commits_since))
+        .routes(routes!(pipeline::get))
+        // deployments
+        .routes(routes!(deployments::list_of_project))
+        .routes(routes!(deployments::deploy))
+        .routes(routes!(deployments::get))
+        .routes(routes!(deployments::cancel))
+        .routes(routes!(deployments::logs))
+        .routes(routes!(deployments::follow))
+        // instances
+        .routes(routes!(instances::list, instances::create))
+        .routes(routes!(instances::get, instances::update, instances::delete))
+        .routes(routes!(instances::control))
+        .routes(routes!(instances::logs))
+        .routes(routes!(instances::credentials))
+        // events
+        .routes(routes!(events::of_organization))
         // repositories
         .merge(repositories::routes())
 }
@@ -58,7 +82,7 @@ pub fn router(state: AppState) -> Router {
     metrics::install();
     let (api, document) = api().split_for_parts();
     let document = document::complete(document);
-    let api = api.merge(docs::routes(&document)).layer(DefaultBodyLimit::max(BODY_LIMIT));
+    let api = api.merge(docs::routes(&document)).layer(DefaultBodyLimit::max(BODY_LIMIT)).layer(Extension(LargeReads::default()));
     Router::new()
         .nest("/api", api)
         .nest("/git", git::routes())

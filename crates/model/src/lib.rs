@@ -6,6 +6,7 @@ pub mod clock;
 pub mod deployment;
 pub mod edge;
 pub mod environment;
+pub mod evidence;
 pub mod ids;
 pub mod instance;
 pub mod names;
