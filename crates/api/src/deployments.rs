@@ -335,7 +335,8 @@ pub(crate) async fn logs(
     }
     let range = LogRange { step: query.step, after: query.after.unwrap_or(0), limit };
     let lines = deployments::log(&state.control, &grant, id.into(), range).await?;
-    let lines = lines.into_iter().map(|line| LineBody { id: line.id, step: line.step, logged_at: line.logged_at, text: line.text }).collect();
+    let lines =
+        lines.into_iter().map(|line| LineBody { id: line.id, step: line.step, logged_at: line.logged_at, text: line.text }).collect();
     Ok(Json(DeploymentLines { lines }))
 }
 

@@ -138,10 +138,7 @@ pub(crate) async fn list(
             let environments = environments::list(&state.control, &grant).await?;
             body_of(&EnvironmentList {
                 total: environments.len(),
-                environments: environments
-                    .iter()
-                    .map(|environment| EnvironmentBody::new(environment, &state.control.settings))
-                    .collect(),
+                environments: environments.iter().map(|environment| EnvironmentBody::new(environment, &state.control.settings)).collect(),
             })
         })
         .await

@@ -340,10 +340,8 @@ pub(crate) async fn logs(
         return Err(Error::invalid("lines", format!("use at most {LINES_MOST}")).into());
     }
     let lines = ReceiverStream::new(instances::log(&state.control, &grant, id.into(), lines, query.follow).await?);
-    let wants_events = headers
-        .get(header::ACCEPT)
-        .and_then(|value| value.to_str().ok())
-        .is_some_and(|accept| accept.contains("text/event-stream"));
+    let wants_events =
+        headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).is_some_and(|accept| accept.contains("text/event-stream"));
     if wants_events {
         // A carriage return would end the event's line.
         return Ok(events::stream(lines.map(|line| Event::default().event("line").data(line.replace('\r', "")))));

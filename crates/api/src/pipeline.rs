@@ -111,11 +111,7 @@ impl<'a> Pipeline<'a> {
                 .collect(),
         };
         Self {
-            stages: Stages {
-                production: stage(Stage::Production),
-                staging: stage(Stage::Staging),
-                development: stage(Stage::Development),
-            },
+            stages: Stages { production: stage(Stage::Production), staging: stage(Stage::Staging), development: stage(Stage::Development) },
         }
     }
 }

@@ -60,8 +60,7 @@ pub async fn record(
     user: Option<UserId>,
 ) -> Result<Vec<PushOutcome>> {
     let mut transaction = control.pool.begin().await?;
-    let project =
-        store::branches::lock_project(&mut transaction, project).await?.ok_or(Error::NotFound { what: "project" })?;
+    let project = store::branches::lock_project(&mut transaction, project).await?.ok_or(Error::NotFound { what: "project" })?;
     // The first fetch of a repository brings all its branches at once; nobody pushed them.
     let import = trigger != Trigger::Push && !store::branches::any(&mut transaction, project.id).await?;
     let mut note = Note { control, project: &project, trigger, user, import, wake: Vec::new() };
@@ -151,11 +150,7 @@ impl Note<'_> {
 
     /// The environment that a branch mapping leads the branch to: it follows this branch from now on. An instance that serves no environment
     /// gets one.
-    async fn follower_by_mapping(
-        &mut self,
-        connection: &mut PgConnection,
-        branch: &BranchName,
-    ) -> Result<Option<(Environment, String)>> {
+    async fn follower_by_mapping(&mut self, connection: &mut PgConnection, branch: &BranchName) -> Result<Option<(Environment, String)>> {
         let mappings = store::branches::mappings(connection, self.project.id).await?;
         let Some(mapping) = mappings.into_iter().find(|mapping| matches_pattern(&mapping.pattern, branch.as_str())) else {
             return Ok(None);
@@ -264,19 +259,6 @@ async fn count_pending(control: &Control, connection: &mut PgConnection, environ
     Ok(count)
 }
 
-/// Counts an environment's pending commits again, after another commit became live. May run at any time, any number of times.
-pub async fn recount(control: &Control, environment: EnvironmentId) -> Result<()> {
-    let mut transaction = control.pool.begin().await?;
-    let Some(environment) = store::environments::lock(&mut transaction, environment).await? else { return Ok(()) };
-    let branch: BranchName =
-        environment.branch.parse().map_err(|error| Error::internal("the branch of an environment in the store", error))?;
-    if let Some(head) = git::branch_head(control, environment.project_id, &branch).await? {
-        count_pending(control, &mut transaction, &environment, &head).await?;
-    }
-    transaction.commit().await?;
-    Ok(())
-}
-
 /// The commits of a branch that `since` does not have, newest first and at most 250, and how many there are in all.
 pub async fn commits_since(
     control: &Control,
@@ -328,15 +310,9 @@ mod tests {
         ] {
             assert!(matches_pattern(pattern, branch), "{pattern} {branch}");
         }
-        for (pattern, branch) in [
-            ("main", "main2"),
-            ("release/*", "release"),
-            ("*-fix", "fix"),
-            ("a*a", "a"),
-            ("a*b*c", "acb"),
-            ("ab*bc", "abc"),
-            ("", "x"),
-        ] {
+        for (pattern, branch) in
+            [("main", "main2"), ("release/*", "release"), ("*-fix", "fix"), ("a*a", "a"), ("a*b*c", "acb"), ("ab*bc", "abc"), ("", "x")]
+        {
             assert!(!matches_pattern(pattern, branch), "{pattern} {branch}");
         }
     }

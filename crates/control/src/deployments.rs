@@ -141,12 +141,7 @@ pub struct DeployRequest {
 }
 
 /// Deploys a branch's head, a commit or a tag to the environment of the instance, or else of the branch, or else to the production.
-pub async fn deploy(
-    control: &Control,
-    grant: &Grant<ManageDeployments>,
-    project: ProjectId,
-    request: DeployRequest,
-) -> Result<Deployment> {
+pub async fn deploy(control: &Control, grant: &Grant<ManageDeployments>, project: ProjectId, request: DeployRequest) -> Result<Deployment> {
     if request.branch.is_none() && request.commit.is_none() && request.tag.is_none() {
         return Err(Error::invalid("branch", "give a branch, a commitSha or a tag"));
     }
@@ -357,10 +352,15 @@ fn progress_event(entry: store::deployments::StreamEntry) -> Result<ProgressEven
     }
     let payload = entry.payload.0;
     let progress = match entry.kind.as_str() {
-        "deployment.status" => serde_json::from_value(payload)
-            .map(|Status { status, message, excerpt }| Progress::Status { status, message, excerpt }),
-        "deployment.step" => serde_json::from_value(payload)
-            .map(|Step { name, status, summary, duration_ms }| Progress::Step { name, status, summary, duration_ms }),
+        "deployment.status" => {
+            serde_json::from_value(payload).map(|Status { status, message, excerpt }| Progress::Status { status, message, excerpt })
+        }
+        "deployment.step" => serde_json::from_value(payload).map(|Step { name, status, summary, duration_ms }| Progress::Step {
+            name,
+            status,
+            summary,
+            duration_ms,
+        }),
         "line" => serde_json::from_value(payload).map(|Line { step, text }| Progress::Line { step, text }),
         other => return Err(Error::broken(format!("an event of a deployment has the kind {other}"))),
     };

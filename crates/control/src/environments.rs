@@ -196,14 +196,11 @@ pub(crate) async fn open(
 /// Has an environment torn down, with its instance and all data. A second call finds that it is on its way, or done.
 pub async fn delete(control: &Control, grant: &Grant<ManageEnvironments>, id: EnvironmentId) -> Result<EnvironmentStatus> {
     let mut transaction = control.pool.begin().await?;
-    // Found by the scope, then locked.
-    store::environments::find(&mut transaction, grant, id).await?.ok_or(Error::NotFound { what: "environment" })?;
-    let environment =
-        store::environments::lock(&mut transaction, id).await?.ok_or(Error::NotFound { what: "environment" })?;
+    let environment = store::environments::find(&mut transaction, grant, id).await?.ok_or(Error::NotFound { what: "environment" })?;
     if environment.status != EnvironmentStatus::Active {
         return Ok(environment.status);
     }
-    instances::remove(&mut transaction, grant, environment.instance_id, Some(&environment)).await?;
+    instances::remove(&mut transaction, grant, environment.instance_id).await?;
     transaction.commit().await?;
     operations::wake(control, environment.instance_id).await;
     Ok(EnvironmentStatus::Removing)
@@ -227,8 +224,7 @@ pub(crate) async fn mark_removing(connection: &mut PgConnection, environment: &E
 pub async fn trigger_build(control: &Control, grant: &Grant<ManageDeployments>, id: EnvironmentId) -> Result<Deployment> {
     let mut transaction = control.pool.begin().await?;
     read(&mut transaction, grant, id).await?;
-    let environment =
-        store::environments::lock(&mut transaction, id).await?.ok_or(Error::NotFound { what: "environment" })?;
+    let environment = store::environments::lock(&mut transaction, id).await?.ok_or(Error::NotFound { what: "environment" })?;
     if environment.status != EnvironmentStatus::Active {
         return Err(removing());
     }
@@ -249,8 +245,7 @@ pub async fn trigger_build(control: &Control, grant: &Grant<ManageDeployments>, 
             return Err(Error::conflict("nothing_pending", format!("the newest commit of {branch} is live; there is nothing to build")));
         }
     }
-    let deployment =
-        deployments::queue(&mut transaction, &environment, &head, deployments::trigger_of(grant), Some(grant.user_id)).await?;
+    let deployment = deployments::queue(&mut transaction, &environment, &head, deployments::trigger_of(grant), Some(grant.user_id)).await?;
     let written = store::deployments::find(&mut transaction, grant, deployment).await?;
     transaction.commit().await?;
     operations::wake(control, environment.instance_id).await;

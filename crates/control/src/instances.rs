@@ -19,7 +19,7 @@ use crate::{
     environments, operations,
     operations::OperationKind,
     secrets,
-    store::{self, branches::PushedProject, environments::Environment, instances::NewInstance},
+    store::{self, branches::PushedProject, instances::NewInstance},
 };
 
 const NAME_LENGTH: usize = 100;
@@ -121,8 +121,25 @@ impl SettingsPatch {
 fn check_variable(name: &str, value: &str) -> Result<(), &'static str> {
     const PREFIXES: &[&str] = &["LD_", "GLIBC_", "GCONV_", "MALLOC_", "PYTHON", "PG", "ODOO_", "RES_", "LC_", "OCORE_"];
     const NAMES: &[&str] = &[
-        "PATH", "HOME", "USER", "LOGNAME", "SHELL", "TMPDIR", "IFS", "ENV", "BASH_ENV", "LANG", "LANGUAGE", "LOCPATH", "LOCALDOMAIN",
-        "HOSTALIASES", "NLSPATH", "VIRTUAL_ENV", "OPENERP_SERVER", "NIS_PATH", "GETCONF_DIR",
+        "PATH",
+        "HOME",
+        "USER",
+        "LOGNAME",
+        "SHELL",
+        "TMPDIR",
+        "IFS",
+        "ENV",
+        "BASH_ENV",
+        "LANG",
+        "LANGUAGE",
+        "LOCPATH",
+        "LOCALDOMAIN",
+        "HOSTALIASES",
+        "NLSPATH",
+        "VIRTUAL_ENV",
+        "OPENERP_SERVER",
+        "NIS_PATH",
+        "GETCONF_DIR",
     ];
     let mut characters = name.bytes();
     let valid = characters.next().is_some_and(|first| first.is_ascii_alphabetic() || first == b'_')
@@ -299,37 +316,26 @@ pub async fn control(control: &Control, grant: &Grant<ManageInstances>, id: Inst
 /// Has an instance torn down with all its data, and its environment with it. A second call finds that it is on its way, or done.
 pub async fn delete(control: &Control, grant: &Grant<ManageInstances>, id: InstanceId) -> Result<InstanceStatus> {
     let mut transaction = control.pool.begin().await?;
-    let instance = store::instances::find(&mut transaction, grant, id).await?.ok_or(Error::NotFound { what: "instance" })?;
-    if matches!(instance.status, InstanceStatus::Removing | InstanceStatus::Deleted) {
-        return Ok(instance.status);
-    }
-    let environment = store::environments::lock_by_instance(&mut transaction, id).await?;
-    remove(&mut transaction, grant, id, environment.as_ref()).await?;
+    let status = remove(&mut transaction, grant, id).await?.ok_or(Error::NotFound { what: "instance" })?;
     transaction.commit().await?;
     operations::wake(control, id).await;
-    Ok(InstanceStatus::Removing)
+    Ok(status)
 }
 
-/// Marks an instance and its environment, which the caller has locked, and asks for their end.
-pub(crate) async fn remove(
-    connection: &mut PgConnection,
-    scope: &Scope,
-    id: InstanceId,
-    environment: Option<&Environment>,
-) -> Result<()> {
-    if let Some(environment) = environment {
-        environments::mark_removing(connection, environment).await?;
+/// Marks an instance and the environment that it serves, and asks for their end. Returns the instance's status then; `None` when the
+/// organization has no such instance. Locks the instance before the environment, as operations do.
+pub(crate) async fn remove(connection: &mut PgConnection, scope: &Scope, id: InstanceId) -> Result<Option<InstanceStatus>> {
+    let Some(instance) = store::instances::lock(connection, scope.organization_id, id).await? else { return Ok(None) };
+    if matches!(instance.status, InstanceStatus::Removing | InstanceStatus::Deleted) {
+        return Ok(Some(instance.status));
     }
-    let instance = store::instances::lock(connection, scope.organization_id, id)
-        .await?
-        .ok_or_else(|| Error::broken(format!("the instance {id} is not there")))?;
-    if instance.status == InstanceStatus::Removing {
-        return Ok(());
+    if let Some(environment) = store::environments::lock_by_instance(connection, id).await? {
+        environments::mark_removing(connection, &environment).await?;
     }
     let to = instance.status.next(InstanceEvent::RemovalRequested)?;
     store::instances::set_status(connection, id, instance.status, to, "it is being deleted").await?;
     operations::enqueue(connection, scope.organization_id, id, OperationKind::Destroy).await?;
-    Ok(())
+    Ok(Some(to))
 }
 
 /// Refuses work on an instance that is being torn down.

@@ -153,13 +153,9 @@ pub async fn count_of_project(connection: &mut PgConnection, scope: &Scope, proj
 }
 
 pub async fn find(connection: &mut PgConnection, scope: &Scope, id: DeploymentId) -> Result<Option<Deployment>> {
-    Ok(select_deployments!(
-        "where deployments.id = $2 and deployments.organization_id = $1",
-        scope.organization_id.as_uuid(),
-        id.as_uuid()
-    )
-    .fetch_optional(connection)
-    .await?)
+    Ok(select_deployments!("where deployments.id = $2 and deployments.organization_id = $1", scope.organization_id.as_uuid(), id.as_uuid())
+        .fetch_optional(connection)
+        .await?)
 }
 
 /// The environment's newest deployment.
@@ -332,9 +328,7 @@ pub async fn stream_after(
     .fetch_all(connection)
     .await?;
     let Some(status) = rows.first().map(|row| row.status) else { return Ok(None) };
-    let entries = rows
-        .into_iter()
-        .filter_map(|row| Some(StreamEntry { position: row.position?, kind: row.kind?, payload: row.payload? }))
-        .collect();
+    let entries =
+        rows.into_iter().filter_map(|row| Some(StreamEntry { position: row.position?, kind: row.kind?, payload: row.payload? })).collect();
     Ok(Some((status, entries)))
 }

@@ -259,9 +259,7 @@ pub async fn set_message(connection: &mut PgConnection, id: EnvironmentId, messa
 
 /// Makes it follow another branch.
 pub async fn set_branch(connection: &mut PgConnection, id: EnvironmentId, branch: &str) -> Result<()> {
-    sqlx::query!("update environments set branch = $2, updated_at = now() where id = $1", id.as_uuid(), branch)
-        .execute(connection)
-        .await?;
+    sqlx::query!("update environments set branch = $2, updated_at = now() where id = $1", id.as_uuid(), branch).execute(connection).await?;
     Ok(())
 }
 
@@ -287,22 +285,6 @@ pub async fn set_pending(connection: &mut PgConnection, id: EnvironmentId, pendi
         pending.sha.map(CommitSha::as_str),
         pending.last_commit_at,
         pending.last_commit_author,
-    )
-    .execute(connection)
-    .await?;
-    Ok(())
-}
-
-/// The commit that serves from now on. Nothing is pending any more when it is the branch's head; when it is not, the caller lets
-/// [`crate::branches::recount`] count again after its transaction.
-pub async fn set_live_commit(connection: &mut PgConnection, id: EnvironmentId, sha: &CommitSha) -> Result<()> {
-    sqlx::query!(
-        "update environments set live_commit_sha = $2, updated_at = now(),
-                pending_commit_count = case when pending_commit_sha = $2 then 0 else pending_commit_count end,
-                pending_commit_sha = case when pending_commit_sha = $2 then null else pending_commit_sha end
-         where id = $1",
-        id.as_uuid(),
-        sha.as_str()
     )
     .execute(connection)
     .await?;

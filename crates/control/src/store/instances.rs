@@ -76,13 +76,9 @@ pub async fn list(connection: &mut PgConnection, scope: &Scope, server: Option<S
 
 /// One of the organization, also when it is deleted.
 pub async fn find(connection: &mut PgConnection, scope: &Scope, id: InstanceId) -> Result<Option<Instance>> {
-    Ok(select_instances!(
-        "where instances.id = $2 and instances.organization_id = $1",
-        scope.organization_id.as_uuid(),
-        id.as_uuid()
-    )
-    .fetch_optional(connection)
-    .await?)
+    Ok(select_instances!("where instances.id = $2 and instances.organization_id = $1", scope.organization_id.as_uuid(), id.as_uuid())
+        .fetch_optional(connection)
+        .await?)
 }
 
 /// One of the organization, locked until the end of the transaction.

@@ -163,8 +163,9 @@ pub async fn list(
         let recent = row.recent();
         match environments.last_mut() {
             Some(last) if last.environment.id == row.id => last.recent_deployments.extend(recent),
-            _ => environments
-                .push(PipelineEnvironment { environment: row.environment(), recent_deployments: recent.into_iter().collect() }),
+            _ => {
+                environments.push(PipelineEnvironment { environment: row.environment(), recent_deployments: recent.into_iter().collect() })
+            }
         }
     }
     Ok(environments)
