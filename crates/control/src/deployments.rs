@@ -332,7 +332,7 @@ impl Follower {
 
 fn progress_event(entry: store::deployments::StreamEntry) -> Result<ProgressEvent> {
     #[derive(Deserialize)]
-    struct Status {
+    struct State {
         status: DeploymentStatus,
         message: Option<String>,
         excerpt: Option<String>,
@@ -353,7 +353,7 @@ fn progress_event(entry: store::deployments::StreamEntry) -> Result<ProgressEven
     let payload = entry.payload.0;
     let progress = match entry.kind.as_str() {
         "deployment.status" => {
-            serde_json::from_value(payload).map(|Status { status, message, excerpt }| Progress::Status { status, message, excerpt })
+            serde_json::from_value(payload).map(|State { status, message, excerpt }| Progress::Status { status, message, excerpt })
         }
         "deployment.step" => serde_json::from_value(payload).map(|Step { name, status, summary, duration_ms }| Progress::Step {
             name,

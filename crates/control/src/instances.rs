@@ -91,7 +91,7 @@ impl SettingsPatch {
         );
         check(
             "limitMemoryHard",
-            settings.limit_memory_hard >= settings.limit_memory_soft && settings.limit_memory_hard <= i64::MAX as u64,
+            settings.limit_memory_hard >= settings.limit_memory_soft && i64::try_from(settings.limit_memory_hard).is_ok(),
             "give at least limitMemorySoft".to_owned(),
         );
         settings.limit_time_cpu = self.limit_time_cpu.unwrap_or(settings.limit_time_cpu);
