@@ -95,6 +95,7 @@ pub struct OdooDistribution {
 pub struct Git {
     pub push_limit_bytes: u64,
     pub allow_local_repositories: bool,
+    pub allow_file_repositories: bool,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -146,6 +147,7 @@ impl Config {
         ensure!(self.home.is_absolute(), "home must be an absolute path, not {}", self.home.display());
         ensure!(self.limits.first_uid < self.limits.last_uid, "limits.first_uid must be less than limits.last_uid");
         ensure!(self.limits.first_uid >= 1000, "limits.first_uid must be at least 1000: lower ids belong to the system");
+        ensure!(self.limits.last_uid - self.limits.first_uid >= 499, "limits.first_uid to limits.last_uid must hold at least 500 numbers");
         ensure!(self.limits.first_port < self.limits.last_port, "limits.first_port must be less than limits.last_port");
         ensure!(matches!(self.edge.scheme.as_str(), "http" | "https"), "edge.scheme is http or https, not {}", self.edge.scheme);
         ensure!(self.auth.secret.is_empty() || self.auth.secret.len() >= 32, "auth.secret needs at least 32 bytes");

@@ -1,20 +1,39 @@
-//! The one binary: `ocore serve` and `ocore edge` run the system, the other commands talk to it.
+//! The one binary: `ocore serve` and `ocore edge` run the system, the other commands talk to it or look after the machine.
 
 #![expect(clippy::print_stdout, reason = "a command-line program prints")]
 #![allow(unreachable_pub, reason = "a binary exports nothing")]
 
 mod client;
 mod config;
+mod doctor;
+mod edge;
+mod edge_process;
+mod lock;
+mod logging;
+mod odoo;
+mod serve;
+mod shutdown;
+mod stop;
 
-use std::process::ExitCode;
+use std::{
+    io::{IsTerminal, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
 
-use clap::Parser;
+use anyhow::{Context, Result, bail};
+use clap::{CommandFactory, Parser};
+use clap_complete::Shell;
+use config::Config;
 
 #[derive(Debug, Parser)]
 #[command(name = "ocore", version, about = "A self-hosted control plane for Odoo", propagate_version = true)]
 struct CommandLine {
     #[command(flatten)]
     client: client::ClientOptions,
+    /// The server's settings, instead of /etc/ocore/ocore.toml
+    #[arg(long, env = "OCORE_CONFIG", global = true)]
+    config: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
@@ -23,14 +42,44 @@ struct CommandLine {
 enum Command {
     #[command(flatten)]
     Client(client::ClientCommand),
+    /// Run the control plane and its API on this machine
+    Serve,
+    /// Run the reverse proxy; `serve` starts it by itself
+    Edge,
+    /// End everything that runs on this machine; data stays
+    Stop,
+    /// Remove everything from this machine: environments, data, users, the installed Odoo
+    Purge {
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+        /// Leave the installed Odoo distributions
+        #[arg(long)]
+        keep_odoo: bool,
+    },
+    /// Look at this machine and say what to do
+    Doctor,
+    /// Odoo distributions on this machine
+    #[command(subcommand)]
+    Odoo(odoo::OdooCommand),
+    /// Print the settings in force
+    Config {
+        /// Print every setting with its default and meaning
+        #[arg(long)]
+        default: bool,
+        /// Print the address of the control plane's database
+        #[arg(long, conflicts_with = "default")]
+        database_url: bool,
+    },
+    /// Print the OpenAPI document of the API
+    Openapi,
+    /// Print a shell's completions
+    Completions { shell: Shell },
 }
 
 fn main() -> ExitCode {
     let command_line = CommandLine::parse();
-    let outcome = match command_line.command {
-        Command::Client(command) => client_runtime().and_then(|runtime| runtime.block_on(client::run(command, command_line.client))),
-    };
-    match outcome {
+    match run(command_line) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("ocore: {error:#}");
@@ -39,6 +88,64 @@ fn main() -> ExitCode {
     }
 }
 
-fn client_runtime() -> anyhow::Result<tokio::runtime::Runtime> {
-    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
+fn run(command_line: CommandLine) -> Result<()> {
+    // A second provider is refused, and there is none before this one.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let file = command_line.config;
+    let load = || Config::load(file.as_deref());
+    match command_line.command {
+        Command::Client(command) => small_runtime()?.block_on(client::run(command, command_line.client)),
+        Command::Serve => {
+            let config = load()?;
+            logging::start(&config.log);
+            server_runtime()?.block_on(serve::run(config, file))
+        }
+        Command::Edge => {
+            let config = load()?;
+            logging::start(&config.log);
+            edge::run(&config)
+        }
+        Command::Stop => small_runtime()?.block_on(stop::stop(&load()?)),
+        Command::Purge { yes, keep_odoo } => {
+            let config = load()?;
+            if !yes && !confirmed(&config)? {
+                bail!("nothing was removed");
+            }
+            small_runtime()?.block_on(stop::purge(&config, keep_odoo))
+        }
+        Command::Doctor => doctor::run(&load()?, command_line.client.json),
+        Command::Odoo(command) => small_runtime()?.block_on(odoo::run(command, &load()?, command_line.client.json)),
+        Command::Config { default: true, .. } => print(config::DEFAULTS),
+        Command::Config { database_url: true, .. } => print(&format!("{}\n", small_runtime()?.block_on(serve::database_url(&load()?))?)),
+        Command::Config { .. } => print(&format!("{:#?}\n", load()?)),
+        Command::Openapi => print(&(ocore_api::openapi().to_pretty_json().context("the document cannot be written")? + "\n")),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut CommandLine::command(), "ocore", &mut std::io::stdout());
+            Ok(())
+        }
+    }
+}
+
+/// Prints; a reader that has gone (`| head`) is no error.
+fn print(text: &str) -> Result<()> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error).context("cannot print"),
+        _ => Ok(()),
+    }
+}
+
+fn confirmed(config: &Config) -> Result<bool> {
+    if !std::io::stdin().is_terminal() {
+        bail!("this removes {} with every database and file in it; give --yes when there is no terminal to ask at", config.home.display());
+    }
+    let question = format!("Remove {} with every database and file in it, and {}?", config.home.display(), config.odoo.directory.display());
+    dialoguer::Confirm::new().with_prompt(question).default(false).interact().context("cannot ask")
+}
+
+fn small_runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")
+}
+
+fn server_runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start")
 }

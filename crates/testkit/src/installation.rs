@@ -63,8 +63,9 @@ impl Installation {
             ("OCORE__POOL__IMAGE_BYTES", image_bytes.to_string()),
             ("OCORE__POOL__IMAGE_LIMIT_BYTES", image_bytes.to_string()),
             ("OCORE__GIT__ALLOW_LOCAL_REPOSITORIES", "true".to_owned()),
+            ("OCORE__GIT__ALLOW_FILE_REPOSITORIES", "true".to_owned()),
             ("OCORE__LIMITS__FIRST_UID", first_uid(number).to_string()),
-            ("OCORE__LIMITS__LAST_UID", (first_uid(number) + 199).to_string()),
+            ("OCORE__LIMITS__LAST_UID", (first_uid(number) + 999).to_string()),
             ("OCORE__LIMITS__FIRST_PORT", first_port(number).to_string()),
             ("OCORE__LIMITS__LAST_PORT", (first_port(number) + 399).to_string()),
             ("OCORE__LOG__FILTER", std::env::var("OCORE_TEST_LOG").unwrap_or_else(|_| "info".to_owned())),
@@ -88,7 +89,7 @@ impl Installation {
         Ok(installation)
     }
 
-    /// The first of its 200 user ids.
+    /// The first of its 1000 user and group numbers.
     pub fn first_uid(&self) -> u32 {
         first_uid(self.slice_number)
     }
@@ -241,7 +242,7 @@ impl Drop for Installation {
 }
 
 fn first_uid(slice: u32) -> u32 {
-    300_000 + slice * 200
+    300_000 + slice * 1000
 }
 
 fn first_port(slice: u32) -> u16 {

@@ -100,7 +100,7 @@ async fn ports_that_others_hold_are_passed_over_and_a_cancelled_deployment_leave
     let ours = String::from_utf8_lossy(&users.stdout)
         .lines()
         .filter_map(|line| line.split(':').nth(2)?.parse::<u32>().ok())
-        .filter(|uid| (first_uid..first_uid + 200).contains(uid))
+        .filter(|uid| (first_uid..first_uid + 1000).contains(uid))
         .count();
     ensure!(ours == 0, "{ours} users are left");
     Ok(())

@@ -1,0 +1,202 @@
+//! `ocore doctor`: looks at the machine and says what to do.
+
+use std::{
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::Path,
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Result, bail};
+use serde::Serialize;
+
+use crate::config::Config;
+
+#[derive(Debug, Serialize)]
+struct Check {
+    name: String,
+    /// `ok`, `warning` (works, could be better) or `missing` (does not work).
+    state: State,
+    found: String,
+    /// What to do; empty when it is fine.
+    advice: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum State {
+    Ok,
+    Warning,
+    Missing,
+}
+
+/// Programs that the server runs, and the Debian package that has each.
+const PROGRAMS: &[(&str, &str)] = &[
+    ("git", "git"),
+    ("ssh-keygen", "openssh-client"),
+    ("setsid", "util-linux"),
+    ("setpriv", "util-linux"),
+    ("mount", "mount"),
+    ("mkfs.xfs", "xfsprogs"),
+    ("useradd", "passwd"),
+    ("dpkg", "dpkg"),
+    ("apt-get", "apt"),
+];
+
+/// Prints every check; fails when something is missing.
+pub fn run(config: &Config, json: bool) -> Result<()> {
+    let checks = checks(config);
+    let missing = checks.iter().filter(|check| check.state == State::Missing).count();
+    if json {
+        println!("{:#}", serde_json::json!({ "checks": checks }));
+    } else {
+        for check in &checks {
+            let mark = match check.state {
+                State::Ok => "✔",
+                State::Warning => "!",
+                State::Missing => "✘",
+            };
+            println!("{mark} {:<24} {}", check.name, check.found);
+            if !check.advice.is_empty() {
+                println!("  {:<24} → {}", "", check.advice);
+            }
+        }
+    }
+    if missing > 0 {
+        bail!("{missing} of {} checks failed", checks.len());
+    }
+    Ok(())
+}
+
+fn checks(config: &Config) -> Vec<Check> {
+    let mut checks = vec![root(), system()];
+    checks.extend(PROGRAMS.iter().map(|&(program, package)| program_is_there(program, package)));
+    checks.push(postgresql());
+    checks.push(python());
+    checks.push(space(config));
+    checks.push(pool(config));
+    checks.push(distribution(config));
+    checks.push(control_groups());
+    checks.push(port("API", config.listen));
+    checks.push(port("edge", config.edge.listen));
+    checks
+}
+
+fn check(name: &str, state: State, found: impl Into<String>, advice: impl Into<String>) -> Check {
+    let advice = if state == State::Ok { String::new() } else { advice.into() };
+    Check { name: name.to_owned(), state, found: found.into(), advice }
+}
+
+fn needed(is_there: bool) -> State {
+    if is_there { State::Ok } else { State::Missing }
+}
+
+fn preferred(is_there: bool) -> State {
+    if is_there { State::Ok } else { State::Warning }
+}
+
+fn root() -> Check {
+    let is_root = nix::unistd::geteuid().is_root();
+    check("root", needed(is_root), if is_root { "yes" } else { "no" }, "run `ocore serve` as root: it gives each instance users of its own")
+}
+
+fn system() -> Check {
+    let release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let value = |key: &str| release.lines().find_map(|line| Some(line.strip_prefix(key)?.trim_matches('"').to_owned())).unwrap_or_default();
+    let tried = value("ID=") == "debian" && value("VERSION_ID=") == "12";
+    check("system", preferred(tried), value("PRETTY_NAME="), "oCore is tried on Debian 12; elsewhere you are the first")
+}
+
+fn find_program(program: &str) -> Option<String> {
+    ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"]
+        .iter()
+        .map(|directory| format!("{directory}/{program}"))
+        .find(|path| Path::new(path).is_file())
+}
+
+fn program_is_there(program: &str, package: &str) -> Check {
+    let found = find_program(program);
+    check(program, needed(found.is_some()), found.unwrap_or_else(|| "not found".to_owned()), format!("apt-get install {package}"))
+}
+
+fn postgresql() -> Check {
+    let mut versions: Vec<u32> = std::fs::read_dir("/usr/lib/postgresql")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|entry| entry.path().join("bin/postgres").is_file())
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect();
+    versions.sort_unstable();
+    let newest = versions.last();
+    let found = newest.map_or_else(|| "not found".to_owned(), |version| format!("version {version}"));
+    check("PostgreSQL", needed(newest.is_some_and(|version| *version >= 13)), found, "apt-get install postgresql (13 or newer)")
+}
+
+fn python() -> Check {
+    let works = Command::new("/usr/bin/python3").args(["-c", "import venv, ensurepip"]).output().is_ok_and(|output| output.status.success());
+    check("python3 with venv", needed(works), if works { "/usr/bin/python3" } else { "not found" }, "apt-get install python3 python3-venv")
+}
+
+fn existing_ancestor(path: &Path) -> &Path {
+    path.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(Path::new("/"))
+}
+
+fn space(config: &Config) -> Check {
+    const WANTED: u64 = 10 << 30;
+    let directory = existing_ancestor(&config.home);
+    let available = nix::sys::statvfs::statvfs(directory).map_or(0, |stat| stat.blocks_available() * stat.fragment_size());
+    let found = format!("{:.1} GiB free at {}", available as f64 / f64::from(1 << 30), directory.display());
+    check("disk space", preferred(available >= WANTED), found, "an Odoo takes about 1 GiB to begin with; 10 GiB free is a good start")
+}
+
+fn pool(config: &Config) -> Check {
+    let mounts = std::fs::read_to_string("/proc/mounts").unwrap_or_default();
+    let directory = existing_ancestor(&config.pool.path);
+    let kind = mounts
+        .lines()
+        .filter_map(|line| {
+            let mut words = line.split(' ').skip(1);
+            let mount_point = words.next()?;
+            directory.starts_with(mount_point).then_some((mount_point.len(), words.next()?.to_owned()))
+        })
+        .max()
+        .map_or_else(|| "unknown".to_owned(), |(_, kind)| kind);
+    let shares_blocks = matches!(kind.as_str(), "xfs" | "btrfs" | "zfs" | "bcachefs");
+    if shares_blocks {
+        return check("storage pool", State::Ok, format!("{kind} at {}", config.pool.path.display()), "");
+    }
+    if config.pool.copies == crate::config::Copies::Plain {
+        return check("storage pool", State::Warning, format!("{kind}, plain copies"), "copies take the data's full size and time; pool.copies = \"auto\" makes an XFS image");
+    }
+    check("storage pool", State::Ok, format!("{kind} has no reflinks; an XFS image will be made and mounted"), "")
+}
+
+fn distribution(config: &Config) -> Check {
+    let installed: Vec<String> = std::fs::read_dir(&config.odoo.directory)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|entry| entry.path().join("distribution.json").is_file())
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .chain(config.odoo.distributions.keys().cloned())
+        .collect();
+    let found = if installed.is_empty() { "none".to_owned() } else { installed.join(", ") };
+    check("Odoo", preferred(!installed.is_empty()), found, "ocore odoo install 19.0")
+}
+
+fn control_groups() -> Check {
+    let there = Path::new("/sys/fs/cgroup/cgroup.controllers").exists() || Path::new("/sys/fs/cgroup/memory").exists();
+    check("control groups", preferred(there), if there { "present" } else { "none" }, "without them an instance can take all memory of the machine")
+}
+
+fn port(what: &str, address: SocketAddr) -> Check {
+    let name = format!("port of the {what}");
+    if TcpListener::bind(address).is_ok() {
+        return check(&name, State::Ok, format!("{address} is free"), "");
+    }
+    let answers = TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_ok();
+    let found = if answers { format!("{address} is in use") } else { format!("{address} cannot be bound") };
+    let advice = "fine when oCore runs already; else set `listen` or `edge.listen` to another address";
+    check(&name, State::Warning, found, advice)
+}

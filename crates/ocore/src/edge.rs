@@ -1,0 +1,23 @@
+//! `ocore edge`: the reverse proxy with this installation's settings.
+
+use anyhow::{Context, Result};
+use ocore_edge::{EdgeConfig, Network};
+
+use crate::{config::Config, shutdown};
+
+pub fn run(config: &Config) -> Result<()> {
+    let directory = config.edge_directory();
+    std::fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    let mut edge = EdgeConfig::new(vec![config.edge.listen], config.edge_socket(), directory.join("routes.json"));
+    edge.body_size_limit = config.edge.max_body_bytes;
+    edge.trusted_proxies = config
+        .edge
+        .trusted_proxies
+        .iter()
+        .map(|network| network.parse::<Network>().with_context(|| format!("edge.trusted_proxies: `{network}`")))
+        .collect::<Result<_>>()?;
+    ocore_edge::runtime()?.block_on(async {
+        let shutdown = shutdown::on_signal()?;
+        ocore_edge::run(edge, shutdown).await.context("the edge ended")
+    })
+}
