@@ -11,6 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use ocore_host::local::{LocalHostConfig, PoolConfig};
 use serde::Deserialize;
 
 /// The commented defaults; `ocore config --default` prints them.
@@ -179,6 +180,29 @@ impl Config {
         file.sync_all()?;
         fs::rename(&temporary, &path)?;
         Ok(secret.into_bytes())
+    }
+
+    /// What the data plane of this machine needs. The numbers are shared out: half for users of instances, the last 64 for builds, the rest for
+    /// the groups of releases.
+    pub fn host(&self) -> LocalHostConfig {
+        let Limits { first_uid, last_uid, first_port, last_port, .. } = self.limits;
+        let end = last_uid + 1;
+        let builds = end - 64;
+        let gids = first_uid + (end - first_uid) / 2;
+        LocalHostConfig {
+            pool: PoolConfig {
+                path: self.pool.path.clone(),
+                image: (self.pool.copies == Copies::Auto).then(|| self.home.join("pool.xfs")),
+                image_size: self.pool.image_bytes,
+                image_size_limit: self.pool.image_limit_bytes,
+            },
+            uids: first_uid..gids,
+            release_gids: gids..builds,
+            build_uids: builds..end,
+            ports: first_port..last_port,
+            distributions: self.odoo.directory.clone(),
+            ..LocalHostConfig::new(&self.home)
+        }
     }
 
     pub fn edge_port(&self) -> u16 {

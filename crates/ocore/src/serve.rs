@@ -4,43 +4,43 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use ocore_api::AppState;
-use ocore_control::{Control, Settings, servers, signals::Signals};
+use ocore_control::{Control, Settings, authorization::System, operations::Engine, reconcilers::Reconcilers, servers, signals::Signals};
 use ocore_host::local::{LocalHost, PrivateCluster};
-use ocore_model::clock::SystemClock;
+use ocore_model::{clock::SystemClock, ids::ServerId};
 use sqlx::{PgPool, postgres::PgPoolOptions};
 use tokio::net::TcpListener;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{config::Config, edge_process::EdgeProcess, lock::ServerLock, shutdown};
 
-/// How long answers may take to end once we are asked to stop.
-const GRACE: Duration = Duration::from_secs(10);
+/// How long everything may take to end once we are asked to stop, and how long answers under way may.
+const GRACE: Duration = Duration::from_secs(20);
+const ANSWER_GRACE: Duration = Duration::from_secs(5);
 
 pub async fn run(config: Config, config_file: Option<PathBuf>) -> Result<()> {
     let shutdown = shutdown::on_signal()?;
     let _lock = ServerLock::take(&config.home)?;
     // Before anything is started: a taken port is the operator's to solve.
-    let listener = TcpListener::bind(config.listen).await.with_context(|| {
-        format!("cannot listen at {}: another program has that port; set `listen` to another address", config.listen)
-    })?;
+    let listener = TcpListener::bind(config.listen)
+        .await
+        .with_context(|| format!("cannot listen at {}: another program has that port; set `listen` to another address", config.listen))?;
 
     let host = Arc::new(LocalHost::open(config.host()).await?);
+    let edge = EdgeProcess::new(&config, config_file);
+    edge.ensure().await?;
     let pool = connect(&config).await?;
     ocore_control::migrate(&pool).await.context("the store cannot be brought up to date")?;
-
-    let server_id = servers::register_this_machine(&pool, host.as_ref()).await.context("this machine cannot be registered")?;
     let control = Control {
         pool: pool.clone(),
+        server_id: register(&config, &pool, host.as_ref()).await?,
         host,
-        server_id,
         clock: Arc::new(SystemClock),
         settings: Arc::new(settings(&config)?),
         signals: Signals::default(),
     };
 
-    let tasks = TaskTracker::new();
-    tasks.spawn(EdgeProcess::new(&config, config_file).patrol(shutdown.clone()));
-    let engine = ocore_control::operations::Engine::start(control.clone(), shutdown.clone()).await?;
+    let engine = Engine::start(control.clone(), shutdown.clone()).await.context("the operations engine cannot start")?;
+    let reconcilers = Reconcilers::start(&control, &shutdown);
+    let patrol = tokio::spawn(edge.patrol(shutdown.clone()));
     let service = ocore_api::router(AppState { control }).into_make_service_with_connect_info::<SocketAddr>();
     tracing::info!(address = %config.listen, "the API listens");
     let stop = shutdown.clone();
@@ -48,33 +48,43 @@ pub async fn run(config: Config, config_file: Option<PathBuf>) -> Result<()> {
 
     shutdown.cancelled().await;
     tracing::info!("stopping; what runs goes on");
-    let abandon = CancellationToken::new();
-    let _ = tokio::time::timeout(GRACE, async {
-        if let Err(error) = serving.await.context("the API's task").and_then(|served| served.context("the API")) {
-            tracing::error!(error = format!("{error:#}"), "the API did not end well");
-        }
+    let ended = async {
         engine.stopped().await;
-        tasks.close();
-        tasks.wait().await;
-    })
-    .await;
-    abandon.cancel();
-    pool.close().await;
+        reconcilers.stopped().await;
+        let _ = patrol.await;
+        // Followers of long streams hold their connections open; they come back to the next server.
+        let _ = tokio::time::timeout(ANSWER_GRACE, serving).await;
+        pool.close().await;
+    };
+    if tokio::time::timeout(GRACE, ended).await.is_err() {
+        tracing::warn!("not everything ended in time; the next start takes over what is unfinished");
+    }
     Ok(())
 }
 
+/// This machine's row. Its id is kept in the home, so that the machine stays the same when its name changes.
+async fn register(config: &Config, pool: &PgPool, host: &LocalHost) -> Result<ServerId> {
+    let path = config.home.join("server-id");
+    let known = std::fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok());
+    let id = servers::register_this_machine(System, pool, host, &SystemClock, known).await.context("this machine cannot be registered")?;
+    if known != Some(id) {
+        std::fs::write(&path, id.to_string()).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(id)
+}
+
+/// The address of the control plane's database: the configured one, or that of the private cluster, which is started for it.
+pub async fn database_url(config: &Config) -> Result<String> {
+    if config.database.url.is_empty() { Ok(PrivateCluster::start(&config.host()).await?.url()) } else { Ok(config.database.url.clone()) }
+}
+
 async fn connect(config: &Config) -> Result<PgPool> {
-    let url = if config.database.url.is_empty() {
-        PrivateCluster::start(&config.host()).await?.url()
-    } else {
-        config.database.url.clone()
-    };
     PgPoolOptions::new()
         .min_connections(1)
         .max_connections(20)
         .acquire_timeout(Duration::from_secs(10))
         .idle_timeout(Duration::from_secs(120))
-        .connect(&url)
+        .connect(&database_url(config).await?)
         .await
         .context("the control plane's database cannot be reached")
 }
