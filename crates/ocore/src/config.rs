@@ -11,7 +11,8 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use ocore_host::local::{LocalHostConfig, PoolConfig};
+use ocore_host::local::{LocalHostConfig, PoolConfig, distribution::ExternalDistribution};
+use ocore_model::names::OdooVersion;
 use serde::Deserialize;
 
 /// The commented defaults; `ocore config --default` prints them.
@@ -81,14 +82,7 @@ pub enum Copies {
 pub struct Odoo {
     pub directory: PathBuf,
     #[serde(default)]
-    pub distributions: BTreeMap<String, OdooDistribution>,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct OdooDistribution {
-    pub source: PathBuf,
-    pub python: PathBuf,
+    pub distributions: BTreeMap<OdooVersion, ExternalDistribution>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -201,6 +195,7 @@ impl Config {
             build_uids: builds..end,
             ports: first_port..last_port,
             distributions: self.odoo.directory.clone(),
+            external_distributions: self.odoo.distributions.clone(),
             ..LocalHostConfig::new(&self.home)
         }
     }

@@ -134,7 +134,8 @@ fn postgresql() -> Check {
 }
 
 fn python() -> Check {
-    let works = Command::new("/usr/bin/python3").args(["-c", "import venv, ensurepip"]).output().is_ok_and(|output| output.status.success());
+    let works =
+        Command::new("/usr/bin/python3").args(["-c", "import venv, ensurepip"]).output().is_ok_and(|output| output.status.success());
     check("python3 with venv", needed(works), if works { "/usr/bin/python3" } else { "not found" }, "apt-get install python3 python3-venv")
 }
 
@@ -167,7 +168,12 @@ fn pool(config: &Config) -> Check {
         return check("storage pool", State::Ok, format!("{kind} at {}", config.pool.path.display()), "");
     }
     if config.pool.copies == crate::config::Copies::Plain {
-        return check("storage pool", State::Warning, format!("{kind}, plain copies"), "copies take the data's full size and time; pool.copies = \"auto\" makes an XFS image");
+        return check(
+            "storage pool",
+            State::Warning,
+            format!("{kind}, plain copies"),
+            "copies take the data's full size and time; pool.copies = \"auto\" makes an XFS image",
+        );
     }
     check("storage pool", State::Ok, format!("{kind} has no reflinks; an XFS image will be made and mounted"), "")
 }
@@ -179,7 +185,7 @@ fn distribution(config: &Config) -> Check {
         .flatten()
         .filter(|entry| entry.path().join("distribution.json").is_file())
         .filter_map(|entry| entry.file_name().into_string().ok())
-        .chain(config.odoo.distributions.keys().cloned())
+        .chain(config.odoo.distributions.keys().map(ToString::to_string))
         .collect();
     let found = if installed.is_empty() { "none".to_owned() } else { installed.join(", ") };
     check("Odoo", preferred(!installed.is_empty()), found, "ocore odoo install 19.0")
@@ -187,7 +193,12 @@ fn distribution(config: &Config) -> Check {
 
 fn control_groups() -> Check {
     let there = Path::new("/sys/fs/cgroup/cgroup.controllers").exists() || Path::new("/sys/fs/cgroup/memory").exists();
-    check("control groups", preferred(there), if there { "present" } else { "none" }, "without them an instance can take all memory of the machine")
+    check(
+        "control groups",
+        preferred(there),
+        if there { "present" } else { "none" },
+        "without them an instance can take all memory of the machine",
+    )
 }
 
 fn port(what: &str, address: SocketAddr) -> Check {

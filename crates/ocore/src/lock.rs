@@ -15,7 +15,13 @@ pub struct ServerLock {
 
 fn open(home: &Path) -> Result<fs::File> {
     let path = home.join("serve.lock");
-    fs::OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path).with_context(|| format!("cannot open {}", path.display()))
+    fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .read(true)
+        .write(true)
+        .open(&path)
+        .with_context(|| format!("cannot open {}", path.display()))
 }
 
 impl ServerLock {

@@ -21,7 +21,7 @@ impl LocalHost {
             cpu_cores: std::thread::available_parallelism().map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(u32::MAX)),
             ram_total_bytes: memory_total()?,
             pool: self.pool.facts().await?,
-            distributions: self.list_distributions().await?,
+            distributions: super::distribution::list(&self.config).await,
         })
     }
 }

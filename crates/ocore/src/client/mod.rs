@@ -34,7 +34,7 @@ pub struct ClientOptions {
     org: Option<String>,
     /// JSON for programs instead of tables for people
     #[arg(long, global = true)]
-    json: bool,
+    pub json: bool,
 }
 
 #[derive(Debug, Subcommand)]

@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 
 pub use self::install::install;
 use super::{
-    LocalHost,
+    LocalHost, LocalHostConfig,
     durable::{self, blocking},
     exec::Program,
 };
@@ -75,35 +75,38 @@ pub fn find_installed(directory: &Path, version: &OdooVersion) -> Result<Option<
     }))
 }
 
+/// The distribution of an Odoo series; `Rejected` when this server has none.
+pub async fn find(config: &LocalHostConfig, version: &OdooVersion) -> Result<InstalledDistribution> {
+    if let Some(external) = config.external_distributions.get(version) {
+        return look_at(version, external).await;
+    }
+    let (directory, wanted) = (config.distributions.clone(), version.clone());
+    let found = blocking(move || find_installed(&directory, &wanted)).await?;
+    found.ok_or_else(|| {
+        HostError::rejected(format!("Odoo {version} is not installed on this server; its operator can run `ocore odoo install {version}`"))
+    })
+}
+
+/// All distributions of a server. One that the configuration points to and that is not in order is left out, with a warning in the log.
+pub async fn list(config: &LocalHostConfig) -> Vec<Distribution> {
+    let mut versions: BTreeSet<OdooVersion> = config.external_distributions.keys().cloned().collect();
+    if let Ok(entries) = std::fs::read_dir(&config.distributions) {
+        versions.extend(entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<OdooVersion>().ok()));
+    }
+    let mut distributions = Vec::new();
+    for version in versions {
+        match find(config, &version).await {
+            Ok(found) => distributions.push(found.distribution),
+            Err(error) => tracing::warn!(%error, %version, "an Odoo distribution cannot be used"),
+        }
+    }
+    distributions
+}
+
 impl LocalHost {
     /// The distribution of an Odoo series; `Rejected` when this server has none.
     pub async fn installed_distribution(&self, version: &OdooVersion) -> Result<InstalledDistribution> {
-        if let Some(external) = self.config.external_distributions.get(version) {
-            return look_at(version, external).await;
-        }
-        let (directory, wanted) = (self.config.distributions.clone(), version.clone());
-        let found = blocking(move || find_installed(&directory, &wanted)).await?;
-        found.ok_or_else(|| {
-            HostError::rejected(format!(
-                "Odoo {version} is not installed on this server; its operator can run `ocore odoo install {version}`"
-            ))
-        })
-    }
-
-    /// All distributions of this server. One that the configuration points to and that is not in order is left out, with a warning in the log.
-    pub(super) async fn list_distributions(&self) -> Result<Vec<Distribution>> {
-        let mut versions: BTreeSet<OdooVersion> = self.config.external_distributions.keys().cloned().collect();
-        if let Ok(entries) = std::fs::read_dir(&self.config.distributions) {
-            versions.extend(entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<OdooVersion>().ok()));
-        }
-        let mut distributions = Vec::new();
-        for version in versions {
-            match self.installed_distribution(&version).await {
-                Ok(found) => distributions.push(found.distribution),
-                Err(error) => tracing::warn!(%error, %version, "an Odoo distribution cannot be used"),
-            }
-        }
-        Ok(distributions)
+        find(&self.config, version).await
     }
 }
 
