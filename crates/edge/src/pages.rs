@@ -219,7 +219,9 @@ impl Page {
 
     fn text(&self, request_id: &str) -> String {
         let mut text = format!("{}\n", sentence(&self.title));
-        for line in [self.detail.as_str(), self.hint] {
+        // The hint of a page that reloads speaks of the page.
+        let hint = if self.reload { format!("Try again in {RELOAD_AFTER} seconds.") } else { self.hint.to_owned() };
+        for line in [self.detail.as_str(), &hint] {
             if !line.is_empty() {
                 text.push_str(line);
                 text.push('\n');
