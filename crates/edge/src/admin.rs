@@ -16,7 +16,7 @@ use ocore_model::{
 };
 use tokio::net::{UnixListener, UnixStream};
 
-use crate::{error::EdgeError, routes::Refused, server::Shared};
+use crate::{error::EdgeError, server::Shared};
 
 /// More than the routes of a hundred thousand instances.
 const SNAPSHOT_SIZE_LIMIT: usize = 64 * 1024 * 1024;
@@ -73,8 +73,7 @@ async fn put_routes(State(shared): State<Arc<Shared>>, body: Bytes) -> Response 
             shared.pool.keep_only(&shared.routes.addresses());
             Json(applied).into_response()
         }
-        Err(error @ (Refused::Older { .. } | Refused::SameGenerationOtherRoutes { .. })) => refuse(StatusCode::CONFLICT, error.to_string()),
-        Err(error @ (Refused::NotAHost { .. } | Refused::HostTwice { .. })) => refuse(StatusCode::UNPROCESSABLE_ENTITY, error.to_string()),
+        Err(error) => refuse(StatusCode::CONFLICT, error.to_string()),
     }
 }
 

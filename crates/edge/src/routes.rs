@@ -28,10 +28,6 @@ pub(crate) enum Refused {
     Older { offered: u64, in_force: u64 },
     #[error("generation {generation} is in force with other routes; raise the generation")]
     SameGenerationOtherRoutes { generation: u64 },
-    #[error("{host:?} is not a host name")]
-    NotAHost { host: String },
-    #[error("{host:?} leads to two instances")]
-    HostTwice { host: String },
 }
 
 pub(crate) struct Routes {
@@ -60,16 +56,8 @@ pub(crate) struct Destination {
 impl Routes {
     /// Starts with what the file has, or with nothing.
     pub(crate) fn load(file: SnapshotFile, traffic: Arc<Traffic>) -> std::io::Result<Self> {
-        let empty = RouteSnapshot { generation: 0, routes: Vec::new() };
-        let stored = file.load()?.unwrap_or_else(|| empty.clone());
-        let generation = stored.generation;
-        let table = match Checked::new(stored) {
-            Ok(checked) => Table::new(checked, &traffic),
-            Err(error) => {
-                tracing::error!(%error, generation, "the stored routes make no sense; starting without routes");
-                Table { snapshot: Arc::new(empty), by_host: HashMap::new() }
-            }
-        };
+        let stored = file.load()?.unwrap_or(RouteSnapshot { generation: 0, routes: Vec::new() });
+        let table = Table::new(Checked::new(stored), &traffic);
         let stored = AtomicU64::new(table.snapshot.generation);
         Ok(Self { table: RwLock::new(table), changing: tokio::sync::Mutex::default(), file, stored, traffic })
     }
@@ -102,7 +90,8 @@ impl Routes {
     /// [`Self::store_if_needed`] tries again.
     pub(crate) async fn apply(&self, snapshot: RouteSnapshot) -> Result<RoutesApplied, Refused> {
         let _changing = self.changing.lock().await;
-        let offered = Checked::new(snapshot)?;
+        let mut offered = Checked::new(snapshot);
+        let left_out = std::mem::take(&mut offered.left_out);
         let in_force = self.snapshot();
         let generation = offered.snapshot.generation;
         if generation < in_force.generation {
@@ -118,7 +107,7 @@ impl Routes {
             *self.table.write().unwrap_or_else(PoisonError::into_inner) = offered;
             tracing::info!(generation, routes, "routes in force");
         }
-        Ok(RoutesApplied { generation, stored: self.store().await })
+        Ok(RoutesApplied { generation, stored: self.store().await, left_out })
     }
 
     /// Tries again to store routes that could not be stored.
@@ -167,34 +156,49 @@ impl Routes {
     }
 }
 
-/// A snapshot that makes sense, in its one order, with its hosts read.
+/// A snapshot in its one order, with its hosts read.
 struct Checked {
     /// Routes and their hosts sorted, so that order makes no difference.
     snapshot: RouteSnapshot,
     /// By route.
     names: Vec<Vec<HostName>>,
+    /// A sentence for each host that leads nowhere. One tenant's bad name must not keep the others' routes from changing, so it is not a
+    /// reason to refuse all.
+    left_out: Vec<String>,
 }
 
 impl Checked {
-    fn new(mut snapshot: RouteSnapshot) -> Result<Self, Refused> {
+    /// A name that two routes have stays with the older instance: ids sort by age.
+    fn new(mut snapshot: RouteSnapshot) -> Self {
         for route in &mut snapshot.routes {
             route.hosts.sort();
             route.hosts.dedup();
         }
         snapshot.routes.sort_by(|one, other| (one.instance_id, &one.hosts).cmp(&(other.instance_id, &other.hosts)));
         let mut seen = HashSet::new();
-        let mut read = |host: &String| {
-            let name = HostName::parse(host).map_err(|_| Refused::NotAHost { host: host.clone() })?;
-            if seen.insert(name.clone()) { Ok(name) } else { Err(Refused::HostTwice { host: host.clone() }) }
-        };
-        let names = snapshot.routes.iter().map(|route| route.hosts.iter().map(&mut read).collect()).collect::<Result<_, _>>()?;
-        Ok(Self { snapshot, names })
+        let mut left_out = Vec::new();
+        let mut names = Vec::with_capacity(snapshot.routes.len());
+        for route in &snapshot.routes {
+            let mut of_route = Vec::with_capacity(route.hosts.len());
+            for host in &route.hosts {
+                match HostName::parse(host) {
+                    Ok(name) if seen.insert(name.clone()) => of_route.push(name),
+                    Ok(_) => left_out.push(format!("{host:?} already leads to another route than that of {}", route.instance_id)),
+                    Err(_) => left_out.push(format!("{host:?} of {} is not a host name", route.instance_id)),
+                }
+            }
+            names.push(of_route);
+        }
+        for sentence in &left_out {
+            tracing::error!("{sentence}; it is left out");
+        }
+        Self { snapshot, names, left_out }
     }
 }
 
 impl Table {
     fn new(checked: Checked, traffic: &Traffic) -> Self {
-        let Checked { snapshot, names } = checked;
+        let Checked { snapshot, names, .. } = checked;
         let mut by_host = HashMap::new();
         for (route, names) in snapshot.routes.iter().zip(names) {
             let instance = traffic.instance(route.instance_id);

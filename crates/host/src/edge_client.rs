@@ -46,7 +46,14 @@ impl EdgeClient {
             return Err(HostError::machine(format!("the edge refused routes: {}", refusal.message)));
         }
         expect_ok(status, &answer)?;
-        Ok(self.read::<RoutesApplied>(&answer)?.generation)
+        let applied: RoutesApplied = self.read(&answer)?;
+        for sentence in &applied.left_out {
+            tracing::error!(generation = applied.generation, "the edge left a host out: {sentence}");
+        }
+        if !applied.stored {
+            tracing::warn!(generation = applied.generation, "the edge follows its new routes but could not store them; is its disk full?");
+        }
+        Ok(applied.generation)
     }
 
     /// The routes in force. Generation 0 without routes when it never had any.

@@ -60,6 +60,8 @@ pub struct RoutesApplied {
     pub generation: u64,
     /// It is on the edge's disk too. When it is not (a full disk), the edge keeps trying.
     pub stored: bool,
+    /// A sentence for each host name that leads nowhere: it is none, or another route has it.
+    pub left_out: Vec<String>,
 }
 
 /// The answer to a snapshot, or to another request to the administration socket, that was refused.

@@ -72,18 +72,25 @@ async fn a_lower_generation_never_replaces_a_higher_one() {
 }
 
 #[tokio::test]
-async fn a_snapshot_that_makes_no_sense_changes_nothing() {
+async fn a_bad_host_name_is_left_out_and_keeps_no_other_route_from_changing() {
+    let (old, new) = (Upstream::start("old").await, Upstream::start("new").await);
+    let edge = TestEdge::start().await;
+    let (older, younger) = (serving(&["shop.example"], old.address), serving(&["SHOP.example.", "blog.example", "a/b"], new.address));
+    assert!(older.instance_id < younger.instance_id);
+    edge.apply(1, vec![younger, older]).await;
+    assert_eq!(edge.get("shop.example", "/").await.json()["upstream"], "old", "a younger instance takes no name away");
+    assert_eq!(edge.get("blog.example", "/").await.json()["upstream"], "new");
+}
+
+#[tokio::test]
+async fn what_is_no_snapshot_changes_nothing() {
     let shop = Upstream::start("shop").await;
     let edge = TestEdge::start().await;
     edge.apply(1, vec![serving(&["shop.example"], shop.address)]).await;
-    for (hosts, reason) in [(["shop.example", "SHOP.example."], "leads to two"), (["a/b", "c"], "not a host name")] {
-        let snapshot =
-            RouteSnapshot { generation: 2, routes: vec![serving(&hosts[..1], shop.address), serving(&hosts[1..], shop.address)] };
-        let refused = edge.admin.apply_routes(&snapshot).await.unwrap_err();
-        assert!(refused.to_string().contains(reason), "{refused}");
-    }
+    let refused = edge.administer(request("PUT", "edge", "/routes", &[], "{\"generation\": 2, \"routes\": [{}]}")).await;
+    assert_eq!(refused.status, 400);
+    assert_eq!(refused.json()["generation"], 1);
     assert_eq!(edge.status().await.generation, 1);
-    assert_eq!(edge.status().await.instances.len(), 1, "nothing of the refused ones is left");
     assert_eq!(edge.get("shop.example", "/").await.status, 200);
 }
 
@@ -152,18 +159,13 @@ async fn the_administration_socket_says_what_is_wrong_and_is_private() {
 
 #[tokio::test]
 async fn metrics_tell_what_passed_in_prometheus_form() {
-    use http_body_util::BodyExt;
     let shop = Upstream::start("shop").await;
     let edge = TestEdge::start().await;
     edge.apply(3, vec![serving(&["shop.example"], shop.address)]).await;
     assert_eq!(edge.get("shop.example", "/").await.status, 200);
     assert_eq!(edge.get("nobody.example", "/").await.status, 404);
 
-    let stream = tokio::net::UnixStream::connect(edge.directory.path().join("edge.sock")).await.unwrap();
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(hyper_util::rt::TokioIo::new(stream)).await.unwrap();
-    let connection = tokio::spawn(connection);
-    let answer = sender.send_request(request("GET", "edge", "/metrics", &[], "")).await.unwrap();
-    let text = String::from_utf8(answer.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap();
+    let text = edge.administer(request("GET", "edge", "/metrics", &[], "")).await.text();
     for line in [
         "ocore_edge_requests_total{status=\"2xx\"} 1",
         "ocore_edge_requests_total{status=\"4xx\"} 1",
@@ -173,9 +175,7 @@ async fn metrics_tell_what_passed_in_prometheus_form() {
     ] {
         assert!(text.lines().any(|found| found == line), "{line} is not in:\n{text}");
     }
-    let healthy = sender.send_request(request("GET", "edge", "/healthz", &[], "")).await.unwrap();
-    assert_eq!(healthy.status(), 200);
-    connection.abort();
+    assert_eq!(edge.administer(request("GET", "edge", "/healthz", &[], "")).await.status, 200);
 }
 
 #[tokio::test]

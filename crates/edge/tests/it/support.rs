@@ -27,7 +27,7 @@ use ocore_model::{
 };
 use serde_json::{Value, json};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     task::JoinHandle,
 };
@@ -88,6 +88,12 @@ impl TestEdge {
         Client::connect(self.address).await.send(request).await.unwrap()
     }
 
+    /// One request to the administration socket.
+    pub(crate) async fn administer(&self, request: http::Request<Full<Bytes>>) -> Answer {
+        let stream = tokio::net::UnixStream::connect(self.directory.path().join("edge.sock")).await.unwrap();
+        Client::over(stream).await.send(request).await.unwrap()
+    }
+
     /// Bytes in, everything that comes back until the connection is closed.
     pub(crate) async fn raw(&self, bytes: &[u8]) -> String {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
@@ -132,7 +138,10 @@ pub(crate) struct Answer {
 
 impl Client {
     pub(crate) async fn connect(address: SocketAddr) -> Self {
-        let stream = TcpStream::connect(address).await.unwrap();
+        Self::over(TcpStream::connect(address).await.unwrap()).await
+    }
+
+    async fn over(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Self {
         let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
         tokio::spawn(connection);
         Self { sender }
