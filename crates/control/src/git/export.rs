@@ -1,13 +1,24 @@
 //! From a commit to a source tree: everything that it consists of, streamed to the host, named by what is in it.
 
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
 use ocore_host::{HostError, Progress, Source, SourceId};
 use ocore_model::{ids::ProjectId, names::CommitSha, project::RepositoryKind};
 use sha2::{Digest as _, Sha256};
+use tokio::{
+    io::{AsyncRead, ReadBuf},
+    process::ChildStdout,
+    sync::oneshot,
+};
 
 use super::{
     commits, external,
     mirror::Mirror,
-    program::{GitError, read_tail},
+    program::read_tail,
     submodules::{self, Part, internal},
 };
 use crate::{
@@ -82,19 +93,48 @@ async fn unpack(control: &Control, id: &SourceId, part: &Part, progress: &Progre
     running.stdin = None;
     let stderr = running.stderr.take();
     let Some(stdout) = running.stdout.take() else { return Err(HostError::machine("git archive has no output")) };
-    let unpack = async { tokio::join!(control.host.unpack_source(id, &part.prefix, Box::new(stdout)), read_tail(stderr)) };
+    let (back, unread) = oneshot::channel();
+    let stream = Lent { stdout: Some(stdout), back: Some(back) };
+    let unpack = async {
+        control.host.unpack_source(id, &part.prefix, Box::new(stream)).await?;
+        // A tar stream goes on after its end, with zeros. Git has ended well only if somebody reads them.
+        if let Ok(mut stdout) = unread.await {
+            let _ = tokio::io::copy(&mut stdout, &mut tokio::io::sink()).await;
+        }
+        Ok::<(), HostError>(())
+    };
+    let both = async { tokio::join!(unpack, read_tail(stderr)) };
     let (unpacked, words) = tokio::select! {
         () = progress.cancel.cancelled() => {
             running.end().await;
             return Err(HostError::Cancelled);
         }
-        both = unpack => both,
+        both = both => both,
     };
     unpacked?;
-    match running.wait(&words).await {
-        Ok(()) => Ok(()),
-        // The host has it sealed and did not read to the end.
-        Err(GitError::Failed { .. }) if control.host.find_source(id).await?.is_some() => Ok(()),
-        Err(error) => Err(error.into()),
+    Ok(running.wait(&words).await?)
+}
+
+/// A stream that comes back when its reader has had enough of it.
+struct Lent {
+    stdout: Option<ChildStdout>,
+    back: Option<oneshot::Sender<ChildStdout>>,
+}
+
+impl AsyncRead for Lent {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match &mut self.stdout {
+            Some(stdout) => Pin::new(stdout).poll_read(context, buffer),
+            None => Poll::Ready(Ok(())),
+        }
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        if let (Some(stdout), Some(back)) = (self.stdout.take(), self.back.take()) {
+            // Nobody waits for it after a failure; then it closes here.
+            let _ = back.send(stdout);
+        }
     }
 }

@@ -1,3 +1,4 @@
 //! The control plane against a real PostgreSQL.
 
 mod accounts;
+mod git;
