@@ -301,8 +301,8 @@ create table deployments (
     completed_at timestamptz,
     updated_at timestamptz not null default now()
 );
-create index deployments_environment on deployments (environment_id, created_at desc);
-create index deployments_project on deployments (project_id, created_at desc);
+create index deployments_environment on deployments (environment_id, created_at desc, id desc);
+create index deployments_project on deployments (project_id, created_at desc, id desc);
 create index deployments_open on deployments (instance_id) where status in ('queued', 'running');
 
 create table deployment_steps (

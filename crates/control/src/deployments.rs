@@ -1,17 +1,221 @@
-//! Deployments: their list, their detail, following one live.
+//! Deployments: how they are queued, their list, their detail, following one live.
 
-use std::pin::Pin;
+use std::{fmt, pin::Pin, str::FromStr, time::Duration};
 
-use futures::Stream;
+use futures::{Stream, stream};
 use ocore_model::{
-    deployment::{DeploymentStatus, StepName, StepStatus},
-    ids::DeploymentId,
+    deployment::{DataMode, DeploymentStatus, StepName, StepStatus, Trigger},
+    environment::{CommitBehavior, EnvironmentStatus, Stage},
+    ids::{DeploymentId, EnvironmentId, InstanceId, ProjectId, UserId},
+    names::{BranchName, CommitSha},
+};
+use serde::Deserialize;
+use sqlx::PgConnection;
+
+use crate::{
+    Control, Error, Result,
+    authorization::{Credential, Grant, ManageDeployments, Scope, ViewDeployments},
+    git::{self, Commit},
+    operations::{self, OperationKind},
+    signals::{Signal, Subscription},
+    store::{
+        self,
+        deployments::{Deployment, LogLine, NewDeployment, Page},
+        environments::Environment,
+    },
 };
 
-use crate::{Control, Result};
+/// What a deployment of this environment does to its data. `Keep` means that of the moment when it runs: with nothing live by then, the
+/// database is fresh. So a deployment that waits behind the first one never throws away what the first one made.
+pub fn data_mode(environment: &Environment) -> DataMode {
+    match (environment.commit_behavior, environment.stage) {
+        (CommitBehavior::CreateNewBuild, Stage::Development) => DataMode::Fresh,
+        // A fresh database in production or staging would throw away data that somebody entered.
+        _ => DataMode::Keep,
+    }
+}
+
+/// Queues a deployment in the caller's transaction and supersedes older ones of the environment that have changed nothing yet. One that is
+/// open for the same commit and has changed nothing is the answer instead. The caller wakes the engine after its commit.
+pub async fn queue(
+    connection: &mut PgConnection,
+    environment: &Environment,
+    commit: &Commit,
+    trigger: Trigger,
+    user: Option<UserId>,
+) -> Result<DeploymentId> {
+    let open = store::deployments::open_of_environment(connection, environment.id).await?;
+    if let Some(newest) = open.first().filter(|newest| newest.commit_sha == commit.sha) {
+        return Ok(newest.id);
+    }
+    let new = NewDeployment {
+        id: DeploymentId::new(),
+        organization_id: environment.organization_id,
+        project_id: environment.project_id,
+        environment_id: environment.id,
+        instance_id: environment.instance_id,
+        trigger,
+        triggered_by: user,
+        branch: environment.branch.clone(),
+        commit_sha: commit.sha.clone(),
+        commit_author: commit.author.clone(),
+        commit_author_email: commit.author_email.clone(),
+        commit_message: commit.message.clone(),
+        previous_commit_sha: environment.live_commit_sha.clone(),
+        previous_deployment_id: environment.active_deployment_id,
+        data_mode: data_mode(environment),
+    };
+    store::deployments::insert(connection, &new).await?;
+    operations::supersede(connection, environment.id, new.id).await?;
+    let kind = OperationKind::Deploy { deployment_id: new.id };
+    operations::enqueue(connection, environment.organization_id, environment.instance_id, kind).await?;
+    Ok(new.id)
+}
+
+/// How a call through the API is written down.
+pub fn trigger_of(scope: &Scope) -> Trigger {
+    match scope.credential {
+        Credential::Session => Trigger::Manual,
+        Credential::ApiKey(_) => Trigger::Api,
+    }
+}
+
+/// The environment's deployments, the newest first, and how many there are.
+pub async fn list_of_environment(
+    control: &Control,
+    grant: &Grant<ViewDeployments>,
+    environment: EnvironmentId,
+    page: Page,
+) -> Result<(Vec<Deployment>, i64)> {
+    let mut connection = control.pool.acquire().await?;
+    let total = store::deployments::count_of_environment(&mut connection, grant, environment).await?;
+    let total = total.ok_or(Error::NotFound { what: "environment" })?;
+    Ok((store::deployments::list_of_environment(&mut connection, grant, environment, page).await?, total))
+}
+
+/// The project's deployments, the newest first, and how many there are.
+pub async fn list_of_project(
+    control: &Control,
+    grant: &Grant<ViewDeployments>,
+    project: ProjectId,
+    page: Page,
+) -> Result<(Vec<Deployment>, i64)> {
+    let mut connection = control.pool.acquire().await?;
+    let total = store::deployments::count_of_project(&mut connection, grant, project).await?;
+    let total = total.ok_or(Error::NotFound { what: "project" })?;
+    Ok((store::deployments::list_of_project(&mut connection, grant, project, page).await?, total))
+}
+
+pub async fn find(control: &Control, grant: &Grant<ViewDeployments>, id: DeploymentId) -> Result<Deployment> {
+    read(control, grant, id).await
+}
+
+async fn read(control: &Control, scope: &Scope, id: DeploymentId) -> Result<Deployment> {
+    let mut connection = control.pool.acquire().await?;
+    store::deployments::find(&mut connection, scope, id).await?.ok_or(Error::NotFound { what: "deployment" })
+}
+
+/// What of a deployment's log to read.
+#[derive(Debug, Clone, Copy)]
+pub struct LogRange {
+    pub step: Option<StepName>,
+    /// The lines after this one.
+    pub after: i64,
+    pub limit: i64,
+}
+
+/// Lines of a deployment's log, the oldest first.
+pub async fn log(control: &Control, grant: &Grant<ViewDeployments>, id: DeploymentId, range: LogRange) -> Result<Vec<LogLine>> {
+    let deployment = read(control, grant, id).await?;
+    let mut connection = control.pool.acquire().await?;
+    store::deployments::lines(&mut connection, grant, deployment.id, range.step, range.after, range.limit).await
+}
+
+/// What to deploy, and where. At least one of the first three.
+#[derive(Debug, Clone, Default)]
+pub struct DeployRequest {
+    pub branch: Option<BranchName>,
+    pub commit: Option<CommitSha>,
+    pub tag: Option<String>,
+    pub instance: Option<InstanceId>,
+}
+
+/// Deploys a branch's head, a commit or a tag to the environment of the instance, or else of the branch, or else to the production.
+pub async fn deploy(control: &Control, grant: &Grant<ManageDeployments>, project: ProjectId, request: DeployRequest) -> Result<Deployment> {
+    if request.branch.is_none() && request.commit.is_none() && request.tag.is_none() {
+        return Err(Error::invalid("branch", "give a branch, a commitSha or a tag"));
+    }
+    let mut transaction = control.pool.begin().await?;
+    let project = store::branches::lock_project(&mut transaction, project)
+        .await?
+        .filter(|project| project.organization_id == grant.organization_id)
+        .ok_or(Error::NotFound { what: "project" })?;
+    if project.archived_at.is_some() {
+        return Err(Error::conflict("project_archived", "the project is archived; restore it first"));
+    }
+    let environment = match (&request.instance, &request.branch) {
+        (Some(instance), _) => store::environments::lock_by_instance(&mut transaction, *instance)
+            .await?
+            .filter(|environment| environment.project_id == project.id)
+            .ok_or(Error::NotFound { what: "instance with an environment in this project" })?,
+        (None, Some(branch)) => {
+            store::environments::lock_by_branch(&mut transaction, project.id, branch.as_str()).await?.ok_or_else(|| {
+                Error::conflict("no_environment", format!("{branch} has no environment; make one with `ocore env create {branch}`"))
+            })?
+        }
+        (None, None) => match store::environments::production_of(&mut transaction, project.id).await? {
+            Some(production) => store::environments::lock(&mut transaction, production).await?,
+            None => None,
+        }
+        .ok_or_else(|| Error::invalid("instanceId", "the project has no production; say which instance gets the commit"))?,
+    };
+    if environment.status != EnvironmentStatus::Active {
+        return Err(Error::conflict("environment_removing", "the environment is being deleted"));
+    }
+    let commit = match (&request.commit, &request.tag, &request.branch) {
+        (Some(sha), _, _) => git::find_commit(control, project.id, sha)
+            .await?
+            .ok_or_else(|| Error::invalid("commitSha", "the repository has no such commit; push or fetch it first"))?,
+        (None, Some(tag), _) => {
+            let commit = git::tag_commit(control, project.id, tag).await?;
+            commit.ok_or_else(|| Error::invalid("tag", "the repository has no such tag; push or fetch it first"))?
+        }
+        (None, None, branch) => match branch {
+            Some(branch) => git::branch_head(control, project.id, branch).await?,
+            None => None,
+        }
+        .ok_or_else(|| Error::invalid("branch", "the repository has no such branch; push or fetch it first"))?,
+    };
+    let id = queue(&mut transaction, &environment, &commit, trigger_of(grant), Some(grant.user_id)).await?;
+    transaction.commit().await?;
+    operations::wake(control, environment.instance_id).await;
+    read(control, grant, id).await
+}
+
+/// Asks a deployment to end without effect. What has not begun ends at once; what runs is taken back as soon as it can be. Asking twice is fine.
+pub async fn cancel(control: &Control, grant: &Grant<ManageDeployments>, id: DeploymentId) -> Result<Deployment> {
+    let deployment = read(control, grant, id).await?;
+    if deployment.status.is_end() {
+        return Err(Error::conflict("already_ended", format!("the deployment has ended: it {}", past(deployment.status))));
+    }
+    operations::cancel(&mut *control.pool.acquire().await?, id).await?;
+    operations::wake(control, deployment.instance_id).await;
+    read(control, grant, id).await
+}
+
+fn past(status: DeploymentStatus) -> &'static str {
+    match status {
+        DeploymentStatus::Queued => "is queued",
+        DeploymentStatus::Running => "runs",
+        DeploymentStatus::Succeeded => "succeeded",
+        DeploymentStatus::Failed => "failed",
+        DeploymentStatus::Cancelled => "was cancelled",
+        DeploymentStatus::Superseded => "was superseded by a newer one",
+    }
+}
 
 /// One thing that a follower of a deployment sees.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Progress {
     /// The deployment's own state changed.
     Status { status: DeploymentStatus, message: Option<String>, excerpt: Option<String> },
@@ -22,20 +226,144 @@ pub enum Progress {
 }
 
 /// Progress with its place in the stream; a follower that comes back says the last one it saw and misses nothing.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProgressEvent {
     pub cursor: Cursor,
     pub progress: Progress,
 }
 
-/// Positions in the two growing tables behind a deployment's stream. Text form `<event>.<line>`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Cursor {
-    pub event: i64,
-    pub line: i64,
+/// A position in a deployment's stream of events and lines; grows. Zero is before the first.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Cursor(pub i64);
+
+impl fmt::Display for Cursor {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(formatter)
+    }
 }
 
-/// Everything of a deployment after `cursor`, then what comes, until it has ended. Lives on NOTIFY with a slow poll behind it.
-pub fn follow(_control: &Control, _deployment: DeploymentId, _after: Cursor) -> Pin<Box<dyn Stream<Item = Result<ProgressEvent>> + Send>> {
-    unimplemented!()
+impl FromStr for Cursor {
+    type Err = std::num::ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse().map(Self)
+    }
+}
+
+/// Entries that are read at once.
+const BATCH: i64 = 500;
+/// The slow poll behind the signals.
+const POLL: Duration = Duration::from_secs(5);
+
+/// Everything of a deployment after `cursor`, then what comes, until it has ended. Lives on NOTIFY with a slow poll behind it. The caller
+/// has made sure that the deployment may be seen. An error ends the stream; following again from the last cursor loses and repeats nothing.
+pub fn follow(control: &Control, deployment: DeploymentId, after: Cursor) -> Pin<Box<dyn Stream<Item = Result<ProgressEvent>> + Send>> {
+    let follower = Follower {
+        subscription: control.signals.subscribe(&control.pool),
+        control: control.clone(),
+        deployment,
+        cursor: after,
+        read: Vec::new().into_iter(),
+        ended: false,
+        more: true,
+    };
+    Box::pin(stream::try_unfold(follower, |mut follower| async move { Ok(follower.next().await?.map(|event| (event, follower))) }))
+}
+
+/// Whether the deployment has ended and its stream has nothing after a cursor.
+pub async fn has_ended_by(control: &Control, deployment: DeploymentId, cursor: Cursor) -> Result<bool> {
+    let found = store::deployments::stream_after(&mut *control.pool.acquire().await?, deployment, cursor.0, 1).await?;
+    Ok(found.is_none_or(|(status, entries)| status.is_end() && entries.is_empty()))
+}
+
+struct Follower {
+    control: Control,
+    subscription: Subscription,
+    deployment: DeploymentId,
+    cursor: Cursor,
+    /// What has been read and not handed out.
+    read: std::vec::IntoIter<ProgressEvent>,
+    /// The deployment had ended when that was read.
+    ended: bool,
+    /// There may be more to read without waiting.
+    more: bool,
+}
+
+impl Follower {
+    async fn next(&mut self) -> Result<Option<ProgressEvent>> {
+        loop {
+            if let Some(event) = self.read.next() {
+                self.cursor = event.cursor;
+                return Ok(Some(event));
+            }
+            if self.ended && !self.more {
+                return Ok(None);
+            }
+            if !self.more {
+                // Running out of time is the slow poll.
+                let _ = tokio::time::timeout(POLL, self.signalled()).await;
+            }
+            self.fill().await?;
+        }
+    }
+
+    async fn signalled(&mut self) {
+        loop {
+            match self.subscription.next().await {
+                Signal::Resync => return,
+                Signal::Changed { deployment, .. } if deployment == Some(self.deployment) => return,
+                Signal::Changed { .. } => {}
+            }
+        }
+    }
+
+    /// Reads the next batch. The status is of the same moment as the entries: when it is an end and the batch is not full, nothing follows.
+    async fn fill(&mut self) -> Result<()> {
+        let mut connection = self.control.pool.acquire().await?;
+        let found = store::deployments::stream_after(&mut connection, self.deployment, self.cursor.0, BATCH).await?;
+        let (status, entries) = found.ok_or(Error::NotFound { what: "deployment" })?;
+        self.ended = status.is_end();
+        self.more = entries.len() as i64 == BATCH;
+        let events: Vec<ProgressEvent> = entries.into_iter().map(progress_event).collect::<Result<_>>()?;
+        self.read = events.into_iter();
+        Ok(())
+    }
+}
+
+fn progress_event(entry: store::deployments::StreamEntry) -> Result<ProgressEvent> {
+    #[derive(Deserialize)]
+    struct State {
+        status: DeploymentStatus,
+        message: Option<String>,
+        excerpt: Option<String>,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Step {
+        name: StepName,
+        status: StepStatus,
+        summary: String,
+        duration_ms: Option<i64>,
+    }
+    #[derive(Deserialize)]
+    struct Line {
+        step: StepName,
+        text: String,
+    }
+    let payload = entry.payload.0;
+    let progress = match entry.kind.as_str() {
+        "deployment.status" => {
+            serde_json::from_value(payload).map(|State { status, message, excerpt }| Progress::Status { status, message, excerpt })
+        }
+        "deployment.step" => serde_json::from_value(payload).map(|Step { name, status, summary, duration_ms }| Progress::Step {
+            name,
+            status,
+            summary,
+            duration_ms,
+        }),
+        "line" => serde_json::from_value(payload).map(|Line { step, text }| Progress::Line { step, text }),
+        other => return Err(Error::broken(format!("an event of a deployment has the kind {other}"))),
+    };
+    let progress = progress.map_err(|error| Error::internal("an event of a deployment in the store", error))?;
+    Ok(ProgressEvent { cursor: Cursor(entry.position), progress })
 }

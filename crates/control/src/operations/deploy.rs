@@ -542,7 +542,8 @@ async fn set_live(
         if place.is_some_and(|place| place.head != head) {
             continue;
         }
-        let pending_commit = head.as_ref().filter(|_| pending > 0);
+        // Also when the branch went back to an older commit, which has none that is not live.
+        let pending_commit = head.as_ref().filter(|head| Some(*head) != commit);
         let count = i32::try_from(pending).unwrap_or(i32::MAX);
         store::deploy::set_branch_place(&mut transaction, parameters.environment, commit, count, pending_commit, now).await?;
         routes::raise(&mut transaction, parameters.instance).await?;

@@ -3,12 +3,18 @@
 
 pub(crate) mod accounts;
 pub(crate) mod api_keys;
+pub mod branches;
 pub(crate) mod deploy;
+pub mod deployments;
 pub(crate) mod destroy;
+pub mod environments;
+pub mod events;
 pub(crate) mod health;
+pub mod instances;
 pub(crate) mod members;
 pub(crate) mod operations;
 pub(crate) mod organizations;
+pub mod pipeline;
 pub(crate) mod projects;
 pub(crate) mod reconcilers;
 pub(crate) mod repositories;

@@ -1,0 +1,416 @@
+//! Instances: one Odoo each, with its settings and what a person can ask of it.
+
+use std::collections::BTreeMap;
+
+use ocore_host::OdooSettings;
+use ocore_model::{
+    environment::Stage,
+    ids::{InstanceId, ProjectId, ServerId},
+    instance::{ControlAction, InstanceEvent, InstanceStatus},
+    names::{BranchName, OdooVersion, Slug, slug_from},
+};
+use sha2::{Digest, Sha256};
+use sqlx::PgConnection;
+
+pub use crate::store::instances::Instance;
+use crate::{
+    Control, Error, FieldError, Result,
+    authorization::{Grant, ManageInstances, Scope, ViewInstances},
+    environments, operations,
+    operations::OperationKind,
+    secrets,
+    store::{self, branches::PushedProject, instances::NewInstance},
+};
+
+const NAME_LENGTH: usize = 100;
+/// Of a slug; one label of a host name, with room for a suffix.
+const SLUG_LENGTH: usize = 50;
+const SUFFIX_LENGTH: usize = 7;
+/// How often a random suffix is tried.
+const SLUG_TRIES: usize = 8;
+const ENVIRONMENT_VARIABLES: usize = 100;
+const ENVIRONMENT_VARIABLE_LENGTH: usize = 8192;
+const MEBIBYTE: u64 = 1 << 20;
+/// Odoo's words for `--log-level`.
+const LOG_LEVELS: &[&str] =
+    &["info", "debug_rpc", "warn", "test", "critical", "runbot", "debug_sql", "error", "debug", "debug_rpc_answer", "notset"];
+/// Odoo's own administrator.
+const ADMIN_LOGIN: &str = "admin";
+
+/// Every instance of the organization, the oldest first; those of one server, if given.
+pub async fn list(control: &Control, grant: &Grant<ViewInstances>, server: Option<ServerId>) -> Result<Vec<Instance>> {
+    store::instances::list(&mut *control.pool.acquire().await?, grant, server).await
+}
+
+/// One that is not deleted.
+pub async fn find(control: &Control, grant: &Grant<ViewInstances>, id: InstanceId) -> Result<Instance> {
+    read(&mut *control.pool.acquire().await?, grant, id).await
+}
+
+async fn read(connection: &mut PgConnection, scope: &Scope, id: InstanceId) -> Result<Instance> {
+    let found = store::instances::find(connection, scope, id).await?;
+    found.filter(|instance| instance.status != InstanceStatus::Deleted).ok_or(Error::NotFound { what: "instance" })
+}
+
+/// What of an Odoo's settings a person gives; the rest stays as it is. Memory in bytes, times in seconds.
+#[derive(Debug, Clone, Default)]
+pub struct SettingsPatch {
+    pub workers: Option<u16>,
+    pub max_cron_threads: Option<u16>,
+    pub limit_memory_soft: Option<u64>,
+    pub limit_memory_hard: Option<u64>,
+    pub limit_time_cpu: Option<u32>,
+    pub limit_time_real: Option<u32>,
+    pub log_level: Option<String>,
+    /// Replaces all of them.
+    pub env_vars: Option<BTreeMap<String, String>>,
+}
+
+impl SettingsPatch {
+    fn apply(self, settings: &mut OdooSettings) -> Result<()> {
+        let mut fields = Vec::new();
+        let mut check = |field: &str, valid: bool, message: String| {
+            if !valid {
+                fields.push(FieldError { field: field.to_owned(), message });
+            }
+        };
+        if let Some(workers) = self.workers {
+            check("workers", workers <= 64, "use 0 to 64".to_owned());
+            settings.workers = workers;
+        }
+        if let Some(threads) = self.max_cron_threads {
+            check("maxCronThreads", threads <= 16, "use 0 to 16".to_owned());
+            settings.max_cron_threads = threads;
+        }
+        settings.limit_memory_soft = self.limit_memory_soft.unwrap_or(settings.limit_memory_soft);
+        settings.limit_memory_hard = self.limit_memory_hard.unwrap_or(settings.limit_memory_hard);
+        check(
+            "limitMemorySoft",
+            settings.limit_memory_soft >= 256 * MEBIBYTE,
+            format!("give at least {} bytes; Odoo does not start with less", 256 * MEBIBYTE),
+        );
+        check(
+            "limitMemoryHard",
+            settings.limit_memory_hard >= settings.limit_memory_soft && i64::try_from(settings.limit_memory_hard).is_ok(),
+            "give at least limitMemorySoft".to_owned(),
+        );
+        settings.limit_time_cpu = self.limit_time_cpu.unwrap_or(settings.limit_time_cpu);
+        settings.limit_time_real = self.limit_time_real.unwrap_or(settings.limit_time_real);
+        for (field, seconds) in [("limitTimeCpu", settings.limit_time_cpu), ("limitTimeReal", settings.limit_time_real)] {
+            check(field, (10..=86_400).contains(&seconds), "use 10 to 86400 seconds".to_owned());
+        }
+        if let Some(level) = self.log_level {
+            check("logLevel", LOG_LEVELS.contains(&level.as_str()), format!("use one of: {}", LOG_LEVELS.join(", ")));
+            settings.log_level = level;
+        }
+        if let Some(variables) = self.env_vars {
+            check("envVars", variables.len() <= ENVIRONMENT_VARIABLES, format!("use at most {ENVIRONMENT_VARIABLES}"));
+            for (name, value) in &variables {
+                if let Err(rule) = check_variable(name, value) {
+                    check(&format!("envVars.{}", name.escape_debug()), false, rule.to_owned());
+                }
+            }
+            settings.env_vars = variables;
+        }
+        if fields.is_empty() { Ok(()) } else { Err(Error::Invalid { fields }) }
+    }
+}
+
+/// A variable is for the repository's modules. What steers the loader, the interpreter or the database client is oCore's: the processes are
+/// started by a privileged one.
+fn check_variable(name: &str, value: &str) -> Result<(), &'static str> {
+    const PREFIXES: &[&str] = &["LD_", "GLIBC_", "GCONV_", "MALLOC_", "PYTHON", "PG", "ODOO_", "RES_", "LC_", "OCORE_"];
+    const NAMES: &[&str] = &[
+        "PATH",
+        "HOME",
+        "USER",
+        "LOGNAME",
+        "SHELL",
+        "TMPDIR",
+        "IFS",
+        "ENV",
+        "BASH_ENV",
+        "LANG",
+        "LANGUAGE",
+        "LOCPATH",
+        "LOCALDOMAIN",
+        "HOSTALIASES",
+        "NLSPATH",
+        "VIRTUAL_ENV",
+        "OPENERP_SERVER",
+        "NIS_PATH",
+        "GETCONF_DIR",
+    ];
+    let mut characters = name.bytes();
+    let valid = characters.next().is_some_and(|first| first.is_ascii_alphabetic() || first == b'_')
+        && characters.all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+        && name.len() <= 100;
+    if !valid {
+        return Err("a name is letters, digits and underscores, not beginning with a digit, at most 100");
+    }
+    let upper = name.to_ascii_uppercase();
+    if NAMES.contains(&upper.as_str()) || PREFIXES.iter().any(|prefix| upper.starts_with(prefix)) {
+        return Err("oCore sets this one itself");
+    }
+    if value.contains('\0') || value.len() > ENVIRONMENT_VARIABLE_LENGTH {
+        return Err("a value has at most 8192 bytes and no zero byte");
+    }
+    Ok(())
+}
+
+/// What a new instance's Odoo runs with.
+fn default_settings(stage: Stage) -> OdooSettings {
+    // Workers cost memory even when nobody comes; production has them from the start.
+    let workers = if stage == Stage::Production { 2 } else { 0 };
+    OdooSettings { workers, ..OdooSettings::default() }
+}
+
+/// What a person gives for a new instance.
+#[derive(Debug, Clone)]
+pub struct InstanceRequest {
+    pub project: ProjectId,
+    pub name: String,
+    /// Made from the name when it is not given.
+    pub slug: Option<Slug>,
+    /// Makes an environment of this branch on it.
+    pub branch: Option<BranchName>,
+    /// Of that environment; development when it is not given.
+    pub stage: Option<Stage>,
+    /// The project's when it is not given.
+    pub odoo_version: Option<OdooVersion>,
+    pub settings: SettingsPatch,
+}
+
+/// Makes an instance, and its environment when a branch is given. Its processes and data come with the first deployment.
+pub async fn create(control: &Control, grant: &Grant<ManageInstances>, request: InstanceRequest) -> Result<Instance> {
+    let name = checked_name(&request.name)?;
+    if request.stage.is_some() && request.branch.is_none() {
+        return Err(Error::invalid("branch", "an environmentType needs a branch"));
+    }
+    let stage = request.stage.unwrap_or(Stage::Development);
+    let mut settings = default_settings(stage);
+    request.settings.apply(&mut settings)?;
+    let mut transaction = control.pool.begin().await?;
+    let project = store::branches::lock_project(&mut transaction, request.project)
+        .await?
+        .filter(|project| project.organization_id == grant.organization_id)
+        .ok_or_else(|| Error::invalid("projectId", "there is no such project"))?;
+    if project.archived_at.is_some() {
+        return Err(Error::conflict("project_archived", "the project is archived; restore it first"));
+    }
+    let new = NewInstance {
+        id: InstanceId::new(),
+        organization_id: project.organization_id,
+        project_id: project.id,
+        server_id: control.server_id,
+        name: name.to_owned(),
+        slug: String::new(),
+        odoo_version: request.odoo_version.unwrap_or_else(|| project.odoo_version.clone()),
+        settings,
+    };
+    let id = match request.slug {
+        Some(slug) => {
+            let new = NewInstance { slug: slug.as_str().to_owned(), ..new };
+            if !store::instances::insert(&mut transaction, &new).await? {
+                return Err(Error::conflict("slug_taken", format!("another instance is called {slug}; choose another slug")));
+            }
+            new.id
+        }
+        None => insert_with_free_slug(&mut transaction, new, name, &format!("{}/{name}", project.id)).await?,
+    };
+    if let Some(branch) = &request.branch {
+        environments::create_in(&mut transaction, control, grant, &project, branch, stage, Some(id)).await?;
+    }
+    transaction.commit().await?;
+    operations::wake(control, id).await;
+    read(&mut *control.pool.acquire().await?, grant, id).await
+}
+
+/// A new instance for a branch, in the caller's transaction.
+pub(crate) async fn make_for_branch(
+    connection: &mut PgConnection,
+    control: &Control,
+    project: &PushedProject,
+    branch: &BranchName,
+    stage: Stage,
+) -> Result<InstanceId> {
+    let wish = format!("{}-{branch}", project.slug);
+    let new = NewInstance {
+        id: InstanceId::new(),
+        organization_id: project.organization_id,
+        project_id: project.id,
+        server_id: control.server_id,
+        name: wish.chars().take(NAME_LENGTH).collect(),
+        slug: String::new(),
+        odoo_version: project.odoo_version.clone(),
+        settings: default_settings(stage),
+    };
+    insert_with_free_slug(connection, new, &wish, &format!("{}/{branch}", project.id)).await
+}
+
+/// Writes an instance under the first slug that nobody has: the wish itself, then with a suffix from `seed` (so that the same thing gets the
+/// same name again), then with random ones.
+async fn insert_with_free_slug(connection: &mut PgConnection, new: NewInstance, wish: &str, seed: &str) -> Result<InstanceId> {
+    let plain = slug_from(wish, SLUG_LENGTH, "odoo");
+    let short = slug_from(wish, SLUG_LENGTH - SUFFIX_LENGTH, "odoo");
+    let seeded = hex::encode(&Sha256::digest(seed.as_bytes())[..SUFFIX_LENGTH / 2]);
+    let suffixes = std::iter::once(seeded).chain(std::iter::repeat_with(|| hex::encode(rand::random::<[u8; SUFFIX_LENGTH / 2]>())));
+    let candidates = std::iter::once(plain.as_str().to_owned()).chain(suffixes.map(|suffix| format!("{short}-{suffix}")));
+    for slug in candidates.take(SLUG_TRIES) {
+        let new = NewInstance { slug, ..new.clone() };
+        if store::instances::insert(connection, &new).await? {
+            return Ok(new.id);
+        }
+    }
+    Err(Error::conflict("slug_taken", format!("no free name like {plain} was found; choose a slug yourself")))
+}
+
+fn checked_name(name: &str) -> Result<&str> {
+    let name = name.trim();
+    if name.is_empty() || name.chars().count() > NAME_LENGTH || name.chars().any(char::is_control) {
+        return Err(Error::invalid("name", format!("use 1 to {NAME_LENGTH} characters, on one line")));
+    }
+    Ok(name)
+}
+
+/// What can be changed of an instance.
+#[derive(Debug, Clone, Default)]
+pub struct InstancePatch {
+    pub name: Option<String>,
+    pub settings: SettingsPatch,
+}
+
+/// Changes an instance. Its Odoo takes new settings with its next start.
+pub async fn update(control: &Control, grant: &Grant<ManageInstances>, id: InstanceId, patch: InstancePatch) -> Result<Instance> {
+    let mut transaction = control.pool.begin().await?;
+    let instance = store::instances::lock(&mut transaction, grant.organization_id, id)
+        .await?
+        .filter(|instance| instance.status != InstanceStatus::Deleted)
+        .ok_or(Error::NotFound { what: "instance" })?;
+    must_stand(&instance)?;
+    let mut settings = instance.settings.0.clone();
+    patch.settings.apply(&mut settings)?;
+    let name = patch.name.as_deref().map_or(Ok(instance.name.as_str()), checked_name)?;
+    store::instances::update(&mut transaction, id, name, &settings).await?;
+    transaction.commit().await?;
+    read(&mut *control.pool.acquire().await?, grant, id).await
+}
+
+/// Has the instance's Odoo started, stopped or restarted.
+pub async fn control(control: &Control, grant: &Grant<ManageInstances>, id: InstanceId, action: ControlAction) -> Result<Instance> {
+    let mut transaction = control.pool.begin().await?;
+    let instance = read(&mut transaction, grant, id).await?;
+    must_stand(&instance)?;
+    if instance.active_data_set_id.is_none() {
+        return Err(Error::conflict(
+            "nothing_deployed",
+            format!("nothing is deployed to {} yet, so there is no Odoo to {action}; push its branch", instance.slug),
+        ));
+    }
+    operations::enqueue(&mut transaction, instance.organization_id, id, OperationKind::Control { action }).await?;
+    transaction.commit().await?;
+    operations::wake(control, id).await;
+    Ok(instance)
+}
+
+/// Has an instance torn down with all its data, and its environment with it. A second call finds that it is on its way, or done.
+pub async fn delete(control: &Control, grant: &Grant<ManageInstances>, id: InstanceId) -> Result<InstanceStatus> {
+    let mut transaction = control.pool.begin().await?;
+    let status = remove(&mut transaction, grant, id).await?.ok_or(Error::NotFound { what: "instance" })?;
+    transaction.commit().await?;
+    operations::wake(control, id).await;
+    Ok(status)
+}
+
+/// Marks an instance and the environment that it serves, and asks for their end. Returns the instance's status then; `None` when the
+/// organization has no such instance. Locks the instance before the environment, as operations do.
+pub(crate) async fn remove(connection: &mut PgConnection, scope: &Scope, id: InstanceId) -> Result<Option<InstanceStatus>> {
+    let Some(instance) = store::instances::lock(connection, scope.organization_id, id).await? else { return Ok(None) };
+    if matches!(instance.status, InstanceStatus::Removing | InstanceStatus::Deleted) {
+        return Ok(Some(instance.status));
+    }
+    if let Some(environment) = store::environments::lock_by_instance(connection, id).await? {
+        environments::mark_removing(connection, &environment).await?;
+    }
+    let to = instance.status.next(InstanceEvent::RemovalRequested)?;
+    store::instances::set_status(connection, id, instance.status, to, "it is being deleted").await?;
+    operations::enqueue(connection, scope.organization_id, id, OperationKind::Destroy).await?;
+    Ok(Some(to))
+}
+
+/// Refuses work on an instance that is being torn down.
+pub(crate) fn must_stand(instance: &Instance) -> Result<()> {
+    if matches!(instance.status, InstanceStatus::Removing | InstanceStatus::Deleted) {
+        return Err(Error::conflict("instance_removing", format!("{} is being deleted", instance.slug)));
+    }
+    Ok(())
+}
+
+/// The instance's Odoo log: its last lines, then, when `follow`, new ones as they come, until the receiver is dropped.
+pub async fn log(
+    control: &Control,
+    grant: &Grant<ViewInstances>,
+    id: InstanceId,
+    lines: usize,
+    follow: bool,
+) -> Result<tokio::sync::mpsc::Receiver<String>> {
+    let instance = read(&mut *control.pool.acquire().await?, grant, id).await?;
+    if instance.active_data_set_id.is_none() {
+        // Nothing has run: an empty log, not an error.
+        return Ok(tokio::sync::mpsc::channel(1).1);
+    }
+    Ok(control.host.odoo_log(id, lines, follow).await?)
+}
+
+/// How to log in to an instance's Odoo.
+#[derive(Debug, Clone)]
+pub struct Credentials {
+    pub login: String,
+    pub password: secrets::Secret,
+}
+
+/// The login that the fresh database got. Who changed the password in Odoo knows the new one themselves.
+pub async fn credentials(control: &Control, grant: &Grant<ManageInstances>, id: InstanceId) -> Result<Credentials> {
+    let mut connection = control.pool.acquire().await?;
+    let instance = read(&mut connection, grant, id).await?;
+    let sealed = store::instances::admin_password(&mut connection, grant, id).await?.ok_or_else(|| {
+        Error::conflict("nothing_deployed", format!("nothing is deployed to {} yet, so its Odoo has no password", instance.slug))
+    })?;
+    let place = secrets::Place { table: "instances", column: "admin_password", row: id.as_uuid() };
+    Ok(Credentials { login: ADMIN_LOGIN.to_owned(), password: secrets::open(&control.settings, place, &sealed)? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_that_steer_the_loader_or_the_interpreter_are_refused() {
+        for name in ["LD_PRELOAD", "ld_preload", "GLIBC_TUNABLES", "PYTHONPATH", "PATH", "PGHOST", "HOME", "1A", "", "A-B", "A=B", "É"] {
+            assert!(check_variable(name, "x").is_err(), "{name}");
+        }
+        assert!(check_variable("STRIPE_KEY", "sk_test").is_ok());
+        assert!(check_variable("A", "a\0b").is_err());
+    }
+
+    #[test]
+    fn production_has_workers_from_the_start() {
+        assert_eq!(default_settings(Stage::Production).workers, 2);
+        assert_eq!(default_settings(Stage::Development).workers, 0);
+    }
+
+    #[test]
+    fn settings_that_cannot_work_name_their_fields() {
+        let patch = SettingsPatch {
+            workers: Some(65),
+            limit_memory_soft: Some(1 << 31),
+            limit_memory_hard: Some(1 << 30),
+            log_level: Some("loud".to_owned()),
+            env_vars: Some([("PATH".to_owned(), "/tmp".to_owned())].into()),
+            ..SettingsPatch::default()
+        };
+        let Err(Error::Invalid { fields }) = patch.apply(&mut OdooSettings::default()) else { panic!("it was taken") };
+        let names: Vec<&str> = fields.iter().map(|field| field.field.as_str()).collect();
+        assert_eq!(names, ["workers", "limitMemoryHard", "logLevel", "envVars.PATH"]);
+    }
+}
