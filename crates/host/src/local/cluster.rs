@@ -143,7 +143,8 @@ impl Cluster {
             }
         }
         self.end_leftovers().await?;
-        durable::remove(&self.record).map_err(|error| HostError::machine_from("the record of a cluster could not be removed", error))
+        durable::remove_fleeting(&self.record)
+            .map_err(|error| HostError::machine_from("the record of a cluster could not be removed", error))
     }
 
     /// How to connect, as root or as the cluster's own user.
@@ -190,13 +191,14 @@ impl Cluster {
             let written = || -> io::Result<()> {
                 // Nobody runs here any more, so what it says is not true; its pid may be another cluster's of the same user by now.
                 for stale in ["postmaster.pid", "postmaster.opts"] {
-                    durable::remove(&cluster.pgdata.join(stale))?;
+                    durable::remove_fleeting(&cluster.pgdata.join(stale))?;
                 }
                 for (name, content) in
                     [("postgresql.conf", cluster.settings()), ("pg_hba.conf", HBA.to_owned()), ("pg_ident.conf", cluster.ident()?)]
                 {
+                    // Not synced: they are written anew at the next start.
                     let path = cluster.pgdata.join(name);
-                    durable::write(&path, content.as_bytes())?;
+                    fs::write(&path, content)?;
                     std::os::unix::fs::chown(&path, Some(cluster.user.uid), Some(cluster.user.uid))?;
                 }
                 Ok(())

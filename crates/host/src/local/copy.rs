@@ -38,10 +38,13 @@ impl WorkDirectory {
         let target = target.to_owned();
         blocking(move || {
             let path = beside(&target, TEMPORARY);
-            durable::remove_tree(&path)?;
+            let busy = |error| HostError::machine_from(format!("{} is being made by another process", target.display()), error);
+            if path.exists() {
+                let _leftover = lock(&path).map_err(busy)?;
+                durable::remove_tree(&path)?;
+            }
             durable::make_directory(&path, 0o700)?;
-            let lock = lock(&path)
-                .map_err(|error| HostError::machine_from(format!("{} is being made by somebody else", target.display()), error))?;
+            let lock = lock(&path).map_err(busy)?;
             Ok(Self { path, target, _lock: lock, kept: false })
         })
         .await
@@ -54,18 +57,20 @@ impl WorkDirectory {
 
     /// Syncs the file system and gives the directory its final name. Fails when there is something of that name.
     pub async fn keep(mut self) -> Result<()> {
-        let (path, target) = (self.path.clone(), self.target.clone());
+        // It moves along, so that dropping this future cannot remove the directory while it is being renamed.
         blocking(move || {
-            let keep = || -> io::Result<()> {
-                rustix::fs::syncfs(File::open(&path)?)?;
-                std::fs::rename(&path, &target)?;
-                durable::sync_parent(&target)
+            let mut keep = || -> io::Result<()> {
+                rustix::fs::syncfs(File::open(&self.path)?)?;
+                std::fs::rename(&self.path, &self.target)?;
+                self.kept = true;
+                durable::sync_parent(&self.target)
             };
-            keep().map_err(|error| HostError::machine_from(format!("{} could not be put in its place: {error}", target.display()), error))
+            let result = keep();
+            result.map_err(|error| {
+                HostError::machine_from(format!("{} could not be put in its place: {error}", self.target.display()), error)
+            })
         })
-        .await?;
-        self.kept = true;
-        Ok(())
+        .await
     }
 }
 
@@ -82,8 +87,8 @@ impl Drop for WorkDirectory {
 /// Copies a tree with owners, modes and times to `target`, which must not exist; shares the blocks when the pool has reflinks. On failure
 /// nothing of it stays that [`WorkDirectory`] does not remove.
 pub async fn copy_tree(pool: &Pool, source: &Path, target: &Path, cancel: &[CancellationToken]) -> Result<()> {
-    let needed = pool.copy_cost(source).await?;
-    pool.require(needed, &format!("this copy of {}", source.display())).await?;
+    let what = format!("this copy of {}", source.display());
+    pool.require_for_copy(source, &what).await?;
     let how = if pool.has_reflinks() { "always" } else { "auto" };
     let mut program =
         Program::new("cp").args(["-a", "--no-target-directory"]).arg(format!("--reflink={how}")).arg("--").arg(source).arg(target);
@@ -92,7 +97,7 @@ pub async fn copy_tree(pool: &Pool, source: &Path, target: &Path, cancel: &[Canc
     }
     let finished = program.run().await?;
     if !finished.status.success() && finished.stderr_text().contains("No space left on device") {
-        return Err(pool.full(needed, &format!("this copy of {}", source.display())).await);
+        return Err(pool.full(pool.copy_cost(source).await?, &what).await);
     }
     finished.expect_success(&format!("{} could not be copied", source.display()))?;
     Ok(())

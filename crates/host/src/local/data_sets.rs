@@ -21,7 +21,7 @@ use super::{
     copy::{self, WorkDirectory},
     durable::{self, blocking},
     facts,
-    fence::Claim,
+    fence::{self, Claim},
     layout::{Layout, Unit},
     ledger::{Allocation, OsUser},
     process::Process,
@@ -74,7 +74,7 @@ impl LocalHost {
         }
         claim.check()?;
         let work = WorkDirectory::create(&target).await?;
-        let cancel = [progress.cancel.clone(), claim.superseded.clone()];
+        let cancel = [progress.cancel.clone()];
         let source_control = match source {
             DataSource::Fresh => {
                 self.fill_fresh(work.path(), &allocation, &cancel).await?;
@@ -87,7 +87,7 @@ impl LocalHost {
             }
         };
         let manifest = Manifest { data_set, source, created_at: Utc::now(), source_control };
-        durable::write_json(&work.path().join(MANIFEST), &manifest)?;
+        durable::write_fleeting_json(&work.path().join(MANIFEST), &manifest)?;
         open_to_group(work.path(), allocation.odoo.uid)?;
         claim.check()?;
         work.keep().await?;
@@ -146,6 +146,12 @@ impl LocalHost {
         let cluster = self.cluster(&allocation, instance, data_set)?;
         cluster.start().await?;
         Ok(cluster)
+    }
+
+    /// Stops the data set's cluster. Not running is done.
+    pub async fn halt_cluster(&self, instance: InstanceId, data_set: DataSetId) -> Result<()> {
+        let allocation = self.allocation(instance).await?;
+        self.cluster(&allocation, instance, data_set)?.stop().await
     }
 
     /// Stops, gracefully and then by force, every recorded process that uses the data set, but for its cluster.
@@ -247,13 +253,14 @@ fn control_digest(pgdata: &Path) -> Result<String> {
 }
 
 impl LocalHost {
-    /// Removes what crashes have left of half-made and half-removed data sets.
+    /// Removes what crashes have left of half-made and half-removed data sets, and fences that nobody can run into any more.
     pub(super) async fn sweep(&self) -> Result<()> {
         let layout = self.layout.clone();
         blocking(move || {
             copy::sweep(&layout.templates())?;
             copy::sweep(&layout.instances())?;
             copy::sweep(&layout.sockets())?;
+            fence::prune(&layout)?;
             let Ok(instances) = std::fs::read_dir(layout.instances()) else { return Ok(()) };
             for instance in instances.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()) {
                 copy::sweep(&layout.data_sets(instance))?;

@@ -13,19 +13,19 @@ use crate::error::{HostError, Result};
 
 /// Replaces the file's content; mode 0600. Two writers of one file need a lock of their own.
 pub fn write(path: &Path, content: &[u8]) -> io::Result<()> {
-    let aside = aside(path);
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&aside)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    fs::rename(&aside, path)?;
+    replace(path, content, true)?;
     sync_parent(path)
+}
+
+/// [`write_json`] of what need not survive a power cut: whole or not there as long as the system runs, and worth nothing after it.
+pub fn write_fleeting_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    let content = to_json(value)?;
+    replace(path, &content, false).map_err(|error| write_error(path, error))
 }
 
 /// [`write`] of a value as JSON.
 pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
-    let content =
-        serde_json::to_vec_pretty(value).map_err(|error| HostError::machine_from("a record could not be written as JSON", error))?;
-    write(path, &content).map_err(|error| HostError::machine_from(format!("{} could not be written: {error}", path.display()), error))
+    write(path, &to_json(value)?).map_err(|error| write_error(path, error))
 }
 
 /// The value of a JSON file; `None` when there is no such file. A file that is no such value is an error.
@@ -40,12 +40,11 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
         .map_err(|error| HostError::machine_from(format!("{} is damaged: {error}", path.display()), error))
 }
 
-/// Removes a file for good. Absent is done.
-pub fn remove(path: &Path) -> io::Result<()> {
+/// Removes a file that need not stay removed after a power cut. Absent is done.
+pub fn remove_fleeting(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
-        Ok(()) => sync_parent(path),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 
@@ -82,6 +81,24 @@ pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send
         Ok(result) => result,
         Err(error) => Err(HostError::machine_from("work on the host's files was broken off", error)),
     }
+}
+
+fn replace(path: &Path, content: &[u8], sync: bool) -> io::Result<()> {
+    let aside = aside(path);
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&aside)?;
+    file.write_all(content)?;
+    if sync {
+        file.sync_all()?;
+    }
+    fs::rename(&aside, path)
+}
+
+fn to_json(value: &impl Serialize) -> Result<Vec<u8>> {
+    serde_json::to_vec_pretty(value).map_err(|error| HostError::machine_from("a record could not be written as JSON", error))
+}
+
+fn write_error(path: &Path, error: io::Error) -> HostError {
+    HostError::machine_from(format!("{} could not be written: {error}", path.display()), error)
 }
 
 fn aside(path: &Path) -> PathBuf {

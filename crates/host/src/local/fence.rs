@@ -7,6 +7,7 @@ use std::{
     collections::HashMap,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use ocore_model::ids::InstanceId;
@@ -14,11 +15,17 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::OwnedMutexGuard;
 use tokio_util::sync::CancellationToken;
 
-use super::durable::{self, blocking};
+use super::{
+    durable::{self, blocking},
+    layout::Layout,
+};
 use crate::{
     api::Fence,
     error::{HostError, Result},
 };
+
+/// How long the fence of a destroyed instance is kept.
+const KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
 
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 struct Newest {
@@ -74,11 +81,13 @@ impl Claim {
         }
     }
 
-    /// The error of a call that was cancelled: fenced when a newer generation was the reason.
-    pub fn explain(&self, error: HostError) -> HostError {
-        match (error, self.check()) {
-            (HostError::Cancelled, Err(fenced)) => fenced,
-            (error, _) => error,
+    /// Does the work of a call, and breaks it off with `Fenced` as soon as a newer generation wants the instance. Work must bear to be dropped
+    /// at any `await`: programs that it waits for end, half-made directories go.
+    pub async fn run<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        tokio::select! {
+            biased;
+            () = self.superseded.cancelled() => Err(self.check().err().unwrap_or(HostError::Cancelled)),
+            result = work => result,
         }
     }
 }
@@ -150,6 +159,19 @@ impl Fences {
     }
 }
 
+/// Removes the fences of instances that were destroyed so long ago that no worker of theirs can still be at work.
+pub(super) fn prune(layout: &Layout) -> Result<()> {
+    let read_error = |error| HostError::machine_from("the fences of instances could not be read", error);
+    for entry in std::fs::read_dir(layout.fences()).map_err(read_error)?.flatten() {
+        let Some(instance) = entry.path().file_stem().and_then(|stem| stem.to_str()?.parse::<InstanceId>().ok()) else { continue };
+        let is_old = entry.metadata().and_then(|metadata| metadata.modified()).is_ok_and(|time| time.elapsed().is_ok_and(|age| age > KEPT));
+        if is_old && !layout.records(instance).exists() {
+            durable::remove_fleeting(&entry.path()).map_err(read_error)?;
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use ocore_model::ids::OperationId;
@@ -185,7 +207,7 @@ mod tests {
         });
         old.superseded.cancelled().await;
         assert!(!newer.is_finished());
-        assert!(matches!(old.explain(HostError::Cancelled), HostError::Fenced { held: 1, newest: 2 }));
+        assert!(matches!(old.run(std::future::pending::<Result<()>>()).await, Err(HostError::Fenced { held: 1, newest: 2 })));
         drop(old);
         let newer = newer.await.unwrap().unwrap();
         assert!(newer.must_clear());

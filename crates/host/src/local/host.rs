@@ -54,12 +54,12 @@ impl Host for LocalHost {
 
     async fn create_instance(&self, instance: InstanceId, fence: Fence) -> Result<()> {
         let claim = self.claim(instance, fence).await?;
-        self.make_instance(&claim).await
+        claim.run(self.make_instance(&claim)).await
     }
 
     async fn destroy_instance(&self, instance: InstanceId, fence: Fence) -> Result<()> {
         let claim = self.claim(instance, fence).await?;
-        self.remove_instance(&claim).await
+        claim.run(self.remove_instance(&claim)).await
     }
 
     async fn create_data_set(
@@ -71,28 +71,27 @@ impl Host for LocalHost {
         progress: Progress,
     ) -> Result<()> {
         let claim = self.claim(instance, fence).await?;
-        self.make_data_set(&claim, data_set, source, &progress).await.map_err(|error| claim.explain(error))
+        claim.run(self.make_data_set(&claim, data_set, source, &progress)).await
     }
 
     async fn remove_data_set(&self, instance: InstanceId, data_set: DataSetId, fence: Fence) -> Result<()> {
         let claim = self.claim(instance, fence).await?;
-        self.delete_data_set(&claim, data_set).await
+        claim.run(self.delete_data_set(&claim, data_set)).await
     }
 
     async fn start_cluster(&self, instance: InstanceId, data_set: DataSetId, fence: Fence) -> Result<()> {
         let claim = self.claim(instance, fence).await?;
-        self.run_cluster(claim.instance, data_set).await.map(drop)
+        claim.run(self.run_cluster(instance, data_set)).await.map(drop)
     }
 
     async fn stop_cluster(&self, instance: InstanceId, data_set: DataSetId, fence: Fence) -> Result<()> {
         let claim = self.claim(instance, fence).await?;
-        let allocation = self.allocation(claim.instance).await?;
-        self.cluster(&allocation, claim.instance, data_set)?.stop().await
+        claim.run(self.halt_cluster(instance, data_set)).await
     }
 
     async fn installed_modules(&self, instance: InstanceId, data_set: DataSetId, fence: Fence) -> Result<Vec<InstalledModule>> {
         let claim = self.claim(instance, fence).await?;
-        self.modules_in_database(&claim, data_set).await
+        claim.run(self.modules_in_database(&claim, data_set)).await
     }
 
     async fn run_modules(&self, _instance: InstanceId, _request: RunModules, _fence: Fence, _progress: Progress) -> Result<()> {

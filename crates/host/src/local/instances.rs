@@ -117,7 +117,7 @@ impl LocalHost {
         })
         .await?;
         for process_record in self.run_records(instance)? {
-            durable::remove(&process_record)
+            durable::remove_fleeting(&process_record)
                 .map_err(|error| HostError::machine_from("the record of an old program could not be removed", error))?;
         }
         Ok(())

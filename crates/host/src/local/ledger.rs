@@ -9,7 +9,7 @@ use std::{
     hash::{DefaultHasher, Hash, Hasher},
     net::{Ipv4Addr, TcpListener},
     ops::Range,
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -289,11 +289,8 @@ impl Ledger {
     pub async fn claim_build_user(&self) -> Result<BuildUser> {
         let range = self.0.ranges.build_uids.clone();
         let user = blocking(move || {
-            durable::make_directory(Path::new(BUILD_CLAIMS), 0o755)?;
             for uid in range {
-                let path = Path::new(BUILD_CLAIMS).join(format!("build-{uid}.lock"));
-                let file = open_lock(&path)?;
-                if let Ok(claim) = Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                if let Some(claim) = try_claim(&build_claim(uid))? {
                     return Ok(BuildUser { uid, _claim: claim });
                 }
             }
@@ -302,6 +299,26 @@ impl Ledger {
         .await?;
         process::end_users(&BTreeSet::from([user.uid])).await?;
         Ok(user)
+    }
+
+    /// Removes the files of claims that nobody holds. They are the machine's, not the home's: other homes go on with theirs.
+    pub async fn remove_build_claims(&self) -> Result<()> {
+        let range = self.0.ranges.build_uids.clone();
+        blocking(move || {
+            for uid in range {
+                let path = build_claim(uid);
+                if path.exists()
+                    && let Some(_claim) = try_claim(&path)?
+                {
+                    durable::remove_fleeting(&path)
+                        .map_err(|error| HostError::machine_from(format!("{} could not be removed", path.display()), error))?;
+                }
+            }
+            // Not empty means that somebody else builds.
+            let _ = std::fs::remove_dir(BUILD_CLAIMS);
+            Ok(())
+        })
+        .await
     }
 
     /// The user of the control plane's own cluster; it is there afterwards.
@@ -502,6 +519,29 @@ fn open_lock(path: &Path) -> Result<File> {
         .mode(0o600)
         .open(path)
         .map_err(|error| HostError::machine_from(format!("the lock {} could not be opened: {error}", path.display()), error))
+}
+
+fn build_claim(uid: u32) -> PathBuf {
+    Path::new(BUILD_CLAIMS).join(format!("build-{uid}.lock"))
+}
+
+/// `None` when somebody else has it.
+fn try_claim(path: &Path) -> Result<Option<Flock<File>>> {
+    let file = match open_lock(path) {
+        Ok(file) => file,
+        // A purge may just have removed the directory.
+        Err(_) => {
+            durable::make_directory(Path::new(BUILD_CLAIMS), 0o755)?;
+            open_lock(path)?
+        }
+    };
+    let Ok(claim) = Flock::lock(file, FlockArg::LockExclusiveNonblock) else { return Ok(None) };
+    // Between opening and locking, a purge may have removed the file, and another claim may have made it anew.
+    let is_same = claim
+        .metadata()
+        .and_then(|ours| std::fs::metadata(path).map(|current| (ours.dev(), ours.ino()) == (current.dev(), current.ino())))
+        .unwrap_or(false);
+    Ok(is_same.then_some(claim))
 }
 
 fn not_found(instance: InstanceId) -> HostError {

@@ -109,8 +109,15 @@ pub async fn purge(config: &LocalHostConfig) -> Result<()> {
         cgroups.remove(instance);
     }
     ledger.release_control().await?;
+    // Builds, and whatever else works in the home, would keep the pool from being unmounted.
+    let builds = config.build_uids.clone();
+    process::end_all(|entry| {
+        entry.uid().is_some_and(|uid| builds.contains(&uid)) && entry.cwd().is_some_and(|cwd| cwd.starts_with(&config.home))
+    })
+    .await?;
+    ledger.remove_build_claims().await?;
     cgroups.remove_empty();
-    pool::unmount(&config.pool).await?;
+    pool::purge(&config.pool).await?;
     durable::remove_tree(&config.home)
 }
 

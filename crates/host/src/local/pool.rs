@@ -88,7 +88,7 @@ impl Pool {
         }
         if let Err(error) = mount(image, &config.path).await {
             tracing::warn!(%error, "the new image with reflinks could not be mounted");
-            if let Err(error) = durable::remove(image) {
+            if let Err(error) = durable::remove_fleeting(image) {
                 tracing::warn!(%error, "the image could not be removed");
             }
             return false;
@@ -117,6 +117,22 @@ impl Pool {
             })
         })
         .await
+    }
+
+    /// A copy of the tree will fit, after the pool has grown if it may; otherwise an error that says how much is left.
+    pub async fn require_for_copy(&self, tree: &Path, what: &str) -> Result<()> {
+        // Nothing in the pool can take more than all of the pool takes; only when that does not fit, the tree is measured.
+        let pool = self.clone();
+        let (bound, available) = blocking(move || {
+            let space = pool.space()?;
+            let bound = if pool.reflinks { space.entries * SHARED_ENTRY_COST } else { space.used };
+            Ok((bound, space.available))
+        })
+        .await?;
+        if available >= bound.saturating_add(RESERVE) {
+            return Ok(());
+        }
+        self.require(self.copy_cost(tree).await?, what).await
     }
 
     /// What a copy of the tree will take, in bytes.
@@ -176,7 +192,7 @@ impl Pool {
             let metadata =
                 std::fs::metadata(image).map_err(|error| HostError::machine_from("the pool's image could not be read", error))?;
             let allocated = metadata.blocks() * 512;
-            let reusable = allocated.saturating_sub(space.total - space.available);
+            let reusable = allocated.saturating_sub(space.used);
             space.available = space.available.min(below.available.saturating_add(reusable));
         }
         Ok(space)
@@ -221,16 +237,40 @@ pub async fn unmount(config: &PoolConfig) -> Result<()> {
     .await
 }
 
+/// Unmounts the pool and removes it with all that is in it, and its image. Absent is done.
+pub async fn purge(config: &PoolConfig) -> Result<()> {
+    unmount(config).await?;
+    let config = config.clone();
+    blocking(move || {
+        if let Some(image) = &config.image {
+            for path in [image.clone(), image.with_extension("new")] {
+                durable::remove_fleeting(&path)
+                    .map_err(|error| HostError::machine_from(format!("{} could not be removed: {error}", path.display()), error))?;
+            }
+        }
+        durable::remove_tree(&config.path)
+    })
+    .await
+}
+
 struct Space {
     total: u64,
+    used: u64,
     available: u64,
+    /// Files, directories and links.
+    entries: u64,
 }
 
 impl Space {
     fn of(path: &Path) -> Result<Self> {
         let found = statvfs(path)
             .map_err(|error| HostError::machine_from(format!("the free space of {} could not be read", path.display()), error))?;
-        Ok(Self { total: found.f_blocks * found.f_frsize, available: found.f_bavail * found.f_frsize })
+        Ok(Self {
+            total: found.f_blocks * found.f_frsize,
+            used: found.f_blocks.saturating_sub(found.f_bfree) * found.f_frsize,
+            available: found.f_bavail * found.f_frsize,
+            entries: found.f_files.saturating_sub(found.f_ffree),
+        })
     }
 }
 
@@ -244,7 +284,7 @@ async fn create_image(image: &Path, size: u64) -> Result<()> {
     let made = Program::new("mkfs.xfs").args(["-q", "-f", "-m", "reflink=1"]).arg(&aside).run().await;
     let made = made.map_err(HostError::from).and_then(|finished| finished.expect_success("the pool's file system could not be made"));
     if let Err(error) = made {
-        durable::remove(&aside).map_err(size_error)?;
+        durable::remove_fleeting(&aside).map_err(size_error)?;
         return Err(error);
     }
     std::fs::rename(&aside, image).and_then(|()| durable::sync_parent(image)).map_err(size_error)

@@ -1,7 +1,7 @@
 //! Long-running processes that outlive this one and are found again.
 //!
 //! A process is known by its pid *and* the kernel's start time and boot: a pid alone is soon another process'. Both are written to a record
-//! as soon as the process runs. Between the start and the record lies a moment in which a crash leaves a process without a record; each
+//! as soon as the process runs. (Not synced to the disk: a power cut that takes the record takes the process too.) Between the start and the record lies a moment in which a crash leaves a process without a record; each
 //! process therefore carries a mark in its environment, and whatever carries the mark is ended before another start.
 
 use std::{
@@ -138,7 +138,7 @@ impl Process {
         tokio::spawn(async move { child.wait().await });
         let identity = identity.ok_or_else(|| HostError::machine(format!("`{}` ended at once", program.name())))?;
         let record = ProcessRecord { identity, mark: new.mark, uid, data_set: new.data_set, started_at: Utc::now(), details: new.details };
-        if let Err(error) = durable::write_json(&new.record, &record) {
+        if let Err(error) = durable::write_fleeting_json(&new.record, &record) {
             end_all(|entry| entry.session == record.identity.pid).await?;
             return Err(error);
         }
@@ -147,9 +147,12 @@ impl Process {
 
     /// The process of a record, when it is still alive.
     pub fn find(record: &Path) -> Result<Option<Self>> {
-        Ok(durable::read_json::<ProcessRecord>(record)?
-            .filter(|found| found.identity.is_alive())
-            .map(|found| Self { record: found, path: record.to_owned() }))
+        // Only a power cut damages a record, and no process outlives one.
+        let found = durable::read_json::<ProcessRecord>(record).unwrap_or_else(|error| {
+            tracing::warn!(%error, "a record of a process cannot be read; it is taken for gone");
+            None
+        });
+        Ok(found.filter(|found| found.identity.is_alive()).map(|found| Self { record: found, path: record.to_owned() }))
     }
 
     /// Where its record is.
@@ -193,7 +196,7 @@ impl Process {
 
     /// Removes the record.
     pub fn forget(&self) -> Result<()> {
-        durable::remove(&self.path)
+        durable::remove_fleeting(&self.path)
             .map_err(|error| HostError::machine_from(format!("{} could not be removed: {error}", self.path.display()), error))
     }
 }
@@ -206,11 +209,12 @@ pub async fn run_recorded(program: Program, record: &Path, mark: &str, data_set:
     if let Some(identity) = started.pid().and_then(Identity::of) {
         let entry =
             ProcessRecord { identity, mark: mark.to_owned(), uid, data_set, started_at: Utc::now(), details: serde_json::Value::Null };
-        durable::write_json(record, &entry)?;
+        durable::write_fleeting_json(record, &entry)?;
     }
     let outcome: Result<Finished, ExecError> = started.finish().await;
     end_marked(mark).await?;
-    durable::remove(record).map_err(|error| HostError::machine_from(format!("{} could not be removed", record.display()), error))?;
+    durable::remove_fleeting(record)
+        .map_err(|error| HostError::machine_from(format!("{} could not be removed", record.display()), error))?;
     Ok(outcome?)
 }
 

@@ -34,7 +34,12 @@ pub(super) async fn ensure(uid: u32, name: &str, comment: &str) -> Result<Ensure
         return Ok(if user.name == name && user.gecos.to_string_lossy() == comment { Ensured::Ours } else { Ensured::Taken });
     }
     let number = uid.to_string();
+    // No ranges of subordinate ids: nothing of ours makes user namespaces.
     let program = Program::new("useradd").args(["--uid", &number, "--user-group", "--no-create-home", "--no-log-init"]).args([
+        "--key",
+        "SUB_UID_COUNT=0",
+        "--key",
+        "SUB_GID_COUNT=0",
         "--home-dir",
         "/nonexistent",
         "--shell",
