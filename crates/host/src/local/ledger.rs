@@ -434,28 +434,32 @@ impl Inner {
         durable::write_json(&self.path, book)
     }
 
+    /// The previous book, corrected by the system's user database: users exist before anything belongs to them.
     fn restore(&self) -> Result<Book> {
         let mut book = durable::read_json::<Book>(&self.previous()).ok().flatten().unwrap_or_default();
         let suffix = self.comment_suffix();
-        let owned = |prefix: &str| -> Result<Vec<(u32, String)>> {
+        let owned = |prefix: &str| -> Result<BTreeMap<String, u32>> {
             let all = users::list(prefix)?.into_iter();
-            Ok(all.filter_map(|(uid, comment)| Some((uid, owner_of(comment.strip_suffix(&suffix)?)?.to_owned()))).collect())
+            Ok(all.filter_map(|(uid, comment)| Some((owner_of(comment.strip_suffix(&suffix)?)?.to_owned(), uid))).collect())
         };
-        let odoo = owned(ODOO_PREFIX)?;
-        for (postgres_uid, owner) in owned(POSTGRES_PREFIX)? {
-            if owner == CONTROL_OWNER {
-                book.control = Some(postgres_uid);
-            } else if let Ok(instance) = owner.parse::<InstanceId>()
-                && !book.instances.contains_key(&instance)
-            {
-                let odoo_uid = odoo.iter().find(|(_, other)| *other == owner).map(|(uid, _)| *uid);
-                let odoo_uid = match odoo_uid {
-                    Some(uid) => uid,
-                    None => self.free_uid(&book, &[postgres_uid])?,
-                };
-                let ports = self.free_ports(&book)?;
-                book.instances.insert(instance, Entry { postgres_uid, odoo_uid, ports });
-            }
+        let (postgres, odoo) = (owned(POSTGRES_PREFIX)?, owned(ODOO_PREFIX)?);
+        book.control = postgres.get(CONTROL_OWNER).copied().or(book.control);
+        for owner in postgres.keys().chain(odoo.keys()) {
+            let Ok(instance) = owner.parse::<InstanceId>() else { continue };
+            let (postgres_uid, odoo_uid) = (postgres.get(owner).copied(), odoo.get(owner).copied());
+            let entry = match book.instances.get(&instance) {
+                Some(entry) => Entry {
+                    postgres_uid: postgres_uid.unwrap_or(entry.postgres_uid),
+                    odoo_uid: odoo_uid.unwrap_or(entry.odoo_uid),
+                    ports: entry.ports,
+                },
+                None => {
+                    let taken = [postgres_uid, odoo_uid].into_iter().flatten().collect::<Vec<_>>();
+                    let found = |uid: Option<u32>, book: &Book| uid.map_or_else(|| self.free_uid(book, &taken), Ok);
+                    Entry { postgres_uid: found(postgres_uid, &book)?, odoo_uid: found(odoo_uid, &book)?, ports: self.free_ports(&book)? }
+                }
+            };
+            book.instances.insert(instance, entry);
         }
         Ok(book)
     }
