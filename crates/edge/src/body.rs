@@ -15,7 +15,7 @@ use http::{HeaderMap, header};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use thiserror::Error;
-use tokio::time::{Instant, Sleep};
+use tokio::time::{Instant, Sleep, timeout};
 
 use crate::access::Exchange;
 
@@ -59,6 +59,8 @@ impl BodyWatch {
 /// For how long the rest of a body that nobody wants is read and thrown away. Closing a socket with unread bytes resets it, and the client
 /// would lose the answer that says why.
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
+/// A client that pauses so long has stopped sending.
+const DRAIN_PAUSE: Duration = Duration::from_secs(2);
 
 /// A client's body: limited in size and in how long it may pause; trailers end here.
 pub(crate) struct RequestBody {
@@ -91,8 +93,8 @@ impl RequestBody {
         if let Some(mut inner) = self.inner.take_if(|inner| self.is_on_its_way && !inner.is_end_stream())
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {
-            let rest = async move { while let Some(Ok(_)) = inner.frame().await {} };
-            runtime.spawn(tokio::time::timeout(DRAIN_LIMIT, rest));
+            let rest = async move { while let Ok(Some(Ok(_))) = timeout(DRAIN_PAUSE, inner.frame()).await {} };
+            runtime.spawn(timeout(DRAIN_LIMIT, rest));
         }
     }
 

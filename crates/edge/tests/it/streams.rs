@@ -110,7 +110,8 @@ async fn bodies_beyond_the_limit_are_refused_announced_or_not() {
 
     let fits = edge.send(request("POST", "shop.example", "/", &[], &"x".repeat(1024))).await;
     assert_eq!(fits.json()["length"], 1024);
-    let announced = edge.raw(b"POST / HTTP/1.1\r\nHost: shop.example\r\nContent-Length: 1025\r\n\r\n").await;
+    let body = "x".repeat(1025);
+    let announced = edge.raw(format!("POST / HTTP/1.1\r\nHost: shop.example\r\nContent-Length: 1025\r\n\r\n{body}").as_bytes()).await;
     assert!(announced.starts_with("HTTP/1.1 413 "), "{announced}");
     assert!(announced.contains("1 KiB at most"), "{announced}");
     let body = format!("401\r\n{}\r\n0\r\n\r\n", "x".repeat(0x401));
