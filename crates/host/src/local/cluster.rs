@@ -6,8 +6,9 @@
 
 use std::{
     fmt::Write as _,
-    fs::{self, File},
-    io::{self, Read, Seek, SeekFrom},
+    fs::{self, File, OpenOptions},
+    io::{self, Read, Seek, SeekFrom, Write as _},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -106,7 +107,11 @@ impl Cluster {
     /// Starts it and waits until it accepts connections, crash recovery included. Running already is done.
     pub async fn start(&self) -> Result<()> {
         if let Some(process) = self.find()? {
-            return self.wait_until_ready(&process, u64::MAX).await;
+            match self.wait_until_ready(&process, u64::MAX).await {
+                // It was on its way down, stopped by a call that was broken off.
+                Err(_) if !process.is_alive() => {}
+                outcome => return outcome,
+            }
         }
         self.end_leftovers().await?;
         self.prepare().await?;
@@ -196,10 +201,13 @@ impl Cluster {
                 for (name, content) in
                     [("postgresql.conf", cluster.settings()), ("pg_hba.conf", HBA.to_owned()), ("pg_ident.conf", cluster.ident()?)]
                 {
-                    // Not synced: they are written anew at the next start.
+                    // Not synced: they are written anew at the next start. Made anew: we are root, and the directory is not ours, so a
+                    // link in it must not lead us elsewhere.
                     let path = cluster.pgdata.join(name);
-                    fs::write(&path, content)?;
-                    std::os::unix::fs::chown(&path, Some(cluster.user.uid), Some(cluster.user.uid))?;
+                    durable::remove_fleeting(&path)?;
+                    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+                    file.write_all(content.as_bytes())?;
+                    std::os::unix::fs::fchown(&file, Some(cluster.user.uid), Some(cluster.user.uid))?;
                 }
                 Ok(())
             };

@@ -63,6 +63,8 @@ impl LocalHost {
             }
             self.stop_users_of(instance, original).await?;
             self.cluster(&allocation, instance, original)?.stop().await?;
+            // Nor may anything write that an Odoo has left behind.
+            self.end_strays(instance).await?;
         }
         let target = self.layout.data_set(instance, data_set);
         if target.is_dir() {
@@ -185,8 +187,13 @@ impl LocalHost {
     }
 
     async fn fill_copy(&self, directory: &Path, instance: InstanceId, original: DataSetId, cancel: &[CancellationToken]) -> Result<()> {
-        copy::copy_tree(&self.pool, &self.layout.pgdata(instance, original), &directory.join("pgdata"), cancel).await?;
-        copy::copy_tree(&self.pool, &self.layout.data_dir(instance, original), &directory.join("data_dir"), cancel).await
+        let (pgdata, data_dir) = (self.layout.pgdata(instance, original), self.layout.data_dir(instance, original));
+        let (pgdata_copy, data_dir_copy) = (directory.join("pgdata"), directory.join("data_dir"));
+        tokio::try_join!(
+            copy::copy_tree(&self.pool, &pgdata, &pgdata_copy, cancel),
+            copy::copy_tree(&self.pool, &data_dir, &data_dir_copy, cancel),
+        )?;
+        Ok(())
     }
 
     fn is_current(&self, instance: InstanceId, target: &Path, source: DataSource) -> Result<bool> {

@@ -89,7 +89,7 @@ impl LocalHost {
 
     /// Ends the instance's processes that no record of a cluster or a slot accounts for: programs of an operation that is no more, and
     /// processes that were never recorded.
-    async fn end_strays(&self, instance: InstanceId) -> Result<()> {
+    pub(super) async fn end_strays(&self, instance: InstanceId) -> Result<()> {
         let Some(allocation) = self.ledger.find(instance).await? else { return Ok(()) };
         let mut sessions = BTreeSet::new();
         let mut marks = BTreeSet::new();

@@ -4,6 +4,7 @@ use anyhow::{Context, Result};
 use ocore_host::{
     DataSource, Host, HostError, LocalHost, PrivateCluster,
     local::{
+        InstanceLimits,
         exec::{Finished, Program, RunAs},
         layout::Unit,
         process::{self, Process},
@@ -162,6 +163,66 @@ async fn another_host_value_on_the_same_home_adopts_what_runs() -> Result<()> {
     assert!(!postmaster.is_alive());
     let stale = host.start_cluster(instance, data_set, fence(1)).await;
     assert!(matches!(stale, Err(HostError::Fenced { held: 1, newest: 2 })));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_cluster_that_is_on_its_way_down_is_started_again() -> Result<()> {
+    let sandbox = Sandbox::new()?;
+    let host = sandbox.host().await?;
+    let (instance, data_set) = running(&host).await?;
+    // As after a stop that was broken off when its signal had been sent.
+    server(&host, instance, data_set)?.signal(Signal::INT);
+    host.start_cluster(instance, data_set, fence(1)).await?;
+    let answer = as_odoo(&host, instance, data_set, "select 1").await?;
+    if !answer.status.success() {
+        // It was faster than the signal: then it is down now, and starts.
+        host.start_cluster(instance, data_set, fence(1)).await?;
+        as_odoo(&host, instance, data_set, "select 1").await?.expect_success("select")?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn all_processes_of_an_instance_are_in_its_control_groups() -> Result<()> {
+    let sandbox = Sandbox::with(|config| {
+        config.pool.image = None;
+        config.limits = InstanceLimits { memory_bytes: Some(512 * 1024 * 1024), cpu_millis: Some(1500) };
+    })?;
+    let host = sandbox.host().await?;
+    let (instance, data_set) = running(&host).await?;
+    let groups = host.cgroups.prepare(instance);
+    if groups.is_empty() {
+        eprintln!("this machine has no control groups that can be written to");
+        return Ok(());
+    }
+    let pid = server(&host, instance, data_set)?.pid().to_string();
+    for procs in &groups {
+        assert!(std::fs::read_to_string(procs)?.lines().any(|line| line == pid), "{}", procs.display());
+    }
+    let limit =
+        ["memory.max", "memory.limit_in_bytes"].iter().find_map(|name| std::fs::read_to_string(groups[0].with_file_name(name)).ok());
+    assert_eq!(limit.as_deref().map(str::trim), Some("536870912"));
+    host.destroy_instance(instance, fence(1)).await?;
+    for procs in &groups {
+        assert!(!procs.exists(), "{}", procs.display());
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn configuration_is_not_written_through_a_link() -> Result<()> {
+    let sandbox = Sandbox::new()?;
+    let host = sandbox.host().await?;
+    let (instance, data_set) = running(&host).await?;
+    host.stop_cluster(instance, data_set, fence(1)).await?;
+    let elsewhere = sandbox.path().join("elsewhere");
+    std::fs::write(&elsewhere, "untouched")?;
+    let path = host.layout.pgdata(instance, data_set).join("postgresql.conf");
+    std::fs::remove_file(&path)?;
+    std::os::unix::fs::symlink(&elsewhere, &path)?;
+    host.start_cluster(instance, data_set, fence(1)).await?;
+    assert_eq!(std::fs::read_to_string(&elsewhere)?, "untouched");
     Ok(())
 }
 
