@@ -82,6 +82,8 @@ pub(crate) async fn of_organization(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let after: Option<EventCursor> = last_event_id(&headers)?;
-    let events = events::follow(&state.control, &grant, after);
-    Ok(stream(until_error(events).map(|OrganizationEvent { cursor, kind, body }| event(&cursor, &kind, &body))))
+    let (begin, events) = events::follow(&state.control, &grant, after).await?;
+    // Without data it is no event for the client, but the id that it comes back with.
+    let begin = futures::stream::once(futures::future::ready(Event::default().id(begin.to_string())));
+    Ok(stream(begin.chain(until_error(events).map(|OrganizationEvent { cursor, kind, body }| event(&cursor, &kind, &body)))))
 }

@@ -55,32 +55,38 @@ const BATCH: i64 = 500;
 /// Older transactions may hold an event back without a signal when they end, so this poll is quick.
 const POLL: Duration = Duration::from_secs(2);
 
-/// What happens in the organization after `cursor`, or from now on; none lost, none twice. It does not end by itself.
+/// What happens in the organization after `cursor`, or after this call; none lost, none twice. It does not end by itself. Returns the position
+/// where it begins, too: a follower that comes back before the first event says that one.
 ///
 /// Two transactions may end in another order than they wrote, so an event is shown only when all older transactions have ended. A long one
 /// delays the stream and makes no hole in it.
-pub fn follow(
+pub async fn follow(
     control: &Control,
     grant: &Grant<ViewOrganization>,
     after: Option<EventCursor>,
-) -> Pin<Box<dyn Stream<Item = Result<OrganizationEvent>> + Send>> {
+) -> Result<(EventCursor, Pin<Box<dyn Stream<Item = Result<OrganizationEvent>> + Send>>)> {
+    let subscription = control.signals.subscribe(&control.pool);
+    let cursor = match after {
+        Some(cursor) => cursor,
+        None => store::events::present(&mut *control.pool.acquire().await?).await?,
+    };
     let follower = Follower {
-        subscription: control.signals.subscribe(&control.pool),
+        subscription,
         control: control.clone(),
         organization: grant.organization_id,
-        cursor: after,
+        cursor,
         read: Vec::new().into_iter(),
         more: true,
     };
-    Box::pin(stream::try_unfold(follower, |mut follower| async move { Ok(Some((follower.next().await?, follower))) }))
+    let events = stream::try_unfold(follower, |mut follower| async move { Ok(Some((follower.next().await?, follower))) });
+    Ok((cursor, Box::pin(events)))
 }
 
 struct Follower {
     control: Control,
     subscription: Subscription,
     organization: OrganizationId,
-    /// `None` until the present was looked up.
-    cursor: Option<EventCursor>,
+    cursor: EventCursor,
     read: std::vec::IntoIter<OrganizationEvent>,
     more: bool,
 }
@@ -89,18 +95,14 @@ impl Follower {
     async fn next(&mut self) -> Result<OrganizationEvent> {
         loop {
             if let Some(event) = self.read.next() {
-                self.cursor = Some(event.cursor);
+                self.cursor = event.cursor;
                 return Ok(event);
             }
             if !self.more {
                 let _ = tokio::time::timeout(POLL, self.signalled()).await;
             }
             let mut connection = self.control.pool.acquire().await?;
-            let cursor = match self.cursor {
-                Some(cursor) => cursor,
-                None => *self.cursor.insert(store::events::present(&mut connection).await?),
-            };
-            let events = store::events::after(&mut connection, self.organization, cursor, BATCH).await?;
+            let events = store::events::after(&mut connection, self.organization, self.cursor, BATCH).await?;
             self.more = events.len() as i64 == BATCH;
             self.read = events.into_iter();
         }

@@ -1,4 +1,8 @@
 //! The control plane against a real PostgreSQL.
 
 mod accounts;
+mod branches;
+mod environments;
+mod events;
 mod git;
+mod scenario;
