@@ -102,7 +102,7 @@ impl From<accounts::User> for User {
 /// Sign up.
 ///
 /// Makes a user and logs them in.
-#[utoipa::path(post, path = "/auth/signup", tag = "accounts", request_body = SignUp, security(()),
+#[utoipa::path(post, path = "/auth/signup", tag = "Accounts", request_body = SignUp, security(()),
     responses((status = 201, description = "The user is there and logged in.", body = Session)))]
 pub(crate) async fn signup(State(state): State<AppState>, Peer(client): Peer, Input(body): Input<SignUp>) -> Result<Response, Problem> {
     let new = NewUser { email: body.email, name: body.name, password: body.password, invitation: body.invitation };
@@ -113,7 +113,7 @@ pub(crate) async fn signup(State(state): State<AppState>, Peer(client): Peer, In
 /// Log in.
 ///
 /// Answers 429 after too many attempts for one e-mail address from one network.
-#[utoipa::path(post, path = "/auth/login", tag = "accounts", request_body = LogIn, security(()),
+#[utoipa::path(post, path = "/auth/login", tag = "Accounts", request_body = LogIn, security(()),
     responses((status = 200, description = "A session has begun.", body = Session)))]
 pub(crate) async fn login(State(state): State<AppState>, Peer(client): Peer, Input(body): Input<LogIn>) -> Result<Response, Problem> {
     let logged_in = accounts::log_in(&state.control, &body.email, &body.password, &client).await?;
@@ -123,7 +123,7 @@ pub(crate) async fn login(State(state): State<AppState>, Peer(client): Peer, Inp
 /// Renew a session.
 ///
 /// A refresh token works once: refresh one at a time, and keep the new one. A second use ends the session.
-#[utoipa::path(post, path = "/auth/refresh", tag = "accounts", request_body = Option<RefreshToken>, security(()),
+#[utoipa::path(post, path = "/auth/refresh", tag = "Accounts", request_body = Option<RefreshToken>, security(()),
     responses((status = 200, description = "New tokens.", body = Session)))]
 pub(crate) async fn refresh(
     State(state): State<AppState>,
@@ -154,7 +154,7 @@ pub(crate) async fn refresh(
 /// Log out.
 ///
 /// Ends the session of the refresh token in the body, or else the caller's own. An ended session stays ended.
-#[utoipa::path(post, path = "/auth/logout", tag = "accounts", request_body = Option<RefreshToken>, security((), ("bearer" = []), ("cookie" = [])),
+#[utoipa::path(post, path = "/auth/logout", tag = "Accounts", request_body = Option<RefreshToken>, security((), ("bearer" = []), ("cookie" = [])),
     responses((status = 200, description = "The session has ended; the cookies are cleared.", body = Message)))]
 pub(crate) async fn logout(
     State(state): State<AppState>,
@@ -184,13 +184,13 @@ pub(crate) async fn logout(
 /// Show the caller.
 ///
 /// The user who is logged in, or who made the API key.
-#[utoipa::path(get, path = "/user", tag = "accounts", responses((status = 200, description = "The caller.", body = User)))]
+#[utoipa::path(get, path = "/user", tag = "Accounts", responses((status = 200, description = "The caller.", body = User)))]
 pub(crate) async fn user(State(state): State<AppState>, Caller(identity): Caller) -> Result<Json<User>, Problem> {
     Ok(Json(accounts::current_user(&state.control, &identity).await?.into()))
 }
 
 /// Change the password.
-#[utoipa::path(post, path = "/user/change-password", tag = "accounts", request_body = ChangePassword,
+#[utoipa::path(post, path = "/user/change-password", tag = "Accounts", request_body = ChangePassword,
     responses((status = 200, description = "The new password holds.", body = Message)))]
 pub(crate) async fn change_password(
     State(state): State<AppState>,

@@ -82,7 +82,7 @@ impl From<api_keys::ApiKey> for ApiKey {
 }
 
 /// List API keys.
-#[utoipa::path(get, path = "/api-keys", tag = "api keys", responses((status = 200, description = "Those that have not been revoked, newest first.", body = ApiKeys)))]
+#[utoipa::path(get, path = "/api-keys", tag = "API keys", responses((status = 200, description = "Those that have not been revoked, newest first.", body = ApiKeys)))]
 pub(crate) async fn list(State(state): State<AppState>, Authorized(grant): Authorized<ViewApiKeys>) -> Result<Json<ApiKeys>, Problem> {
     let api_keys: Vec<ApiKey> = api_keys::list(&state.control, &grant).await?.into_iter().map(Into::into).collect();
     let total = api_keys.len();
@@ -92,7 +92,7 @@ pub(crate) async fn list(State(state): State<AppState>, Authorized(grant): Autho
 /// Make an API key.
 ///
 /// It belongs to the caller and the organization, and is shown once.
-#[utoipa::path(post, path = "/api-keys", tag = "api keys", request_body = CreateApiKey,
+#[utoipa::path(post, path = "/api-keys", tag = "API keys", request_body = CreateApiKey,
     responses((status = 201, description = "The key, readable this once.", body = CreatedApiKey)))]
 pub(crate) async fn create(
     State(state): State<AppState>,
@@ -107,7 +107,7 @@ pub(crate) async fn create(
 /// Revoke an API key.
 ///
 /// One's own; those of others with `manage:members`.
-#[utoipa::path(delete, path = "/api-keys/{id}", tag = "api keys", params(("id" = Uuid, Path)),
+#[utoipa::path(delete, path = "/api-keys/{id}", tag = "API keys", params(("id" = Uuid, Path)),
     responses((status = 200, description = "It opens nothing any more.", body = Message)))]
 pub(crate) async fn revoke(
     State(state): State<AppState>,

@@ -63,7 +63,7 @@ pub(crate) fn complete(mut document: Document) -> Document {
 fn complete_operation(operation: &mut Operation) {
     // A handler is called `list` in many modules; the id is unique in the document.
     if let (Some(id), Some(tag)) = (&operation.operation_id, operation.tags.as_ref().and_then(|tags| tags.first())) {
-        operation.operation_id = Some(format!("{}_{id}", tag.replace(' ', "_")));
+        operation.operation_id = Some(format!("{}_{id}", tag.to_lowercase().replace(' ', "_")));
     }
     let none: [&str; 0] = [];
     operation.security.get_or_insert_with(|| vec![SecurityRequirement::new("bearer", none), SecurityRequirement::new("cookie", none)]);

@@ -143,7 +143,7 @@ impl From<members::Invitation> for Invitation {
 }
 
 /// List the members.
-#[utoipa::path(get, path = "/members", tag = "members", responses((status = 200, description = "In the order in which they came.", body = Members)))]
+#[utoipa::path(get, path = "/members", tag = "Members", responses((status = 200, description = "In the order in which they came.", body = Members)))]
 pub(crate) async fn list(State(state): State<AppState>, Authorized(grant): Authorized<ViewMembers>) -> Result<Json<Members>, Problem> {
     let members: Vec<Member> = members::list(&state.control, &grant).await?.into_iter().map(Into::into).collect();
     let total = members.len();
@@ -153,7 +153,7 @@ pub(crate) async fn list(State(state): State<AppState>, Authorized(grant): Autho
 /// Invite somebody.
 ///
 /// The role may give no more than the caller has. An earlier invitation of the same address is cancelled.
-#[utoipa::path(post, path = "/members/invite", tag = "members", request_body = Invite,
+#[utoipa::path(post, path = "/members/invite", tag = "Members", request_body = Invite,
     responses((status = 201, description = "The invitation, with the link to pass on.", body = CreatedInvitation)))]
 pub(crate) async fn invite(
     State(state): State<AppState>,
@@ -168,7 +168,7 @@ pub(crate) async fn invite(
 /// Leave the organization.
 ///
 /// The caller's API keys in it end. The last owner cannot leave.
-#[utoipa::path(post, path = "/members/leave", tag = "members", responses((status = 200, description = "The caller is a member no more.", body = Message)))]
+#[utoipa::path(post, path = "/members/leave", tag = "Members", responses((status = 200, description = "The caller is a member no more.", body = Message)))]
 pub(crate) async fn leave(
     State(state): State<AppState>,
     SignedIn(person): SignedIn,
@@ -181,7 +181,7 @@ pub(crate) async fn leave(
 /// Change a member's role.
 ///
 /// Neither the old nor the new role may give more than the caller has. The last owner stays owner.
-#[utoipa::path(put, path = "/members/{id}/role", tag = "members", params(("id" = Uuid, Path)), request_body = ChangeRole,
+#[utoipa::path(put, path = "/members/{id}/role", tag = "Members", params(("id" = Uuid, Path)), request_body = ChangeRole,
     responses((status = 200, description = "The member.", body = Member)))]
 pub(crate) async fn change_role(
     State(state): State<AppState>,
@@ -195,7 +195,7 @@ pub(crate) async fn change_role(
 /// Remove a member.
 ///
 /// Their API keys in the organization end. Not oneself, not the last owner.
-#[utoipa::path(delete, path = "/members/{id}", tag = "members", params(("id" = Uuid, Path)),
+#[utoipa::path(delete, path = "/members/{id}", tag = "Members", params(("id" = Uuid, Path)),
     responses((status = 200, description = "They are a member no more.", body = Message)))]
 pub(crate) async fn remove(
     State(state): State<AppState>,
@@ -207,7 +207,7 @@ pub(crate) async fn remove(
 }
 
 /// List invitations.
-#[utoipa::path(get, path = "/invitations", tag = "members", responses((status = 200, description = "Those that wait, newest first.", body = Invitations)))]
+#[utoipa::path(get, path = "/invitations", tag = "Members", responses((status = 200, description = "Those that wait, newest first.", body = Invitations)))]
 pub(crate) async fn invitations(
     State(state): State<AppState>,
     Authorized(grant): Authorized<ViewMembers>,
@@ -218,7 +218,7 @@ pub(crate) async fn invitations(
 }
 
 /// Cancel an invitation.
-#[utoipa::path(delete, path = "/invitations/{id}", tag = "members", params(("id" = Uuid, Path)),
+#[utoipa::path(delete, path = "/invitations/{id}", tag = "Members", params(("id" = Uuid, Path)),
     responses((status = 200, description = "Its link leads nowhere now.", body = Message)))]
 pub(crate) async fn cancel_invitation(
     State(state): State<AppState>,
@@ -232,7 +232,7 @@ pub(crate) async fn cancel_invitation(
 /// Accept an invitation.
 ///
 /// It must be for the caller's own e-mail address. Who has no account yet gives the token at sign-up instead.
-#[utoipa::path(post, path = "/invitations/accept", tag = "members", request_body = AcceptInvitation,
+#[utoipa::path(post, path = "/invitations/accept", tag = "Members", request_body = AcceptInvitation,
     responses((status = 200, description = "The caller is a member now.", body = Joined)))]
 pub(crate) async fn accept(
     State(state): State<AppState>,

@@ -77,7 +77,7 @@ impl From<OwnOrganization> for Organization {
 }
 
 /// List one's organizations.
-#[utoipa::path(get, path = "/user/orgs", tag = "organizations",
+#[utoipa::path(get, path = "/user/orgs", tag = "Organizations",
     responses((status = 200, description = "Those that the caller belongs to, by name.", body = Organizations)))]
 pub(crate) async fn list(State(state): State<AppState>, Caller(identity): Caller) -> Result<Json<Organizations>, Problem> {
     let organizations: Vec<Organization> = organizations::own(&state.control, &identity).await?.into_iter().map(Into::into).collect();
@@ -88,7 +88,7 @@ pub(crate) async fn list(State(state): State<AppState>, Caller(identity): Caller
 /// Make an organization.
 ///
 /// The caller becomes its owner.
-#[utoipa::path(post, path = "/user/orgs", tag = "organizations", request_body = CreateOrganization,
+#[utoipa::path(post, path = "/user/orgs", tag = "Organizations", request_body = CreateOrganization,
     responses((status = 201, description = "The organization.", body = Organization)))]
 pub(crate) async fn create(
     State(state): State<AppState>,
@@ -100,7 +100,7 @@ pub(crate) async fn create(
 }
 
 /// Show the organization.
-#[utoipa::path(get, path = "/org", tag = "organizations", responses((status = 200, description = "The organization.", body = Organization)))]
+#[utoipa::path(get, path = "/org", tag = "Organizations", responses((status = 200, description = "The organization.", body = Organization)))]
 pub(crate) async fn show(
     State(state): State<AppState>,
     Authorized(grant): Authorized<ViewOrganization>,
@@ -111,7 +111,7 @@ pub(crate) async fn show(
 /// Change the organization.
 ///
 /// What is left out stays.
-#[utoipa::path(put, path = "/org", tag = "organizations", request_body = UpdateOrganization,
+#[utoipa::path(put, path = "/org", tag = "Organizations", request_body = UpdateOrganization,
     responses((status = 200, description = "The organization.", body = Organization)))]
 pub(crate) async fn update(
     State(state): State<AppState>,
@@ -125,7 +125,7 @@ pub(crate) async fn update(
 /// Delete the organization.
 ///
 /// With its members, keys, projects and their history. Refused while it has instances.
-#[utoipa::path(delete, path = "/org", tag = "organizations", responses((status = 200, description = "It is gone.", body = Message)))]
+#[utoipa::path(delete, path = "/org", tag = "Organizations", responses((status = 200, description = "It is gone.", body = Message)))]
 pub(crate) async fn delete(
     State(state): State<AppState>,
     Authorized(grant): Authorized<ManageOrganization>,

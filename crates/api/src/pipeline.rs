@@ -131,7 +131,7 @@ pub(crate) struct PipelineQuery {
 #[utoipa::path(get, path = "/projects/{projectId}/pipeline", tag = TAG,
     params(("projectId" = Uuid, Path, description = "The project"), PipelineQuery),
     responses((status = 200, description = "The pipeline", body = Pipeline)))]
-pub(crate) async fn get(
+pub(crate) async fn pipeline(
     Authorized(grant): Authorized<ViewEnvironments>,
     State(state): State<AppState>,
     Extension(reads): Extension<LargeReads>,

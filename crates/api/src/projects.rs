@@ -199,7 +199,7 @@ fn mappings(mappings: Vec<projects::BranchMapping>) -> Json<BranchMappings> {
 }
 
 /// List the projects.
-#[utoipa::path(get, path = "/projects", tag = "projects", params(ListProjects), responses((status = 200, description = "By name.", body = Projects)))]
+#[utoipa::path(get, path = "/projects", tag = "Projects", params(ListProjects), responses((status = 200, description = "By name.", body = Projects)))]
 pub(crate) async fn list(
     State(state): State<AppState>,
     Authorized(grant): Authorized<ViewProjects>,
@@ -215,7 +215,7 @@ pub(crate) async fn list(
 /// Make a project.
 ///
 /// With a built-in repository to push to.
-#[utoipa::path(post, path = "/projects", tag = "projects", request_body = CreateProject, responses((status = 201, description = "The project.", body = Project)))]
+#[utoipa::path(post, path = "/projects", tag = "Projects", request_body = CreateProject, responses((status = 201, description = "The project.", body = Project)))]
 pub(crate) async fn create(
     State(state): State<AppState>,
     Authorized(grant): Authorized<ManageProjects>,
@@ -235,7 +235,7 @@ pub(crate) async fn create(
 }
 
 /// Show a project.
-#[utoipa::path(get, path = "/projects/{id}", tag = "projects", params(("id" = Uuid, Path)), responses((status = 200, description = "The project.", body = Project)))]
+#[utoipa::path(get, path = "/projects/{id}", tag = "Projects", params(("id" = Uuid, Path)), responses((status = 200, description = "The project.", body = Project)))]
 pub(crate) async fn show(
     State(state): State<AppState>,
     Authorized(grant): Authorized<ViewProjects>,
@@ -248,7 +248,7 @@ pub(crate) async fn show(
 /// Change a project.
 ///
 /// What is left out stays. It holds from the next deployment on.
-#[utoipa::path(put, path = "/projects/{id}", tag = "projects", params(("id" = Uuid, Path)), request_body = UpdateProject,
+#[utoipa::path(put, path = "/projects/{id}", tag = "Projects", params(("id" = Uuid, Path)), request_body = UpdateProject,
     responses((status = 200, description = "The project.", body = Project)))]
 pub(crate) async fn update(
     State(state): State<AppState>,
@@ -272,7 +272,7 @@ pub(crate) async fn update(
 /// Archive a project.
 ///
 /// It takes no pushes and is listed only on demand; its repository and history stay. Refused while it has environments.
-#[utoipa::path(delete, path = "/projects/{id}", tag = "projects", params(("id" = Uuid, Path)), responses((status = 200, description = "The archived project.", body = Project)))]
+#[utoipa::path(delete, path = "/projects/{id}", tag = "Projects", params(("id" = Uuid, Path)), responses((status = 200, description = "The archived project.", body = Project)))]
 pub(crate) async fn archive(
     State(state): State<AppState>,
     Authorized(grant): Authorized<ManageProjects>,
@@ -283,7 +283,7 @@ pub(crate) async fn archive(
 }
 
 /// List branch mappings.
-#[utoipa::path(get, path = "/projects/{id}/branch-mappings", tag = "projects", params(("id" = Uuid, Path)),
+#[utoipa::path(get, path = "/projects/{id}/branch-mappings", tag = "Projects", params(("id" = Uuid, Path)),
     responses((status = 200, description = "The highest priority first.", body = BranchMappings)))]
 pub(crate) async fn branch_mappings(
     State(state): State<AppState>,
@@ -294,7 +294,7 @@ pub(crate) async fn branch_mappings(
 }
 
 /// Replace all branch mappings.
-#[utoipa::path(put, path = "/projects/{id}/branch-mappings", tag = "projects", params(("id" = Uuid, Path)), request_body = SetBranchMappings,
+#[utoipa::path(put, path = "/projects/{id}/branch-mappings", tag = "Projects", params(("id" = Uuid, Path)), request_body = SetBranchMappings,
     responses((status = 200, description = "The mappings as they are now.", body = BranchMappings)))]
 pub(crate) async fn set_branch_mappings(
     State(state): State<AppState>,

@@ -159,7 +159,7 @@ struct WebhookSecretView {
 }
 
 /// Where the project's commits come from.
-#[utoipa::path(get, path = "/projects/{projectId}/repository", tag = "repositories", params(("projectId" = Uuid, Path)),
+#[utoipa::path(get, path = "/projects/{projectId}/repository", tag = "Repositories", params(("projectId" = Uuid, Path)),
     responses((status = 200, body = RepositoryView)))]
 async fn get_repository(
     State(state): State<AppState>,
@@ -170,7 +170,7 @@ async fn get_repository(
 }
 
 /// Lets the project take its commits from another repository. The first fetch runs after the answer.
-#[utoipa::path(post, path = "/projects/{projectId}/repository", tag = "repositories", params(("projectId" = Uuid, Path)),
+#[utoipa::path(post, path = "/projects/{projectId}/repository", tag = "Repositories", params(("projectId" = Uuid, Path)),
     request_body = RepositoryConnect, responses((status = 200, body = ConnectedView)))]
 async fn connect_repository(
     State(state): State<AppState>,
@@ -183,7 +183,7 @@ async fn connect_repository(
 }
 
 /// Back to the built-in remote.
-#[utoipa::path(delete, path = "/projects/{projectId}/repository", tag = "repositories", params(("projectId" = Uuid, Path)),
+#[utoipa::path(delete, path = "/projects/{projectId}/repository", tag = "Repositories", params(("projectId" = Uuid, Path)),
     responses((status = 200, body = RepositoryView)))]
 async fn disconnect_repository(
     State(state): State<AppState>,
@@ -194,7 +194,7 @@ async fn disconnect_repository(
 }
 
 /// Asks whether the connected repository, or the one in the body, can be read. Changes nothing.
-#[utoipa::path(post, path = "/projects/{projectId}/repository/validate", tag = "repositories", params(("projectId" = Uuid, Path)),
+#[utoipa::path(post, path = "/projects/{projectId}/repository/validate", tag = "Repositories", params(("projectId" = Uuid, Path)),
     request_body = Option<RepositoryConnect>, responses((status = 200, body = AccessView)))]
 async fn validate_repository(
     State(state): State<AppState>,
@@ -207,7 +207,7 @@ async fn validate_repository(
 }
 
 /// Fetches the connected repository now; the branches that moved count as pushed.
-#[utoipa::path(post, path = "/projects/{projectId}/repository/fetch", tag = "repositories", params(("projectId" = Uuid, Path)),
+#[utoipa::path(post, path = "/projects/{projectId}/repository/fetch", tag = "Repositories", params(("projectId" = Uuid, Path)),
     responses((status = 200, body = FetchedView)))]
 async fn fetch_repository(
     State(state): State<AppState>,
@@ -228,7 +228,7 @@ async fn fetch_repository(
 }
 
 /// Makes another deploy key; the old one stops working.
-#[utoipa::path(post, path = "/projects/{projectId}/repository/deploy-key", tag = "repositories", params(("projectId" = Uuid, Path)),
+#[utoipa::path(post, path = "/projects/{projectId}/repository/deploy-key", tag = "Repositories", params(("projectId" = Uuid, Path)),
     responses((status = 200, body = RepositoryView)))]
 async fn renew_deploy_key(
     State(state): State<AppState>,
@@ -239,7 +239,7 @@ async fn renew_deploy_key(
 }
 
 /// Makes another webhook secret; the old one stops working.
-#[utoipa::path(post, path = "/projects/{projectId}/repository/webhook-secret", tag = "repositories", params(("projectId" = Uuid, Path)),
+#[utoipa::path(post, path = "/projects/{projectId}/repository/webhook-secret", tag = "Repositories", params(("projectId" = Uuid, Path)),
     responses((status = 200, body = WebhookSecretView)))]
 async fn renew_webhook_secret(
     State(state): State<AppState>,
@@ -251,7 +251,7 @@ async fn renew_webhook_secret(
 
 /// Says that the connected repository has moved. Proven by the secret in `X-Ocore-Token` (or `X-Gitlab-Token`), or by the body's HMAC-SHA-256
 /// in `X-Ocore-Signature` (or `X-Hub-Signature-256`). Answered when it is stored; the fetch comes after. The body itself does not count.
-#[utoipa::path(post, path = "/webhooks/{projectId}", tag = "repositories", security(()),
+#[utoipa::path(post, path = "/webhooks/{projectId}", tag = "Repositories", security(()),
     params(
         ("projectId" = Uuid, Path),
         ("X-Ocore-Token" = Option<String>, Header, description = "the webhook's secret"),

@@ -88,7 +88,7 @@ impl From<roles::Role> for Role {
 }
 
 /// List all permissions.
-#[utoipa::path(get, path = "/permissions", tag = "roles", responses((status = 200, description = "Every right there is.", body = Permissions)))]
+#[utoipa::path(get, path = "/permissions", tag = "Roles", responses((status = 200, description = "Every right there is.", body = Permissions)))]
 pub(crate) async fn permissions(Authorized(_grant): Authorized<ViewRoles>) -> Json<Permissions> {
     let permissions: Vec<PermissionView> = Permission::all()
         .map(|permission| PermissionView { id: permission.to_string(), action: permission.action, resource: permission.resource })
@@ -98,7 +98,7 @@ pub(crate) async fn permissions(Authorized(_grant): Authorized<ViewRoles>) -> Js
 }
 
 /// List the roles.
-#[utoipa::path(get, path = "/roles", tag = "roles", responses((status = 200, description = "Those of the system first.", body = Roles)))]
+#[utoipa::path(get, path = "/roles", tag = "Roles", responses((status = 200, description = "Those of the system first.", body = Roles)))]
 pub(crate) async fn list(State(state): State<AppState>, Authorized(grant): Authorized<ViewRoles>) -> Result<Json<Roles>, Problem> {
     let roles: Vec<Role> = roles::list(&state.control, &grant).await?.into_iter().map(Into::into).collect();
     let total = roles.len();
@@ -108,7 +108,7 @@ pub(crate) async fn list(State(state): State<AppState>, Authorized(grant): Autho
 /// Make a role.
 ///
 /// With no more permissions than the caller has.
-#[utoipa::path(post, path = "/roles", tag = "roles", request_body = CreateRole, responses((status = 201, description = "The role.", body = Role)))]
+#[utoipa::path(post, path = "/roles", tag = "Roles", request_body = CreateRole, responses((status = 201, description = "The role.", body = Role)))]
 pub(crate) async fn create(
     State(state): State<AppState>,
     Authorized(grant): Authorized<ManageRoles>,
@@ -121,7 +121,7 @@ pub(crate) async fn create(
 /// Change a role.
 ///
 /// Not one of the system, nor one that gives more than the caller has. What is left out stays.
-#[utoipa::path(put, path = "/roles/{id}", tag = "roles", params(("id" = Uuid, Path)), request_body = UpdateRole,
+#[utoipa::path(put, path = "/roles/{id}", tag = "Roles", params(("id" = Uuid, Path)), request_body = UpdateRole,
     responses((status = 200, description = "The role.", body = Role)))]
 pub(crate) async fn update(
     State(state): State<AppState>,
@@ -136,7 +136,7 @@ pub(crate) async fn update(
 /// Delete a role.
 ///
 /// Not one of the system, nor one that a member has.
-#[utoipa::path(delete, path = "/roles/{id}", tag = "roles", params(("id" = Uuid, Path)), responses((status = 200, description = "It is gone.", body = Message)))]
+#[utoipa::path(delete, path = "/roles/{id}", tag = "Roles", params(("id" = Uuid, Path)), responses((status = 200, description = "It is gone.", body = Message)))]
 pub(crate) async fn delete(
     State(state): State<AppState>,
     Authorized(grant): Authorized<ManageRoles>,

@@ -56,7 +56,7 @@ fn api() -> OpenApiRouter<AppState> {
         .routes(routes!(environments::trigger_build))
         .routes(routes!(environments::list_of_project, environments::create))
         .routes(routes!(branches::commits_since))
-        .routes(routes!(pipeline::get))
+        .routes(routes!(pipeline::pipeline))
         // deployments
         .routes(routes!(deployments::list_of_project))
         .routes(routes!(deployments::deploy))

@@ -80,7 +80,7 @@ impl From<servers::Server> for Server {
 }
 
 /// List the servers.
-#[utoipa::path(get, path = "/servers", tag = "servers", responses((status = 200, description = "By name.", body = Servers)))]
+#[utoipa::path(get, path = "/servers", tag = "Servers", responses((status = 200, description = "By name.", body = Servers)))]
 pub(crate) async fn list(State(state): State<AppState>, Authorized(grant): Authorized<ViewServers>) -> Result<Json<Servers>, Problem> {
     let servers: Vec<Server> = servers::list(&state.control, &grant).await?.into_iter().map(Into::into).collect();
     let total = servers.len();
@@ -88,7 +88,7 @@ pub(crate) async fn list(State(state): State<AppState>, Authorized(grant): Autho
 }
 
 /// Show a server.
-#[utoipa::path(get, path = "/servers/{id}", tag = "servers", params(("id" = Uuid, Path)), responses((status = 200, description = "The server.", body = Server)))]
+#[utoipa::path(get, path = "/servers/{id}", tag = "Servers", params(("id" = Uuid, Path)), responses((status = 200, description = "The server.", body = Server)))]
 pub(crate) async fn show(
     State(state): State<AppState>,
     Authorized(grant): Authorized<ViewServers>,

@@ -1,0 +1,145 @@
+use anyhow::{Context, Result};
+use axum::http::{Method, StatusCode};
+use ocore_testkit::store::PASSWORD;
+use serde_json::{Value, json};
+
+use crate::support::{Answer, TestApi};
+
+/// What a browser would send back.
+fn cookies(answer: &Answer) -> String {
+    let cookies = answer.headers.get_all("set-cookie").iter().filter_map(|cookie| cookie.to_str().ok());
+    cookies.filter_map(|cookie| cookie.split(';').next()).collect::<Vec<_>>().join("; ")
+}
+
+async fn log_in(api: &TestApi, email: &str) -> Result<Answer> {
+    let answer = api.post("/auth/login", &json!({ "email": email, "password": PASSWORD })).send().await?;
+    anyhow::ensure!(answer.status == StatusCode::OK, "{}", answer.text);
+    Ok(answer)
+}
+
+#[tokio::test]
+async fn a_program_signs_up_works_refreshes_and_logs_out() -> Result<()> {
+    let api = TestApi::new().await?;
+    let body = json!({ "email": "Ada@example.com", "name": "Ada", "password": PASSWORD });
+    let session = api.post("/auth/signup", &body).expect(StatusCode::CREATED).await?;
+    assert_eq!(session["user"]["email"], "ada@example.com");
+    assert_eq!((session["tokenType"].as_str(), session["expiresIn"].as_i64()), (Some("Bearer"), Some(3600)));
+    let token = session["accessToken"].as_str().context("accessToken")?;
+    assert_eq!(api.get("/user").token(token).expect(StatusCode::OK).await?["name"], "Ada");
+
+    let refreshed = api.post("/auth/refresh", &json!({ "refreshToken": session["refreshToken"] })).expect(StatusCode::OK).await?;
+    let token = refreshed["accessToken"].as_str().context("accessToken")?;
+    api.post("/auth/logout", &json!({ "refreshToken": refreshed["refreshToken"] })).expect(StatusCode::OK).await?;
+    assert_eq!(api.get("/user").token(token).problem(StatusCode::UNAUTHORIZED).await?, "session_ended");
+    Ok(())
+}
+
+#[tokio::test]
+async fn inputs_of_sign_up_are_checked_all_at_once() -> Result<()> {
+    let api = TestApi::new().await?;
+    let body = json!({ "email": "ada", "name": " ", "password": "short" });
+    let problem = api.post("/auth/signup", &body).expect(StatusCode::UNPROCESSABLE_ENTITY).await?;
+    let fields: Vec<&str> = problem["errors"].as_array().unwrap().iter().map(|error| error["field"].as_str().unwrap()).collect();
+    assert_eq!(fields, ["email", "name", "password"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_browser_is_known_by_its_cookies_and_only_our_own_pages_may_use_them() -> Result<()> {
+    let api = TestApi::new().await?;
+    api.store.organization("acme").await?;
+    let session = log_in(&api, "owner@acme.example").await?;
+    for cookie in session.headers.get_all("set-cookie") {
+        let cookie = cookie.to_str()?;
+        assert!(cookie.contains("; HttpOnly; SameSite=Lax; Max-Age=") && cookie.contains("Path=/;"), "{cookie}");
+    }
+    let cookies = cookies(&session);
+    api.get("/org").header("cookie", &cookies).expect(StatusCode::OK).await?;
+
+    let post = |headers: &[(&str, &str)]| {
+        let mut call = api.post("/projects", &json!({ "name": "Shop", "odooVersion": "19.0" })).header("cookie", &cookies);
+        for (name, value) in headers {
+            call = call.header(name, value);
+        }
+        call
+    };
+    for headers in [
+        &[][..],
+        &[("sec-fetch-site", "cross-site")],
+        &[("sec-fetch-site", "same-site")],
+        &[("sec-fetch-site", "none")],
+        &[("origin", "http://shop.localhost:8080"), ("host", "localhost:8700")],
+        &[("origin", "null"), ("host", "localhost:8700")],
+        &[("origin", "http://"), ("host", "")],
+    ] {
+        assert_eq!(post(headers).problem(StatusCode::FORBIDDEN).await?, "cross_site_request", "{headers:?}");
+    }
+    post(&[("sec-fetch-site", "same-origin")]).expect(StatusCode::CREATED).await?;
+    let origin = [("origin", "http://localhost:8700"), ("host", "localhost:8700")];
+    assert_eq!(post(&origin).problem(StatusCode::CONFLICT).await?, "project_name_taken");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_browser_refreshes_and_logs_out_by_cookie() -> Result<()> {
+    let api = TestApi::new().await?;
+    api.store.user("ada@example.com").await?;
+    let first = cookies(&log_in(&api, "ada@example.com").await?);
+    let refresh = || api.call(Method::POST, "/auth/refresh");
+    assert_eq!(refresh().problem(StatusCode::UNAUTHORIZED).await?, "authentication_required");
+    assert_eq!(refresh().header("cookie", &first).problem(StatusCode::FORBIDDEN).await?, "cross_site_request");
+    let second = refresh().header("cookie", &first).header("sec-fetch-site", "same-origin").send().await?;
+    assert_eq!(second.status, StatusCode::OK);
+    let second = cookies(&second);
+
+    let out = api.call(Method::POST, "/auth/logout").header("cookie", &second).header("sec-fetch-site", "same-origin").send().await?;
+    assert_eq!(out.status, StatusCode::OK);
+    assert_eq!(cookies(&out), "ocore_access=; ocore_refresh=");
+    assert_eq!(api.get("/user").header("cookie", &second).problem(StatusCode::UNAUTHORIZED).await?, "session_ended");
+    Ok(())
+}
+
+#[tokio::test]
+async fn under_https_the_cookies_are_secure_and_bound_to_the_host() -> Result<()> {
+    let store = ocore_testkit::Store::new().await?.with_settings(|settings| settings.public_url = "https://ocore.example.com".to_owned());
+    store.user("ada@example.com").await?;
+    let api = TestApi::on(store);
+    let session = log_in(&api, "ada@example.com").await?;
+    for cookie in session.headers.get_all("set-cookie") {
+        let cookie = cookie.to_str()?;
+        assert!(cookie.starts_with("__Host-ocore_") && cookie.ends_with("; Secure"), "{cookie}");
+    }
+    api.get("/user").header("cookie", &cookies(&session)).expect(StatusCode::OK).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_changed_password_holds_and_other_sessions_end_on_demand() -> Result<()> {
+    let api = TestApi::new().await?;
+    let other = api.store.user("ada@example.com").await?;
+    let own = log_in(&api, "ada@example.com").await?.body;
+    let token = own["accessToken"].as_str().context("accessToken")?;
+    let change = |current: &str, new: &str| json!({ "currentPassword": current, "newPassword": new, "revokeOtherSessions": true });
+    let wrong = change("wrong horse 1", "better horse 2");
+    let problem: Value = api.post("/user/change-password", &wrong).token(token).expect(StatusCode::UNPROCESSABLE_ENTITY).await?;
+    assert_eq!(problem["errors"][0]["field"], "currentPassword");
+    api.post("/user/change-password", &change(PASSWORD, "better horse 2")).token(token).expect(StatusCode::OK).await?;
+    api.get("/user").token(token).expect(StatusCode::OK).await?;
+    assert_eq!(api.get("/user").token(&other.tokens.access_token).problem(StatusCode::UNAUTHORIZED).await?, "session_ended");
+    let old = json!({ "email": "ada@example.com", "password": PASSWORD });
+    assert_eq!(api.post("/auth/login", &old).problem(StatusCode::UNAUTHORIZED).await?, "invalid_credentials");
+    Ok(())
+}
+
+#[tokio::test]
+async fn too_many_attempts_are_told_when_to_come_back() -> Result<()> {
+    let api = TestApi::new().await?;
+    let guess = json!({ "email": "ada@example.com", "password": "wrong horse 1" });
+    for _ in 0..10 {
+        api.post("/auth/login", &guess).problem(StatusCode::UNAUTHORIZED).await?;
+    }
+    let answer = api.post("/auth/login", &guess).send().await?;
+    assert_eq!((answer.status, answer.body["code"].as_str()), (StatusCode::TOO_MANY_REQUESTS, Some("too_many_attempts")));
+    assert!(answer.headers["retry-after"].to_str()?.parse::<u32>()? <= 900);
+    Ok(())
+}

@@ -1,0 +1,125 @@
+//! The API as a test calls it: the real router on a store of its own, without a socket.
+
+use anyhow::{Context, Result};
+use axum::{
+    Router,
+    body::{Body, to_bytes},
+    http::{HeaderMap, Method, Request, StatusCode, header},
+};
+use ocore_api::AppState;
+use ocore_testkit::Store;
+use serde_json::Value;
+use tower::ServiceExt;
+
+pub(crate) struct TestApi {
+    pub(crate) store: Store,
+    router: Router,
+}
+
+/// An answer, read to its end.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    /// Null when the body is no JSON.
+    pub(crate) body: Value,
+    pub(crate) text: String,
+}
+
+/// A request in the making.
+pub(crate) struct Call<'api> {
+    api: &'api TestApi,
+    request: axum::http::request::Builder,
+    body: Body,
+}
+
+impl TestApi {
+    pub(crate) async fn new() -> Result<Self> {
+        Ok(Self::on(Store::new().await?))
+    }
+
+    pub(crate) fn on(store: Store) -> Self {
+        let router = ocore_api::router(AppState { control: store.control.clone() });
+        Self { store, router }
+    }
+
+    /// A call of a path below `/api`.
+    pub(crate) fn call(&self, method: Method, path: &str) -> Call<'_> {
+        self.raw(method, &format!("/api{path}"))
+    }
+
+    pub(crate) fn raw(&self, method: Method, path: &str) -> Call<'_> {
+        Call { api: self, request: Request::builder().method(method).uri(path), body: Body::empty() }
+    }
+
+    pub(crate) fn get(&self, path: &str) -> Call<'_> {
+        self.call(Method::GET, path)
+    }
+
+    pub(crate) fn post(&self, path: &str, body: &Value) -> Call<'_> {
+        self.call(Method::POST, path).json(body)
+    }
+
+    pub(crate) fn put(&self, path: &str, body: &Value) -> Call<'_> {
+        self.call(Method::PUT, path).json(body)
+    }
+
+    pub(crate) fn delete(&self, path: &str) -> Call<'_> {
+        self.call(Method::DELETE, path)
+    }
+}
+
+impl Call<'_> {
+    pub(crate) fn header(mut self, name: &str, value: &str) -> Self {
+        self.request = self.request.header(name, value);
+        self
+    }
+
+    pub(crate) fn token(self, token: &str) -> Self {
+        self.header(header::AUTHORIZATION.as_str(), &format!("Bearer {token}"))
+    }
+
+    pub(crate) fn organization(self, slug: &str) -> Self {
+        self.header("x-org-slug", slug)
+    }
+
+    pub(crate) fn json(self, body: &Value) -> Self {
+        let mut call = self.header(header::CONTENT_TYPE.as_str(), "application/json");
+        call.body = Body::from(body.to_string());
+        call
+    }
+
+    pub(crate) fn text(mut self, body: &str) -> Self {
+        self.body = Body::from(body.to_owned());
+        self
+    }
+
+    /// The status alone; an answer that never ends is not read.
+    pub(crate) async fn status(self) -> Result<StatusCode> {
+        let request = self.request.body(self.body)?;
+        Ok(self.api.router.clone().oneshot(request).await?.status())
+    }
+
+    pub(crate) async fn send(self) -> Result<Answer> {
+        let request = self.request.body(self.body)?;
+        let response = self.api.router.clone().oneshot(request).await?;
+        let (parts, body) = response.into_parts();
+        let bytes = to_bytes(body, 64 << 20).await?;
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        let body = serde_json::from_slice(&bytes).unwrap_or_default();
+        Ok(Answer { status: parts.status, headers: parts.headers, body, text })
+    }
+
+    /// The body of an answer with that status.
+    pub(crate) async fn expect(self, status: StatusCode) -> Result<Value> {
+        let answer = self.send().await?;
+        anyhow::ensure!(answer.status == status, "{} instead of {status}: {}", answer.status, answer.text);
+        Ok(answer.body)
+    }
+
+    /// A problem with that status; gives its code.
+    pub(crate) async fn problem(self, status: StatusCode) -> Result<String> {
+        let body = self.expect(status).await?;
+        Ok(body["code"].as_str().context("the answer is not a problem")?.to_owned())
+    }
+}
