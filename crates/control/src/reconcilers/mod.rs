@@ -1,6 +1,7 @@
 //! Reconcilers: each keeps one thing true for ever. None takes input: a run looks at what should be and what is, and does the difference. Each
 //! runs on a timer and on a signal, one run at a time, and keeps what its last run did.
 
+mod git;
 mod keep_running;
 mod leftovers;
 mod logs;
@@ -52,8 +53,11 @@ struct Reconciler {
 const ALL: &[Reconciler] = &[
     Reconciler { name: "keep_running", every: Duration::from_secs(5), run: |control| Box::pin(keep_running::run(control)) },
     Reconciler { name: "routes", every: Duration::from_secs(10), run: |control| Box::pin(routes::run(control)) },
+    Reconciler { name: "webhooks", every: Duration::from_secs(60), run: |control| Box::pin(git::webhooks(control)) },
+    Reconciler { name: "branches", every: Duration::from_secs(300), run: |control| Box::pin(git::branches(control)) },
     Reconciler { name: "leftovers", every: Duration::from_secs(60), run: |control| Box::pin(leftovers::run(control)) },
     Reconciler { name: "logs", every: Duration::from_secs(60), run: |control| Box::pin(logs::run(control)) },
+    Reconciler { name: "mirrors", every: Duration::from_secs(24 * 3600), run: |control| Box::pin(git::mirrors(control)) },
     Reconciler { name: "prune", every: Duration::from_secs(3600), run: |control| Box::pin(prune::run(control)) },
 ];
 

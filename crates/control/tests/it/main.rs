@@ -2,7 +2,10 @@
 
 mod accounts;
 mod branches;
+mod deploy;
 mod environments;
 mod events;
 mod git;
 mod scenario;
+mod scene;
+mod world;

@@ -1,0 +1,479 @@
+//! A host whose machine is a table in memory, for tests of the engine: it keeps the promises of [`Host`] (fences, calls that run twice, data
+//! sets that are whole or absent) and breaks where a test wants it to. What real machines do is tested in `ocore-host` and end to end.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use async_trait::async_trait;
+use chrono::Utc;
+use ocore_host::{
+    BuildRelease, DataSource, Distribution, Fence, Host, HostError, HostFacts, InstalledModule, InstanceObservation, Progress, Release,
+    ReleaseId, Result, RunModules, RunningSlot, SlotSpec, Source, SourceId, SourceModule, TarStream,
+};
+use ocore_model::{
+    edge::EdgeStatus,
+    ids::{DataSetId, InstanceId},
+    instance::Color,
+    names::OdooVersion,
+    route::{RouteSnapshot, RouteState},
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+    sync::Notify,
+};
+
+/// What a call does when a test has said so.
+#[derive(Debug, Clone)]
+pub(crate) enum Trouble {
+    /// Fails every time with `Rejected` and this sentence.
+    Reject(&'static str),
+    /// Fails every time with `Machine` and this sentence.
+    Break(&'static str),
+    /// Waits until it is let on or cancelled. Its effect comes after the wait.
+    Hold,
+    /// As `Hold`, with its effect before the wait.
+    HoldAfter,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct InstanceWorld {
+    pub generation: i64,
+    /// Data sets and what was done in them: `installed a`, `updated b`.
+    pub data_sets: BTreeMap<DataSetId, Vec<String>>,
+    pub clusters: BTreeSet<DataSetId>,
+    pub slots: BTreeMap<Color, (DataSetId, ReleaseId)>,
+}
+
+#[derive(Default)]
+struct State {
+    instances: BTreeMap<InstanceId, InstanceWorld>,
+    sources: BTreeMap<SourceId, Source>,
+    releases: BTreeMap<ReleaseId, Release>,
+    routes: Option<RouteSnapshot>,
+    trouble: BTreeMap<&'static str, Trouble>,
+    calls: Vec<String>,
+    holding: BTreeSet<&'static str>,
+}
+
+/// The machine, its edge and its calls.
+pub(crate) struct World {
+    state: Arc<Mutex<State>>,
+    changed: Notify,
+    edge: SocketAddr,
+}
+
+impl World {
+    pub(crate) async fn new() -> Arc<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let edge = listener.local_addr().unwrap();
+        let state = Arc::new(Mutex::new(State::default()));
+        let weak = Arc::downgrade(&state);
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let Some(state) = weak.upgrade() else { return };
+                tokio::spawn(serve(stream, state));
+            }
+        });
+        Arc::new(Self { state, changed: Notify::new(), edge })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn instance(&self, instance: InstanceId) -> InstanceWorld {
+        self.state().instances.get(&instance).cloned().unwrap_or_default()
+    }
+
+    pub(crate) fn knows(&self, instance: InstanceId) -> bool {
+        self.state().instances.contains_key(&instance)
+    }
+
+    pub(crate) fn routes(&self) -> Option<RouteSnapshot> {
+        self.state().routes.clone()
+    }
+
+    pub(crate) fn route(&self, instance: InstanceId) -> Option<RouteState> {
+        self.routes()?.routes.into_iter().find(|route| route.instance_id == instance).map(|route| route.state)
+    }
+
+    /// Loses the routes, as an edge that was set up anew.
+    pub(crate) fn forget_routes(&self) {
+        self.state().routes = None;
+    }
+
+    /// Kills a slot's Odoo behind everybody's back.
+    pub(crate) fn kill_slot(&self, instance: InstanceId, color: Color) {
+        self.state().instances.entry(instance).or_default().slots.remove(&color);
+    }
+
+    /// Everything stops, as when the machine restarts.
+    pub(crate) fn restart_machine(&self) {
+        for instance in self.state().instances.values_mut() {
+            instance.slots.clear();
+            instance.clusters.clear();
+        }
+    }
+
+    /// Puts a data set there that nobody made.
+    pub(crate) fn litter(&self, instance: InstanceId) -> DataSetId {
+        let data_set = DataSetId::new();
+        self.state().instances.entry(instance).or_default().data_sets.insert(data_set, Vec::new());
+        data_set
+    }
+
+    pub(crate) fn trouble(&self, call: &'static str, trouble: Trouble) {
+        self.state().trouble.insert(call, trouble);
+    }
+
+    /// Ends the trouble; what is held goes on.
+    pub(crate) fn relieve(&self, call: &'static str) {
+        self.state().trouble.remove(call);
+        self.changed.notify_waiters();
+    }
+
+    /// Returns when a call is held.
+    pub(crate) async fn held(&self, call: &'static str) {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if self.state().holding.contains(call) {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// How often a call was made.
+    pub(crate) fn calls(&self, call: &str) -> usize {
+        self.state().calls.iter().filter(|made| *made == call).count()
+    }
+
+    /// Takes note of a call; fails or waits as a test has said.
+    async fn enter(&self, call: &'static str, after: bool, cancel: Option<&tokio_util::sync::CancellationToken>) -> Result<()> {
+        if !after {
+            self.state().calls.push(call.to_owned());
+        }
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            let trouble = self.state().trouble.get(call).cloned();
+            match trouble {
+                Some(Trouble::Reject(summary)) if !after => return Err(HostError::rejected(summary)),
+                Some(Trouble::Break(summary)) if !after => return Err(HostError::machine(summary)),
+                Some(Trouble::Hold) if !after => {}
+                Some(Trouble::HoldAfter) if after => {}
+                _ => {
+                    self.state().holding.remove(call);
+                    return Ok(());
+                }
+            }
+            if self.state().holding.insert(call) {
+                self.changed.notify_waiters();
+            }
+            match cancel {
+                Some(cancel) => tokio::select! {
+                    () = changed => {}
+                    () = cancel.cancelled() => {
+                        self.state().holding.remove(call);
+                        return Err(HostError::Cancelled);
+                    }
+                },
+                None => changed.await,
+            }
+        }
+    }
+
+    /// Refuses what an older claim calls.
+    fn fenced<T>(&self, instance: InstanceId, fence: Fence, effect: impl FnOnce(&mut InstanceWorld) -> Result<T>) -> Result<T> {
+        let mut state = self.state();
+        let Some(world) = state.instances.get_mut(&instance) else {
+            return Err(HostError::NotFound { what: "instance", id: instance.to_string() });
+        };
+        if fence.generation < world.generation {
+            return Err(HostError::Fenced { held: fence.generation, newest: world.generation });
+        }
+        world.generation = fence.generation;
+        effect(world)
+    }
+
+    fn address(color: Color) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], if color == Color::Blue { 1 } else { 2 }))
+    }
+}
+
+/// An edge that answers for slots that are routed, without asking them.
+async fn serve(mut stream: tokio::net::TcpStream, state: Arc<Mutex<State>>) {
+    let mut request = Vec::new();
+    let mut buffer = [0; 1024];
+    while !request.windows(4).any(|window| window == b"\r\n\r\n") {
+        match stream.read(&mut buffer).await {
+            Ok(0) | Err(_) => return,
+            Ok(read) => request.extend_from_slice(&buffer[..read]),
+        }
+    }
+    let request = String::from_utf8_lossy(&request).to_lowercase();
+    let host = request.lines().find_map(|line| line.strip_prefix("host: ")).unwrap_or_default().trim().to_owned();
+    let serving = {
+        let state = state.lock().unwrap_or_else(PoisonError::into_inner);
+        let route = state.routes.iter().flat_map(|snapshot| &snapshot.routes).find(|route| route.hosts.contains(&host)).cloned();
+        route.is_some_and(|route| match route.state {
+            RouteState::Serving { http, .. } => {
+                state.instances.get(&route.instance_id).is_some_and(|world| world.slots.keys().any(|color| World::address(*color) == http))
+            }
+            _ => false,
+        })
+    };
+    let answer = if serving { "HTTP/1.1 200 OK" } else { "HTTP/1.1 503 Service Unavailable" };
+    let _ = stream.write_all(format!("{answer}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").as_bytes()).await;
+}
+
+#[async_trait]
+impl Host for World {
+    async fn facts(&self) -> Result<HostFacts> {
+        Err(HostError::machine("this machine is a table in memory"))
+    }
+
+    /// The tree of a test's commit is one file, `modules.json`.
+    async fn unpack_source(&self, source: &SourceId, _: &str, mut tar: TarStream) -> Result<()> {
+        let mut bytes = Vec::new();
+        tar.read_to_end(&mut bytes).await.map_err(|error| HostError::machine_from("the stream broke", error))?;
+        let text = String::from_utf8_lossy(&bytes);
+        let start = text.find('[').unwrap_or(0);
+        let end = text.rfind(']').map_or(start, |end| end + 1);
+        let modules: Vec<(String, String)> = serde_json::from_str(&text[start..end]).unwrap_or_default();
+        let modules = modules
+            .into_iter()
+            .map(|(name, digest)| SourceModule {
+                name: name.parse().unwrap(),
+                path: name,
+                in_submodule: false,
+                installable: true,
+                auto_install: false,
+                version: "19.0.1.0.0".to_owned(),
+                depends: vec!["base".to_owned()],
+                digest,
+            })
+            .collect();
+        let sealed = Source { id: source.clone(), modules, requirements: Vec::new(), bytes: 1 };
+        self.state().sources.insert(source.clone(), sealed);
+        Ok(())
+    }
+
+    async fn seal_source(&self, source: &SourceId, _: &[String], progress: Progress) -> Result<Source> {
+        self.enter("seal_source", false, Some(&progress.cancel)).await?;
+        self.find_source(source).await?.ok_or_else(|| HostError::NotFound { what: "source", id: source.to_string() })
+    }
+
+    async fn find_source(&self, source: &SourceId) -> Result<Option<Source>> {
+        Ok(self.state().sources.get(source).cloned())
+    }
+
+    async fn distribution(&self, version: &OdooVersion) -> Result<Distribution> {
+        self.enter("distribution", false, None).await?;
+        Ok(Distribution { odoo_version: version.clone(), id: "odoo".to_owned(), modules: vec!["base".parse().unwrap()] })
+    }
+
+    async fn build_release(&self, request: BuildRelease, progress: Progress) -> Result<Release> {
+        progress.log.line("building");
+        self.enter("build_release", false, Some(&progress.cancel)).await?;
+        let source = self.find_source(&request.source).await?.unwrap();
+        let release = Release {
+            id: ReleaseId(request.source.0.clone()),
+            source: request.source,
+            odoo_version: request.odoo_version,
+            distribution_id: "odoo".to_owned(),
+            modules: source.modules.into_iter().map(|module| (module.name, module.digest)).collect(),
+        };
+        self.state().releases.insert(release.id.clone(), release.clone());
+        self.enter("build_release", true, Some(&progress.cancel)).await?;
+        Ok(release)
+    }
+
+    async fn find_release(&self, release: &ReleaseId) -> Result<Option<Release>> {
+        Ok(self.state().releases.get(release).cloned())
+    }
+
+    async fn prune_releases(&self, _: &[ReleaseId]) -> Result<()> {
+        Ok(())
+    }
+
+    async fn create_instance(&self, instance: InstanceId, fence: Fence) -> Result<()> {
+        self.enter("create_instance", false, None).await?;
+        self.state().instances.entry(instance).or_default();
+        self.fenced(instance, fence, |_| Ok(()))
+    }
+
+    async fn destroy_instance(&self, instance: InstanceId, fence: Fence) -> Result<()> {
+        self.enter("destroy_instance", false, None).await?;
+        if !self.knows(instance) {
+            return Ok(());
+        }
+        self.fenced(instance, fence, |_| Ok(()))?;
+        self.state().instances.remove(&instance);
+        Ok(())
+    }
+
+    async fn create_data_set(
+        &self,
+        instance: InstanceId,
+        data_set: DataSetId,
+        source: DataSource,
+        fence: Fence,
+        progress: Progress,
+    ) -> Result<()> {
+        self.fenced(instance, fence, |_| Ok(()))?;
+        self.enter("create_data_set", false, Some(&progress.cancel)).await?;
+        self.fenced(instance, fence, |world| {
+            let content = match source {
+                DataSource::Fresh => Vec::new(),
+                DataSource::CopyOf(original) => {
+                    world.slots.retain(|_, (used, _)| *used != original);
+                    world.clusters.remove(&original);
+                    world.data_sets.get(&original).cloned().expect("a copy of a data set that is there")
+                }
+            };
+            world.data_sets.entry(data_set).or_insert(content);
+            Ok(())
+        })?;
+        self.enter("create_data_set", true, Some(&progress.cancel)).await
+    }
+
+    async fn remove_data_set(&self, instance: InstanceId, data_set: DataSetId, fence: Fence) -> Result<()> {
+        self.enter("remove_data_set", false, None).await?;
+        self.fenced(instance, fence, |world| {
+            world.slots.retain(|_, (used, _)| *used != data_set);
+            world.clusters.remove(&data_set);
+            world.data_sets.remove(&data_set);
+            Ok(())
+        })
+    }
+
+    async fn start_cluster(&self, instance: InstanceId, data_set: DataSetId, fence: Fence) -> Result<()> {
+        self.fenced(instance, fence, |world| {
+            world.clusters.insert(data_set);
+            Ok(())
+        })
+    }
+
+    async fn stop_cluster(&self, instance: InstanceId, data_set: DataSetId, fence: Fence) -> Result<()> {
+        self.enter("stop_cluster", false, None).await?;
+        self.fenced(instance, fence, |world| {
+            world.clusters.remove(&data_set);
+            Ok(())
+        })
+    }
+
+    async fn installed_modules(&self, instance: InstanceId, data_set: DataSetId, fence: Fence) -> Result<Vec<InstalledModule>> {
+        self.enter("installed_modules", false, None).await?;
+        self.fenced(instance, fence, |world| {
+            let names: BTreeSet<String> =
+                world.data_sets[&data_set].iter().filter_map(|done| done.strip_prefix("installed ")).map(ToOwned::to_owned).collect();
+            Ok(names.into_iter().map(|name| InstalledModule { name, state: "installed".to_owned(), version: None }).collect())
+        })
+    }
+
+    async fn run_modules(&self, instance: InstanceId, request: RunModules, fence: Fence, progress: Progress) -> Result<()> {
+        progress.log.line("odoo runs");
+        self.enter("run_modules", false, Some(&progress.cancel)).await?;
+        self.fenced(instance, fence, |world| {
+            let done = world.data_sets.get_mut(&request.data_set).expect("modules run in a data set that is there");
+            done.extend(request.install.iter().map(|name| format!("installed {name}")));
+            done.extend(request.update.iter().map(|name| format!("updated {name}")));
+            Ok(())
+        })?;
+        self.enter("run_modules", true, Some(&progress.cancel)).await
+    }
+
+    async fn start_slot(&self, instance: InstanceId, slot: SlotSpec, fence: Fence, progress: Progress) -> Result<RunningSlot> {
+        self.fenced(instance, fence, |_| Ok(()))?;
+        self.enter("start_slot", false, Some(&progress.cancel)).await?;
+        self.fenced(instance, fence, |world| {
+            assert!(world.data_sets.contains_key(&slot.data_set), "a slot on a data set that is not there");
+            world.clusters.insert(slot.data_set);
+            world.slots.insert(slot.color, (slot.data_set, slot.release.clone()));
+            Ok(())
+        })?;
+        self.enter("start_slot", true, Some(&progress.cancel)).await?;
+        Ok(RunningSlot {
+            color: slot.color,
+            data_set: slot.data_set,
+            release: slot.release,
+            http: Self::address(slot.color),
+            websocket: None,
+            pid: 1,
+            started_at: Utc::now(),
+        })
+    }
+
+    async fn stop_slot(&self, instance: InstanceId, color: Color, fence: Fence) -> Result<()> {
+        self.enter("stop_slot", false, None).await?;
+        self.fenced(instance, fence, |world| {
+            world.slots.remove(&color);
+            Ok(())
+        })
+    }
+
+    async fn observe(&self) -> Result<Vec<InstanceObservation>> {
+        Ok(self
+            .state()
+            .instances
+            .iter()
+            .map(|(instance, world)| InstanceObservation {
+                instance: *instance,
+                data_sets: world.data_sets.keys().copied().collect(),
+                clusters: world.clusters.iter().copied().collect(),
+                slots: world
+                    .slots
+                    .iter()
+                    .map(|(color, (data_set, release))| RunningSlot {
+                        color: *color,
+                        data_set: *data_set,
+                        release: release.clone(),
+                        http: Self::address(*color),
+                        websocket: None,
+                        pid: 1,
+                        started_at: Utc::now(),
+                    })
+                    .collect(),
+            })
+            .collect())
+    }
+
+    async fn odoo_log(&self, _: InstanceId, _: usize, _: bool) -> Result<tokio::sync::mpsc::Receiver<String>> {
+        Err(HostError::machine("this machine has no logs"))
+    }
+
+    async fn rotate_logs(&self) -> Result<()> {
+        Ok(())
+    }
+
+    async fn apply_routes(&self, snapshot: RouteSnapshot) -> Result<u64> {
+        self.enter("apply_routes", false, None).await?;
+        let mut state = self.state();
+        if let Some(newest) = state.routes.as_ref().map(|routes| routes.generation).filter(|newest| *newest > snapshot.generation) {
+            return Err(HostError::Fenced { held: snapshot.generation as i64, newest: newest as i64 });
+        }
+        let generation = snapshot.generation;
+        state.routes = Some(snapshot);
+        Ok(generation)
+    }
+
+    async fn edge_status(&self) -> Result<EdgeStatus> {
+        self.enter("edge_status", false, None).await?;
+        Ok(EdgeStatus {
+            generation: self.routes().map_or(0, |routes| routes.generation),
+            started_at: Utc::now(),
+            listen: vec![self.edge],
+            connections: 0,
+            unknown_host_requests: 0,
+            instances: Vec::new(),
+        })
+    }
+}
