@@ -72,6 +72,9 @@ impl InstanceRow {
 impl Scene {
     pub(crate) async fn new() -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
+        if let Ok(filter) = std::env::var("OCORE_TEST_LOG") {
+            let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
+        }
         let world = World::new().await;
         let store = Store::with_host(world.clone()).await.unwrap();
         let scope = store.organization("acme").await.unwrap().scope;
