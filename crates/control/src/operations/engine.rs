@@ -209,7 +209,7 @@ impl Inner {
                     }
                 }
             }
-            .instrument(tracing::info_span!("operation", %id)),
+            .instrument(tracing::info_span!(parent: None, "operation", %id)),
         );
     }
 

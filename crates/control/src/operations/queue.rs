@@ -8,8 +8,15 @@
 //!   itself runs in tasks of the engine's.
 //! - A worker that registers under a name which another connection of the pool has registered before is refused: each start has a new name.
 //! - Its own listener ends silently with its connection: [`super::pulse`] listens and wakes the worker through a channel.
+//! - A wake that comes while it fetches is swallowed, and with its own strategies nothing wakes it after that: [`Wakes`] looks again.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use apalis::prelude::*;
 use apalis_postgres::{Config, PgTask, PostgresStorage};
@@ -17,6 +24,7 @@ use futures::StreamExt;
 use ocore_model::ids::OperationId;
 use serde::{Deserialize, Serialize};
 use sqlx::{PgConnection, PgPool};
+use tokio::{sync::watch, time::Sleep};
 use tokio_stream::wrappers::WatchStream;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -26,7 +34,9 @@ use crate::{Error, Result};
 const QUEUE: &str = "ocore::operations";
 /// The notification that the queue's table sends for each new job.
 pub(super) const CHANNEL: &str = "apalis::job::insert";
-/// Between two looks without a notification. The sweeper is the safety net, this is apalis's own.
+/// After a wake the queue is looked at once more after each of these: a fetch that was under way may have begun before the job was there.
+const LOOK_AGAIN: [Duration; 3] = [Duration::from_millis(30), Duration::from_millis(300), Duration::from_secs(2)];
+/// Between two looks without a wake.
 const POLL: Duration = Duration::from_secs(60);
 const HEARTBEAT: Duration = Duration::from_secs(60);
 /// Between two starts of a worker that an error has ended.
@@ -66,12 +76,42 @@ pub(super) async fn prune(connection: &mut PgConnection) -> Result<()> {
     Ok(())
 }
 
+/// When the worker looks for jobs: when it is woken, and a few times after that.
+struct Wakes {
+    wakes: WatchStream<u64>,
+    /// How many of the looks after the last wake have been taken.
+    looked: usize,
+    next: Pin<Box<Sleep>>,
+}
+
+impl Wakes {
+    fn new(wakes: watch::Receiver<u64>) -> Self {
+        Self { wakes: WatchStream::from_changes(wakes), looked: 0, next: Box::pin(tokio::time::sleep(LOOK_AGAIN[0])) }
+    }
+}
+
+impl PollStrategy for Wakes {
+    fn poll_drive(&mut self, context: &mut Context<'_>, _: &PollSnapshot) -> Poll<Option<()>> {
+        let mut due = false;
+        // Each is polled until it waits, so that both will wake us.
+        while let Poll::Ready(Some(_)) = self.wakes.poll_next_unpin(context) {
+            (due, self.looked) = (true, 0);
+            self.next.set(tokio::time::sleep(LOOK_AGAIN[0]));
+        }
+        while self.next.as_mut().poll(context).is_ready() {
+            (due, self.looked) = (true, self.looked + 1);
+            self.next.set(tokio::time::sleep(LOOK_AGAIN.get(self.looked).copied().unwrap_or(POLL)));
+        }
+        if due { Poll::Ready(Some(())) } else { Poll::Pending }
+    }
+}
+
 /// Hands every id that comes to `handle`, until `shutdown`. `wakes` changes when there may be a job. A call of `handle` may be dropped at
 /// any moment and must leave the work running.
 pub(super) async fn work<Handle, Handled>(
     pool: PgPool,
     process: Uuid,
-    wakes: tokio::sync::watch::Receiver<u64>,
+    wakes: watch::Receiver<u64>,
     handle: Handle,
     shutdown: CancellationToken,
 ) where
@@ -99,7 +139,7 @@ pub(super) async fn work<Handle, Handled>(
 async fn run_worker<Handle, Handled>(
     pool: PgPool,
     name: String,
-    wakes: tokio::sync::watch::Receiver<u64>,
+    wakes: watch::Receiver<u64>,
     handle: Arc<Handle>,
     shutdown: CancellationToken,
 ) -> std::result::Result<(), WorkerError>
@@ -108,9 +148,7 @@ where
     Handled: Future<Output = ()> + Send + 'static,
 {
     let config = Config::default().queue(QUEUE).batch_size(16).heartbeat_interval(HEARTBEAT);
-    let backend = PostgresStorage::<RunOperation>::new(&pool)
-        .with_config(config)
-        .poll_with_strategy(Strategy::new().stream(WatchStream::from_changes(wakes)).interval(POLL));
+    let backend = PostgresStorage::<RunOperation>::new(&pool).with_config(config).poll_with_strategy(Wakes::new(wakes));
     let worker = WorkerBuilder::new(name).backend(backend).build(move |job: RunOperation| {
         let handle = handle.clone();
         async move {
