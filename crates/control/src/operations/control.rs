@@ -115,7 +115,8 @@ pub(super) async fn settled(
     if action == ControlAction::Stop || live.active_color.is_none() {
         return Ok(());
     }
-    let status = live.status.next(InstanceEvent::Broke)?;
+    // One that is being removed meanwhile stays so.
+    let Ok(status) = live.status.next(InstanceEvent::Broke) else { return Ok(()) };
     let message = format!("Odoo could not be started: {}", failure.message);
     store::deploy::set_status(connection, execution.instance, execution.generation, status, &message, now).await?;
     Ok(())

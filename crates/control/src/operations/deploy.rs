@@ -10,7 +10,7 @@ use backon::{ExponentialBuilder, Retryable};
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use chrono::{DateTime, Utc};
 use futures::future::BoxFuture;
-use ocore_host::{BuildRelease, DataSource, Fence, LogSink, OdooSettings, Progress, ReleaseId, RunModules, SlotSpec, SourceId};
+use ocore_host::{BuildRelease, DataSource, Fence, HostError, LogSink, OdooSettings, Progress, ReleaseId, RunModules, SlotSpec, SourceId};
 use ocore_model::{
     deployment::{DataMode, DeploymentStatus, ModulePlan, StepName, StepStatus},
     ids::{DataSetId, DeploymentId, EnvironmentId, InstanceId, ProjectId},
@@ -267,9 +267,8 @@ async fn undo_copy(step: Arc<UndoStep>) -> Result<(), Failure> {
     let parameters = &step.parameters;
     let (control, fence) = (step.control(), step.fence());
     match control.host.remove_data_set(parameters.instance, parameters.data_set, fence).await {
-        Ok(()) => {}
-        // The first deployment failed before the instance was there.
-        Err(ocore_host::HostError::NotFound { .. }) => {}
+        // Not there: the first deployment failed before the instance was.
+        Ok(()) | Err(HostError::NotFound { .. }) => {}
         Err(error) => return Err(error.into()),
     }
     let Some(live) = parameters.live_to_rest() else { return Ok(()) };
@@ -365,7 +364,7 @@ async fn start(step: Arc<Step>) -> Result<(Addresses, String), Failure> {
 async fn undo_start(step: Arc<UndoStep>) -> Result<(), Failure> {
     let parameters = &step.parameters;
     match step.control().host.stop_slot(parameters.instance, parameters.color, step.fence()).await {
-        Ok(()) | Err(ocore_host::HostError::NotFound { .. }) => Ok(()),
+        Ok(()) | Err(HostError::NotFound { .. }) => Ok(()),
         Err(error) => Err(error.into()),
     }
 }
@@ -387,7 +386,7 @@ async fn switch(step: Arc<Step>) -> Result<((), String), Failure> {
         websocket: addresses.websocket.map(|address| address.to_string()),
         previous_data_set: parameters.live.as_ref().map(|live| live.data_set),
         admin_password: password.as_deref(),
-        status: parameters.was.next(InstanceEvent::Started).map_err(Error::from)?,
+        status: InstanceStatus::Running,
         status_message: "",
         updating: false,
     };
@@ -460,7 +459,7 @@ async fn let_go(step: &Step, old: &Live) {
         if let Some(older) = old.previous_data_set {
             control.host.remove_data_set(parameters.instance, older, fence).await?;
         }
-        Ok::<(), ocore_host::HostError>(())
+        Ok::<(), HostError>(())
     };
     if let Err(error) = letting_go.await {
         step.say(&format!("what was live before could not be let go completely: {error}"));
@@ -761,8 +760,10 @@ pub(super) async fn settled(
         }
         // Nothing has ever been live: there is nothing to fall back to.
         Outcome::Failed(_) if live.active_color.is_none() && end.status == DeploymentStatus::Failed => {
-            let status = live.status.next(InstanceEvent::Broke)?;
-            store::deploy::set_status(connection, instance, generation, status, message, now).await?;
+            // One that is being removed meanwhile stays so.
+            if let Ok(status) = live.status.next(InstanceEvent::Broke) {
+                store::deploy::set_status(connection, instance, generation, status, message, now).await?;
+            }
         }
         Outcome::Failed(_) | Outcome::Succeeded => {}
     }

@@ -37,8 +37,8 @@ pub(super) const CHANNEL: &str = "apalis::job::insert";
 /// After a wake the queue is looked at once more after each of these: a fetch that was under way may have begun before the job was there.
 const LOOK_AGAIN: [Duration; 3] = [Duration::from_millis(30), Duration::from_millis(300), Duration::from_secs(2)];
 /// Between two looks without a wake.
-const POLL: Duration = Duration::from_secs(60);
-const HEARTBEAT: Duration = Duration::from_secs(60);
+const POLL: Duration = Duration::from_mins(1);
+const HEARTBEAT: Duration = Duration::from_mins(1);
 /// Between two starts of a worker that an error has ended.
 const RESTART: Duration = Duration::from_secs(1);
 
@@ -78,7 +78,7 @@ pub(super) async fn prune(connection: &mut PgConnection) -> Result<()> {
 
 /// When the worker looks for jobs: when it is woken, and a few times after that.
 struct Wakes {
-    wakes: WatchStream<u64>,
+    signals: WatchStream<u64>,
     /// How many of the looks after the last wake have been taken.
     looked: usize,
     next: Pin<Box<Sleep>>,
@@ -86,7 +86,7 @@ struct Wakes {
 
 impl Wakes {
     fn new(wakes: watch::Receiver<u64>) -> Self {
-        Self { wakes: WatchStream::from_changes(wakes), looked: 0, next: Box::pin(tokio::time::sleep(LOOK_AGAIN[0])) }
+        Self { signals: WatchStream::from_changes(wakes), looked: 0, next: Box::pin(tokio::time::sleep(LOOK_AGAIN[0])) }
     }
 }
 
@@ -94,7 +94,7 @@ impl PollStrategy for Wakes {
     fn poll_drive(&mut self, context: &mut Context<'_>, _: &PollSnapshot) -> Poll<Option<()>> {
         let mut due = false;
         // Each is polled until it waits, so that both will wake us.
-        while let Poll::Ready(Some(_)) = self.wakes.poll_next_unpin(context) {
+        while let Poll::Ready(Some(_)) = self.signals.poll_next_unpin(context) {
             (due, self.looked) = (true, 0);
             self.next.set(tokio::time::sleep(LOOK_AGAIN[0]));
         }

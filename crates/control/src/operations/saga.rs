@@ -350,5 +350,5 @@ pub(super) async fn failpoint(name: impl FnOnce() -> String) {
 }
 
 #[cfg(not(feature = "failpoints"))]
-#[expect(clippy::unused_async, reason = "the same signature as with failpoints")]
+#[allow(clippy::unused_async, reason = "the same signature as with failpoints")]
 pub(super) async fn failpoint(_name: impl FnOnce() -> String) {}

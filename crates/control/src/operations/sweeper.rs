@@ -11,7 +11,7 @@ use crate::{Control, Result, store};
 /// While another process has operations: how soon its death is noticed.
 const WATCHFUL: Duration = Duration::from_millis(500);
 const CALM: Duration = Duration::from_secs(15);
-const PRUNE: Duration = Duration::from_secs(600);
+const PRUNE: Duration = Duration::from_mins(10);
 
 /// Sweeps at once, then regularly, and answers what the pulse hears.
 pub(super) async fn run(engine: Arc<Inner>, mut hears: mpsc::UnboundedReceiver<Heard>) {

@@ -21,11 +21,11 @@ use crate::{
 /// Starts at the same time.
 const PARALLEL: usize = 3;
 const FIRST_DELAY: Duration = Duration::from_secs(2);
-const LAST_DELAY: Duration = Duration::from_secs(300);
+const LAST_DELAY: Duration = Duration::from_mins(5);
 /// After so many starts in a row the instance is called failed.
 const FAILED_AFTER: i32 = 5;
 /// An Odoo that has been up for this long counts as healthy again.
-const STABLE: Duration = Duration::from_secs(60);
+const STABLE: Duration = Duration::from_mins(1);
 
 pub(super) async fn run(control: &Control) -> Result<Vec<String>> {
     let mut observed: BTreeMap<InstanceId, InstanceObservation> =

@@ -53,12 +53,12 @@ struct Reconciler {
 const ALL: &[Reconciler] = &[
     Reconciler { name: "keep_running", every: Duration::from_secs(5), run: |control| Box::pin(keep_running::run(control)) },
     Reconciler { name: "routes", every: Duration::from_secs(10), run: |control| Box::pin(routes::run(control)) },
-    Reconciler { name: "webhooks", every: Duration::from_secs(60), run: |control| Box::pin(git::webhooks(control)) },
-    Reconciler { name: "branches", every: Duration::from_secs(300), run: |control| Box::pin(git::branches(control)) },
-    Reconciler { name: "leftovers", every: Duration::from_secs(60), run: |control| Box::pin(leftovers::run(control)) },
-    Reconciler { name: "logs", every: Duration::from_secs(60), run: |control| Box::pin(logs::run(control)) },
-    Reconciler { name: "mirrors", every: Duration::from_secs(24 * 3600), run: |control| Box::pin(git::mirrors(control)) },
-    Reconciler { name: "prune", every: Duration::from_secs(3600), run: |control| Box::pin(prune::run(control)) },
+    Reconciler { name: "webhooks", every: Duration::from_mins(1), run: |control| Box::pin(git::webhooks(control)) },
+    Reconciler { name: "branches", every: Duration::from_mins(5), run: |control| Box::pin(git::branches(control)) },
+    Reconciler { name: "leftovers", every: Duration::from_mins(1), run: |control| Box::pin(leftovers::run(control)) },
+    Reconciler { name: "logs", every: Duration::from_mins(1), run: |control| Box::pin(logs::run(control)) },
+    Reconciler { name: "mirrors", every: Duration::from_hours(24), run: |control| Box::pin(git::mirrors(control)) },
+    Reconciler { name: "prune", every: Duration::from_hours(1), run: |control| Box::pin(prune::run(control)) },
 ];
 
 /// The running reconcilers of this process. Only the process that has the server's host runs them.

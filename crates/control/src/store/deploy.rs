@@ -252,7 +252,7 @@ pub(crate) struct NewLive<'a> {
     pub updating: bool,
 }
 
-/// Makes a slot, a data set and a release the live ones. False when a newer claim holds the instance.
+/// Makes a slot, a data set and a release the live ones; an instance that is being removed stays so. False when a newer claim holds the instance.
 pub(crate) async fn set_live(
     connection: &mut PgConnection,
     instance: InstanceId,
@@ -263,7 +263,8 @@ pub(crate) async fn set_live(
     let updated = sqlx::query!(
         "update instances
          set active_color = $3, active_data_set_id = $4, active_release = $5, active_deployment_id = $6, active_http = $7,
-             active_websocket = $8, previous_data_set_id = $9, admin_password = $10, status = $11, status_message = $12,
+             active_websocket = $8, previous_data_set_id = $9, admin_password = $10,
+             status = case status when 'removing' then status else $11 end, status_message = $12,
              updated_at = $13, updating = $14
          where id = $1 and generation = $2",
         instance.as_uuid(),
@@ -315,7 +316,7 @@ pub(crate) async fn set_addresses(
     Ok(updated.rows_affected() == 1)
 }
 
-/// What the instance's Odoo does now. False when a newer claim holds the instance.
+/// What the instance's Odoo does now; one that is being removed stays so. False when a newer claim holds the instance.
 pub(crate) async fn set_status(
     connection: &mut PgConnection,
     instance: InstanceId,
@@ -325,7 +326,9 @@ pub(crate) async fn set_status(
     now: DateTime<Utc>,
 ) -> Result<bool> {
     let updated = sqlx::query!(
-        "update instances set status = $3, status_message = $4, updated_at = $5 where id = $1 and generation = $2",
+        "update instances
+         set status = case status when 'removing' then status else $3 end, status_message = $4, updated_at = $5
+         where id = $1 and generation = $2",
         instance.as_uuid(),
         generation,
         status.as_str(),

@@ -9,21 +9,6 @@ use sqlx::PgConnection;
 
 use crate::Result;
 
-/// A step as it is now.
-#[derive(Debug, Clone)]
-pub(crate) struct StepRow {
-    pub id: StepId,
-    pub deployment_id: DeploymentId,
-    pub name: StepName,
-    pub sort_order: i32,
-    pub status: StepStatus,
-    pub summary: String,
-    /// Raised with each change.
-    pub version: i32,
-    pub started_at: Option<DateTime<Utc>>,
-    pub completed_at: Option<DateTime<Utc>>,
-}
-
 /// Writes all steps of a deployment, so that the list can be drawn before it runs. A second time changes nothing.
 pub(crate) async fn create(connection: &mut PgConnection, deployment: DeploymentId) -> Result<()> {
     for (sort_order, name) in StepName::ALL.iter().enumerate() {
@@ -39,19 +24,6 @@ pub(crate) async fn create(connection: &mut PgConnection, deployment: Deployment
         .await?;
     }
     Ok(())
-}
-
-/// The steps in the order in which they run.
-pub(crate) async fn list(connection: &mut PgConnection, deployment: DeploymentId) -> Result<Vec<StepRow>> {
-    Ok(sqlx::query_as!(
-        StepRow,
-        r#"select id as "id: StepId", deployment_id as "deployment_id: DeploymentId", name as "name: StepName", sort_order,
-                  status as "status: StepStatus", summary, version, started_at, completed_at
-           from deployment_steps where deployment_id = $1 order by sort_order"#,
-        deployment.as_uuid(),
-    )
-    .fetch_all(connection)
-    .await?)
 }
 
 /// A step that begins, or begins again after a crash.

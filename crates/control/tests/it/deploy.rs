@@ -1,5 +1,7 @@
 //! Deployments on the engine: what goes live, what is taken back, what a crash leaves.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
+
 use ocore_control::operations::{self, Cancellation, Injection};
 use ocore_model::{
     deployment::{DeploymentStatus, StepName, StepStatus},

@@ -6,6 +6,7 @@ mod deploy;
 mod environments;
 mod events;
 mod git;
+mod operations;
 mod scenario;
 mod scene;
 mod world;

@@ -1,5 +1,7 @@
 //! A project with a repository and instances, on a machine in memory: what the engine's tests start from.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
+
 use std::{process::Command, sync::Arc, time::Duration};
 
 use ocore_control::{

@@ -1,6 +1,8 @@
 //! A host whose machine is a table in memory, for tests of the engine: it keeps the promises of [`Host`] (fences, calls that run twice, data
 //! sets that are whole or absent) and breaks where a test wants it to. What real machines do is tested in `ocore-host` and end to end.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
