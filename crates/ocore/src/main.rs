@@ -98,6 +98,8 @@ fn run(command_line: CommandLine) -> Result<()> {
         Command::Serve => {
             let config = load()?;
             logging::start(&config.log);
+            // Only in builds for tests: reads FAILPOINTS.
+            let _failpoints = fail::has_failpoints().then(fail::FailScenario::setup);
             server_runtime()?.block_on(serve::run(config, file))
         }
         Command::Edge => {
