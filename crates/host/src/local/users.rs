@@ -34,12 +34,18 @@ pub(super) async fn ensure(uid: u32, name: &str, comment: &str) -> Result<Ensure
         return Ok(if user.name == name && user.gecos.to_string_lossy() == comment { Ensured::Ours } else { Ensured::Taken });
     }
     let number = uid.to_string();
-    // No ranges of subordinate ids: nothing of ours makes user namespaces.
+    // No ranges of subordinate ids: nothing of ours makes user namespaces. The group gets the user's number only when that lies in the range
+    // for groups, which ends at 60000 by default.
+    let (uid_max, gid_max) = (format!("UID_MAX={uid}"), format!("GID_MAX={uid}"));
     let program = Program::new("useradd").args(["--uid", &number, "--user-group", "--no-create-home", "--no-log-init"]).args([
         "--key",
         "SUB_UID_COUNT=0",
         "--key",
         "SUB_GID_COUNT=0",
+        "--key",
+        &uid_max,
+        "--key",
+        &gid_max,
         "--home-dir",
         "/nonexistent",
         "--shell",
