@@ -40,16 +40,16 @@ impl Host for LocalHost {
         Ok(self.installed_distribution(version).await?.distribution)
     }
 
-    async fn build_release(&self, _request: BuildRelease, _progress: Progress) -> Result<Release> {
-        unimplemented!()
+    async fn build_release(&self, request: BuildRelease, progress: Progress) -> Result<Release> {
+        self.build(&request, &progress).await
     }
 
-    async fn find_release(&self, _release: &ReleaseId) -> Result<Option<Release>> {
-        unimplemented!()
+    async fn find_release(&self, release: &ReleaseId) -> Result<Option<Release>> {
+        Ok(self.release(release)?.map(|record| record.release))
     }
 
-    async fn prune_releases(&self, _keep: &[ReleaseId]) -> Result<()> {
-        unimplemented!()
+    async fn prune_releases(&self, keep: &[ReleaseId]) -> Result<()> {
+        self.prune(keep).await
     }
 
     async fn create_instance(&self, instance: InstanceId, fence: Fence) -> Result<()> {
@@ -94,28 +94,31 @@ impl Host for LocalHost {
         claim.run(self.modules_in_database(&claim, data_set)).await
     }
 
-    async fn run_modules(&self, _instance: InstanceId, _request: RunModules, _fence: Fence, _progress: Progress) -> Result<()> {
-        unimplemented!()
+    async fn run_modules(&self, instance: InstanceId, request: RunModules, fence: Fence, progress: Progress) -> Result<()> {
+        let claim = self.claim(instance, fence).await?;
+        self.install_and_update(&claim, &request, &progress).await.map_err(|error| claim.explain(error))
     }
 
-    async fn start_slot(&self, _instance: InstanceId, _slot: SlotSpec, _fence: Fence, _progress: Progress) -> Result<RunningSlot> {
-        unimplemented!()
+    async fn start_slot(&self, instance: InstanceId, slot: SlotSpec, fence: Fence, progress: Progress) -> Result<RunningSlot> {
+        let claim = self.claim(instance, fence).await?;
+        self.serve(&claim, &slot, &progress).await.map_err(|error| claim.explain(error))
     }
 
-    async fn stop_slot(&self, _instance: InstanceId, _color: Color, _fence: Fence) -> Result<()> {
-        unimplemented!()
+    async fn stop_slot(&self, instance: InstanceId, color: Color, fence: Fence) -> Result<()> {
+        let claim = self.claim(instance, fence).await?;
+        self.end_slot(&claim, color).await
     }
 
     async fn observe(&self) -> Result<Vec<InstanceObservation>> {
         self.observe_instances().await
     }
 
-    async fn odoo_log(&self, _instance: InstanceId, _lines: usize, _follow: bool) -> Result<tokio::sync::mpsc::Receiver<String>> {
-        unimplemented!()
+    async fn odoo_log(&self, instance: InstanceId, lines: usize, follow: bool) -> Result<tokio::sync::mpsc::Receiver<String>> {
+        self.read_log(instance, lines, follow).await
     }
 
     async fn rotate_logs(&self) -> Result<()> {
-        unimplemented!()
+        self.rotate().await
     }
 
     async fn apply_routes(&self, snapshot: RouteSnapshot) -> Result<u64> {

@@ -15,12 +15,12 @@ mod host;
 mod instances;
 pub mod layout;
 pub mod ledger;
-#[expect(dead_code, reason = "the runs and slots that read logs come next")]
 mod odoo;
 mod pip;
 pub mod pool;
 mod private_cluster;
 pub mod process;
+mod releases;
 pub mod slots;
 mod sources;
 mod users;
@@ -50,6 +50,7 @@ pub struct LocalHost {
     edge: EdgeClient,
     fences: Fences,
     template_turn: tokio::sync::Mutex<()>,
+    builds: releases::Turns,
 }
 
 impl LocalHost {
@@ -66,6 +67,7 @@ impl LocalHost {
             edge: EdgeClient::new(&config.edge_socket),
             fences: Fences::new(layout.fences()),
             template_turn: tokio::sync::Mutex::default(),
+            builds: releases::Turns::default(),
             config,
             layout,
             ledger,

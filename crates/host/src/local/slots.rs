@@ -40,16 +40,21 @@ pub fn running(layout: &Layout, instance: InstanceId) -> Result<Vec<RunningSlot>
     let mut slots = Vec::new();
     for color in Color::ALL {
         if let Some((process, details)) = find(layout, instance, *color)? {
-            slots.push(RunningSlot {
-                color: *color,
-                data_set: details.data_set,
-                release: details.release,
-                http: details.http,
-                websocket: details.websocket,
-                pid: process.pid(),
-                started_at: process.record.started_at,
-            });
+            slots.push(describe(*color, &process, &details));
         }
     }
     Ok(slots)
+}
+
+/// A slot's process as the API shows it.
+pub fn describe(color: Color, process: &Process, details: &SlotDetails) -> RunningSlot {
+    RunningSlot {
+        color,
+        data_set: details.data_set,
+        release: details.release.clone(),
+        http: details.http,
+        websocket: details.websocket,
+        pid: process.pid(),
+        started_at: process.record.started_at,
+    }
 }

@@ -3,4 +3,8 @@
 mod clusters;
 mod data_sets;
 mod distribution;
+mod failures;
 mod ledger;
+mod odoo;
+mod project;
+mod releases;

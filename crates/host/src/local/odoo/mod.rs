@@ -1,6 +1,12 @@
 //! Odoo itself: its configuration, its runs and what they mean, its serving processes, its logs.
 
-pub(crate) mod failure;
-pub(crate) mod log_record;
-pub(crate) mod traceback;
-pub(crate) mod verdict;
+mod command;
+mod config;
+mod failure;
+mod health;
+mod log_record;
+pub(super) mod logs;
+mod run;
+mod serve;
+mod traceback;
+mod verdict;

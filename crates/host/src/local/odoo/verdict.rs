@@ -19,8 +19,8 @@ pub(crate) enum Exit {
     Signal(i32),
 }
 
-/// Reads exit code and log of a run that installs or updates. `source` is the release's source tree.
-pub(crate) fn of_run(exit: Exit, log: &Log, source: &Path) -> Result<(), Failure> {
+/// Reads exit code and log of a run that installs `install` and may update others. `source` is the release's source tree.
+pub(crate) fn of_run(exit: Exit, log: &Log, install: &[ModuleName], source: &Path) -> Result<(), Failure> {
     match exit {
         Exit::Code(0) => {}
         Exit::Signal(9) => {
@@ -34,12 +34,12 @@ pub(crate) fn of_run(exit: Exit, log: &Log, source: &Path) -> Result<(), Failure
                 Exit::Code(code) => format!("with exit code {code}"),
                 Exit::Signal(signal) => format!("by signal {signal}"),
             };
-            return Err(silent(log, source)
+            return Err(silent(log, install, source)
                 .or_else(|| failure::explain(log, source))
                 .unwrap_or_else(|| Failure { summary: format!("Odoo ended {ended} without saying why"), excerpt: last_lines(log) }));
         }
     }
-    if let Some(failure) = silent(log, source) {
+    if let Some(failure) = silent(log, install, source) {
         return Err(failure);
     }
     match log.at_least(Level::Error).find(|record| !failure::is_symptom(record)) {
@@ -50,7 +50,7 @@ pub(crate) fn of_run(exit: Exit, log: &Log, source: &Path) -> Result<(), Failure
 }
 
 /// What Odoo says and does not count as a failure.
-fn silent(log: &Log, source: &Path) -> Option<Failure> {
+fn silent(log: &Log, install: &[ModuleName], source: &Path) -> Option<Failure> {
     let with = |record: &LogRecord, summary: String| Failure { summary, excerpt: failure::excerpt_of(record, source) };
     let find = |logger: &str, words: &str| log.records.iter().find(|record| record.logger == logger && record.message.contains(words));
     if let Some(record) = find("odoo.modules.loading", "invalid module names, ignored: ") {
@@ -67,7 +67,15 @@ fn silent(log: &Log, source: &Path) -> Option<Failure> {
     let inconsistent = ["Some modules are not loaded, ", "Some modules have inconsistent states, "];
     if let Some(record) = inconsistent.iter().find_map(|words| find("odoo.modules.loading", words)) {
         let names = record.message.rsplit_once('[').map_or("", |(_, names)| names.trim_end_matches(']'));
-        let names = list(names.split(", ").map(|name| name.trim_matches('\'')));
+        let names: Vec<&str> = names.split(", ").map(|name| name.trim_matches('\'')).collect();
+        if let Some(failure) = not_installed(
+            log,
+            &names.iter().copied().filter(|name| install.iter().any(|module| module.as_str() == *name)).collect::<Vec<_>>(),
+            source,
+        ) {
+            return Some(failure);
+        }
+        let names = list(names.into_iter());
         return Some(with(
             record,
             format!(
@@ -120,18 +128,23 @@ pub(crate) fn of_modules(modules: &[InstalledModule], requested: &[ModuleName], 
     let installed: BTreeSet<&str> =
         modules.iter().filter(|module| module.state == "installed").map(|module| module.name.as_str()).collect();
     let missing: Vec<&str> = requested.iter().map(ModuleName::as_str).filter(|name| !installed.contains(name)).collect();
-    let Some(first) = missing.first() else { return Ok(()) };
+    not_installed(log, &missing, source).map_or(Ok(()), Err)
+}
+
+/// Why modules that were to be installed are not; `None` when there are none.
+fn not_installed(log: &Log, missing: &[&str], source: &Path) -> Option<Failure> {
+    let first = missing.first()?;
     let incompatible =
         log.records.iter().find(|record| record.message.starts_with(&format!("The module {first} has an incompatible version")));
-    Err(match incompatible {
+    Some(match incompatible {
         Some(record) => Failure {
             summary: format!("module `{first}` is made for another Odoo: the version in its manifest begins with another series"),
             excerpt: failure::excerpt_of(record, source),
         },
         None => Failure {
             summary: format!(
-                "Odoo did not install {}: a manifest says that it is not installable, or it is not in the repository",
-                list(missing.into_iter())
+                "Odoo did not install {}: a manifest says that it is not installable, or it or what it depends on is not in the repository",
+                list(missing.iter().copied())
             ),
             excerpt: last_lines(log),
         },
@@ -178,18 +191,18 @@ mod tests {
     fn exit_code_zero_is_believed_only_when_the_log_agrees() {
         let sentences: String = ["unknown_module", "not_null", "constraint", "gone", "logs_error"]
             .iter()
-            .map(|name| format!("{name}: {}\n", of_run(Exit::Code(0), &captured(name), source()).expect_err(name).summary))
+            .map(|name| format!("{name}: {}\n", of_run(Exit::Code(0), &captured(name), &[], source()).expect_err(name).summary))
             .collect();
         insta::assert_snapshot!(sentences);
         for name in ["good", "tests_pass"] {
-            assert_eq!(of_run(Exit::Code(0), &captured(name), source()), Ok(()), "{name}");
+            assert_eq!(of_run(Exit::Code(0), &captured(name), &[], source()), Ok(()), "{name}");
         }
     }
 
     #[test]
     fn a_module_that_odoo_ignored_is_missed_in_the_database() {
         let log = captured("not_installable");
-        assert_eq!(of_run(Exit::Code(0), &log, source()), Ok(()));
+        assert_eq!(of_run(Exit::Code(0), &log, &[], source()), Ok(()));
         let requested = ["parcels".parse().unwrap()];
         let failure = of_modules(&[module("base", "installed"), module("parcels", "uninstalled")], &requested, &log, source()).unwrap_err();
         assert!(failure.summary.starts_with("Odoo did not install module `parcels`"), "{}", failure.summary);
@@ -207,7 +220,10 @@ mod tests {
 
     #[test]
     fn a_process_that_was_killed_says_so() {
-        assert!(of_run(Exit::Signal(9), &captured("good"), source()).unwrap_err().summary.contains("memory"));
-        assert_eq!(of_run(Exit::Code(3), &Log::default(), source()).unwrap_err().summary, "Odoo ended with exit code 3 without saying why");
+        assert!(of_run(Exit::Signal(9), &captured("good"), &[], source()).unwrap_err().summary.contains("memory"));
+        assert_eq!(
+            of_run(Exit::Code(3), &Log::default(), &[], source()).unwrap_err().summary,
+            "Odoo ended with exit code 3 without saying why"
+        );
     }
 }

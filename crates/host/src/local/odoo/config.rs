@@ -1,0 +1,135 @@
+//! The configuration file of one Odoo, generated for each start.
+
+use std::{
+    fs,
+    net::SocketAddr,
+    os::unix::fs::{PermissionsExt, chown},
+    path::{Path, PathBuf},
+};
+
+use uuid::Uuid;
+
+use crate::{
+    api::OdooSettings,
+    error::{HostError, Result},
+    local::{data_sets::ODOO_ROLE, durable, layout::CLUSTER_PORT, ledger::OsUser},
+};
+
+/// The one database of a data set. It has the name of its owner.
+pub(super) const DATABASE: &str = ODOO_ROLE;
+
+/// What differs between two Odoos.
+#[derive(Debug, Clone)]
+pub(super) struct OdooConfig<'a> {
+    pub(super) addons_path: Vec<PathBuf>,
+    pub(super) data_dir: PathBuf,
+    pub(super) socket_directory: PathBuf,
+    pub(super) settings: &'a OdooSettings,
+    /// `None` for a run that ends by itself: no HTTP, no workers, no crons, and the log on standard error.
+    pub(super) serve: Option<Serve>,
+}
+
+/// How a serving Odoo is reached, and where it logs.
+#[derive(Debug, Clone)]
+pub(super) struct Serve {
+    pub(super) http: SocketAddr,
+    /// Present when there are workers.
+    pub(super) websocket: Option<SocketAddr>,
+    pub(super) log: PathBuf,
+}
+
+impl OdooConfig<'_> {
+    /// The file's text. `admin_password` guards the database manager, which is closed anyway; nobody ever learns it.
+    pub(super) fn text(&self, admin_password: &str) -> String {
+        let settings = self.settings;
+        let mut options: Vec<(&str, String)> = vec![
+            ("admin_passwd", admin_password.to_owned()),
+            ("data_dir", self.data_dir.display().to_string()),
+            ("db_host", self.socket_directory.display().to_string()),
+            ("db_port", CLUSTER_PORT.to_string()),
+            ("db_user", ODOO_ROLE.to_owned()),
+            ("db_name", DATABASE.to_owned()),
+            ("dbfilter", format!("^{DATABASE}$")),
+            ("list_db", "False".to_owned()),
+            ("log_level", settings.log_level.clone()),
+            ("limit_memory_soft", settings.limit_memory_soft.to_string()),
+            ("limit_memory_hard", settings.limit_memory_hard.to_string()),
+        ];
+        if !self.addons_path.is_empty() {
+            let addons: Vec<String> = self.addons_path.iter().map(|path| path.display().to_string()).collect();
+            options.push(("addons_path", addons.join(",")));
+        }
+        match &self.serve {
+            Some(serve) => {
+                options.extend([
+                    ("proxy_mode", "True".to_owned()),
+                    ("http_interface", serve.http.ip().to_string()),
+                    ("http_port", serve.http.port().to_string()),
+                    ("logfile", serve.log.display().to_string()),
+                    ("workers", settings.workers.to_string()),
+                    ("max_cron_threads", settings.max_cron_threads.to_string()),
+                    ("limit_time_cpu", settings.limit_time_cpu.to_string()),
+                    ("limit_time_real", settings.limit_time_real.to_string()),
+                ]);
+                options.extend(serve.websocket.map(|websocket| ("gevent_port", websocket.port().to_string())));
+            }
+            None => options.extend([("workers", "0".to_owned()), ("max_cron_threads", "0".to_owned())]),
+        }
+        let mut text = "[options]\n".to_owned();
+        for (name, value) in options {
+            text.push_str(name);
+            text.push_str(" = ");
+            text.push_str(&one_line(&value));
+            text.push('\n');
+        }
+        text
+    }
+
+    /// Writes the file so that only root and this user can read it, and nobody but root can change it.
+    pub(super) fn write(&self, path: &Path, reader: &OsUser) -> Result<()> {
+        let password = format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple());
+        let write = || -> std::io::Result<()> {
+            durable::write(path, self.text(&password).as_bytes())?;
+            chown(path, Some(0), Some(reader.uid))?;
+            fs::set_permissions(path, fs::Permissions::from_mode(0o440))
+        };
+        write().map_err(|error| HostError::machine_from(format!("{} could not be written: {error}", path.display()), error))
+    }
+}
+
+/// A value ends with its line; what would begin another one is left out.
+fn one_line(value: &str) -> String {
+    value.chars().filter(|c| !c.is_control()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_serving_odoo_is_closed_to_all_but_the_edge_and_has_no_database_manager() {
+        let settings = OdooSettings { workers: 2, log_level: "info\naddons_path = /tmp".to_owned(), ..OdooSettings::default() };
+        let config = OdooConfig {
+            addons_path: vec!["/pool/releases/1/source".into(), "/pool/releases/1/source/libs".into()],
+            data_dir: "/pool/data".into(),
+            socket_directory: "/run/x".into(),
+            settings: &settings,
+            serve: Some(Serve {
+                http: ([127, 0, 0, 1], 20_000).into(),
+                websocket: Some(([127, 0, 0, 1], 20_001).into()),
+                log: "/pool/log/odoo.log".into(),
+            }),
+        };
+        insta::assert_snapshot!(config.text("secret"));
+    }
+
+    #[test]
+    fn a_run_that_ends_by_itself_has_neither_workers_nor_crons() {
+        let settings = OdooSettings { workers: 2, ..OdooSettings::default() };
+        let config =
+            OdooConfig { addons_path: Vec::new(), data_dir: "/d".into(), socket_directory: "/s".into(), settings: &settings, serve: None };
+        let text = config.text("secret");
+        assert!(text.contains("workers = 0\nmax_cron_threads = 0\n"), "{text}");
+        assert!(!text.contains("addons_path") && !text.contains("logfile"), "{text}");
+    }
+}

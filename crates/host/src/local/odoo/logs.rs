@@ -1,0 +1,270 @@
+//! An instance's logs: read from their end, followed across rotations, rotated by size.
+
+use std::{
+    ffi::OsString,
+    fs::{self, File, OpenOptions},
+    io::{self, Read, Seek, SeekFrom, Write},
+    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use ocore_model::ids::InstanceId;
+use tokio::sync::mpsc;
+
+use crate::{
+    error::{HostError, Result},
+    local::{LocalHost, config::LogLimits, durable::blocking},
+};
+
+/// How soon a new line is seen.
+const FOLLOW_INTERVAL: Duration = Duration::from_millis(100);
+/// A line without end is given out in pieces of this size, in bytes.
+const LINE_LIMIT: usize = 64 * 1024;
+/// How many lines may wait for a slow reader.
+const BUFFER: usize = 1024;
+/// How far back the last lines are looked for, in bytes.
+const TAIL_LIMIT: u64 = 16 * 1024 * 1024;
+
+impl LocalHost {
+    /// See [`Host::odoo_log`](crate::Host::odoo_log).
+    pub(in crate::local) async fn read_log(&self, instance: InstanceId, lines: usize, follow: bool) -> Result<mpsc::Receiver<String>> {
+        let path = self.odoo_log_path(instance);
+        if !self.layout.logs(instance).is_dir() {
+            return Err(HostError::NotFound { what: "instance", id: instance.to_string() });
+        }
+        let (last, mut position) = blocking({
+            let path = path.clone();
+            move || tail(&path, lines).map_err(|error| HostError::machine_from(format!("{} could not be read", path.display()), error))
+        })
+        .await?;
+        let (sender, receiver) = mpsc::channel(BUFFER);
+        tokio::spawn(async move {
+            for line in last {
+                if sender.send(line).await.is_err() {
+                    return;
+                }
+            }
+            while follow {
+                let (read, next) = match blocking({
+                    let path = path.clone();
+                    move || Ok(position.advance(&path))
+                })
+                .await
+                {
+                    Ok(step) => step,
+                    Err(_) => return,
+                };
+                position = next;
+                for line in read {
+                    if sender.send(line).await.is_err() {
+                        return;
+                    }
+                }
+                tokio::select! {
+                    () = sender.closed() => return,
+                    () = tokio::time::sleep(FOLLOW_INTERVAL) => {}
+                }
+            }
+        });
+        Ok(receiver)
+    }
+
+    pub(in crate::local) async fn rotate(&self) -> Result<()> {
+        let (directory, limits) = (self.layout.instances(), self.config.logs);
+        blocking(move || {
+            for instance in fs::read_dir(&directory).into_iter().flatten().flatten() {
+                let logs = instance.path().join("log");
+                for entry in fs::read_dir(&logs).into_iter().flatten().flatten() {
+                    let path = entry.path();
+                    if let Err(error) = rotate_if_large(&path, limits) {
+                        tracing::warn!(%error, path = %path.display(), "a log could not be rotated");
+                    }
+                }
+            }
+            Ok(())
+        })
+        .await
+    }
+}
+
+/// Where a follower is in a log.
+struct Position {
+    file: Option<File>,
+    /// The beginning of a line whose end has not been written yet.
+    partial: Vec<u8>,
+}
+
+impl Position {
+    /// The lines that have been written since, to the end of a file that was rotated away and on in the one that took its place.
+    fn advance(mut self, path: &Path) -> (Vec<String>, Self) {
+        let mut lines = Vec::new();
+        self.read(&mut lines);
+        let current = fs::metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()));
+        let ours = self.file.as_ref().and_then(|file| file.metadata().ok()).map(|metadata| (metadata.dev(), metadata.ino()));
+        if current.is_some() && current != ours {
+            // Whatever came between the first look and the rotation.
+            self.read(&mut lines);
+            self.file = File::open(path).ok();
+            self.read(&mut lines);
+        }
+        (lines, self)
+    }
+
+    fn read(&mut self, lines: &mut Vec<String>) {
+        let Some(file) = &mut self.file else { return };
+        // A file that was emptied begins again.
+        if let (Ok(metadata), Ok(position)) = (file.metadata(), file.stream_position())
+            && metadata.len() < position
+            && file.rewind().is_err()
+        {
+            return;
+        }
+        let mut bytes = std::mem::take(&mut self.partial);
+        if file.read_to_end(&mut bytes).is_err() {
+            return;
+        }
+        let mut rest = bytes.as_slice();
+        while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
+            lines.push(text(&rest[..end]));
+            rest = &rest[end + 1..];
+        }
+        while rest.len() > LINE_LIMIT {
+            lines.push(text(&rest[..LINE_LIMIT]));
+            rest = &rest[LINE_LIMIT..];
+        }
+        self.partial = rest.to_vec();
+    }
+}
+
+/// The last lines, and where the rest begins. A log that is not there is empty.
+fn tail(path: &Path, lines: usize) -> io::Result<(Vec<String>, Position)> {
+    let mut found = Vec::new();
+    let mut file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((found, Position { file: None, partial: Vec::new() })),
+        Err(error) => return Err(error),
+    };
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(TAIL_LIMIT)))?;
+    let mut position = Position { file: Some(file), partial: Vec::new() };
+    position.read(&mut found);
+    if found.len() < lines
+        && let Ok(bytes) = fs::read(numbered(path, 1))
+    {
+        let older: Vec<String> = bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).map(text).collect();
+        let missing = lines - found.len();
+        found.splice(0..0, older[older.len().saturating_sub(missing)..].iter().cloned());
+    }
+    found.drain(..found.len().saturating_sub(lines));
+    Ok((found, position))
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).trim_end_matches('\r').to_owned()
+}
+
+/// `odoo.log` is replaced by an empty one in one step: Odoo opens it again when it sees that (its handler is a `WatchedFileHandler`). The others
+/// are held open by who writes them: they are copied and emptied, which may lose what is written in between.
+fn rotate_if_large(path: &Path, limits: LogLimits) -> io::Result<()> {
+    let name = path.file_name().unwrap_or_default();
+    let is_log = path.extension().is_some_and(|extension| extension == "log" || extension == "out");
+    let metadata = fs::symlink_metadata(path)?;
+    if !is_log || !metadata.is_file() || metadata.len() <= limits.max_bytes {
+        return Ok(());
+    }
+    for number in (1..limits.keep.max(1)).rev() {
+        match fs::rename(numbered(path, number), numbered(path, number + 1)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    let first = numbered(path, 1);
+    if name == "odoo.log" {
+        let mut fresh = OsString::from(".");
+        fresh.push(name);
+        let fresh = path.with_file_name(fresh);
+        let _ = fs::remove_file(&fresh);
+        OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh)?;
+        chown(&fresh, Some(metadata.uid()), Some(metadata.gid()))?;
+        fs::set_permissions(&fresh, fs::Permissions::from_mode(metadata.mode() & 0o777))?;
+        let _ = fs::remove_file(&first);
+        fs::hard_link(path, &first)?;
+        return fs::rename(&fresh, path);
+    }
+    let mut source = File::open(path)?;
+    let mut copy = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&first)?;
+    io::copy(&mut source, &mut copy)?;
+    copy.flush()?;
+    OpenOptions::new().write(true).open(path)?.set_len(0)
+}
+
+fn numbered(path: &Path, number: usize) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{number}"));
+    path.with_file_name(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn append(path: &Path, text: &str) {
+        OpenOptions::new().append(true).create(true).open(path).unwrap().write_all(text.as_bytes()).unwrap();
+    }
+
+    const LIMITS: LogLimits = LogLimits { max_bytes: 10, keep: 2 };
+
+    #[test]
+    fn a_follower_loses_no_line_when_the_log_is_rotated() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("odoo.log");
+        append(&path, "one\ntwo\nthr");
+        let (last, position) = tail(&path, 1).unwrap();
+        assert_eq!(last, ["two"]);
+        append(&path, "ee\nfour\n");
+        rotate_if_large(&path, LIMITS).unwrap();
+        append(&path, "five\n");
+        let (lines, position) = position.advance(&path);
+        assert_eq!(lines, ["three", "four", "five"]);
+        append(&path, "six\n");
+        assert_eq!(position.advance(&path).0, ["six"]);
+    }
+
+    #[test]
+    fn last_lines_reach_into_the_rotated_log() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("odoo.log");
+        append(&path, "one\ntwo\nthree\n");
+        rotate_if_large(&path, LIMITS).unwrap();
+        append(&path, "four\n");
+        assert_eq!(tail(&path, 3).unwrap().0, ["two", "three", "four"]);
+    }
+
+    #[test]
+    fn as_many_old_logs_are_kept_as_asked_for_and_small_ones_are_left() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("postgresql.log");
+        for round in 0..4 {
+            append(&path, &format!("line of round {round}\n"));
+            rotate_if_large(&path, LIMITS).unwrap();
+        }
+        append(&path, "small\n");
+        rotate_if_large(&path, LIMITS).unwrap();
+        let mut names: Vec<_> =
+            fs::read_dir(directory.path()).unwrap().flatten().map(|entry| entry.file_name().into_string().unwrap()).collect();
+        names.sort();
+        assert_eq!(names, ["postgresql.log", "postgresql.log.1", "postgresql.log.2"]);
+        assert_eq!(fs::read_to_string(directory.path().join("postgresql.log.1")).unwrap(), "line of round 3\n");
+    }
+
+    #[test]
+    fn a_log_that_is_not_there_yet_is_followed_from_its_beginning() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("odoo.log");
+        let (last, position) = tail(&path, 10).unwrap();
+        assert!(last.is_empty());
+        append(&path, "one\n");
+        assert_eq!(position.advance(&path).0, ["one"]);
+    }
+}

@@ -1,0 +1,147 @@
+//! Runs of Odoo that install or update modules and end by themselves.
+
+use std::{os::unix::process::ExitStatusExt, time::Duration};
+
+use ocore_model::{ids::InstanceId, names::ModuleName};
+
+use super::{
+    command,
+    config::{DATABASE, OdooConfig},
+    log_record::Log,
+    verdict::{self, Exit},
+};
+use crate::{
+    api::{Progress, RunModules},
+    error::{HostError, Result},
+    local::{
+        LocalHost,
+        cluster::Cluster,
+        distribution::InstalledDistribution,
+        exec::{Finished, Program},
+        fence::Claim,
+        layout::{Layout, Unit},
+        process::run_recorded,
+    },
+};
+
+/// How much of a run's log is read for the verdict, from its end, in bytes.
+const LOG_LIMIT: usize = 64 * 1024 * 1024;
+/// One password takes Python half a second.
+const HASH_TIME: Duration = Duration::from_mins(1);
+/// With Odoo's own settings for it (`res.users`, `_crypt_context`); the password comes by standard input, where nobody sees it.
+const HASH_PASSWORD: &str = "import sys; from passlib.context import CryptContext; \
+    print(CryptContext(['pbkdf2_sha512'], pbkdf2_sha512__rounds=600_000).hash(sys.stdin.read()))";
+
+impl LocalHost {
+    pub(in crate::local) async fn install_and_update(&self, claim: &Claim, request: &RunModules, progress: &Progress) -> Result<()> {
+        let instance = claim.instance;
+        let (record, distribution) = self.runnable(&request.release).await?;
+        let cluster = self.run_cluster(instance, request.data_set).await?;
+        let is_fresh = self.modules_in_database(claim, request.data_set).await?.is_empty();
+        let mut install = request.install.clone();
+        if is_fresh && install.is_empty() {
+            install.push("base".parse().map_err(|error| HostError::machine_from("Odoo's own base module has no valid name", error))?);
+        }
+        if install.is_empty() && request.update.is_empty() && request.admin_password.is_none() {
+            return Ok(());
+        }
+        let allocation = self.allocation(instance).await?;
+        let config = self.layout.instance(instance).join("odoo-run.conf");
+        OdooConfig {
+            addons_path: self.addons_path(&record, &distribution)?,
+            data_dir: self.layout.data_dir(instance, request.data_set),
+            socket_directory: cluster.socket_directory.clone(),
+            settings: &request.settings,
+            serve: None,
+        }
+        .write(&config, &allocation.odoo)?;
+        claim.check()?;
+        let hash = hash_password(&distribution, request.admin_password.as_deref(), progress);
+        let run = async {
+            if install.is_empty() && request.update.is_empty() {
+                return Ok(());
+            }
+            progress.log.line(&announce(&install, &request.update));
+            let mut program = command::odoo(&distribution, &record, &allocation.odoo, &request.settings)
+                .arg("--config")
+                .arg(&config)
+                .args(["--database", DATABASE, "--stop-after-init", "--no-http"])
+                .cgroups(self.cgroups.prepare(instance))
+                .output_limit(LOG_LIMIT)
+                .progress(progress)
+                .cancel(claim.superseded.clone());
+            for (option, modules) in [("--init", &install), ("--update", &request.update)] {
+                if !modules.is_empty() {
+                    program = program.arg(option).arg(names(modules, ","));
+                }
+            }
+            if request.with_demo {
+                program = program.arg("--with-demo");
+            }
+            let finished = self.run_once(instance, program, claim, request).await?;
+            self.judge(&finished, claim, request, &install).await
+        };
+        let (hash, ()) = tokio::try_join!(hash, run)?;
+        if let Some(hash) = hash {
+            set_admin_password(&cluster, &hash).await?;
+        }
+        Ok(())
+    }
+
+    async fn run_once(&self, instance: InstanceId, program: Program, claim: &Claim, request: &RunModules) -> Result<Finished> {
+        let unit = Unit::Run(claim.fence.operation);
+        run_recorded(program, &self.layout.record(instance, unit), &Layout::mark(instance, unit), Some(request.data_set)).await
+    }
+
+    async fn judge(&self, finished: &Finished, claim: &Claim, request: &RunModules, install: &[ModuleName]) -> Result<()> {
+        let exit = match (finished.status.code(), finished.status.signal()) {
+            (Some(code), _) => Exit::Code(code),
+            (None, signal) => Exit::Signal(signal.unwrap_or_default()),
+        };
+        let log = Log::parse(&finished.stderr_text());
+        let source = self.release_tree(&request.release)?;
+        verdict::of_run(exit, &log, install, &source)?;
+        let modules = self.modules_in_database(claim, request.data_set).await?;
+        let requested: Vec<ModuleName> = install.iter().chain(&request.update).cloned().collect();
+        verdict::of_modules(&modules, &requested, &log, &source)?;
+        Ok(())
+    }
+}
+
+async fn hash_password(distribution: &InstalledDistribution, password: Option<&str>, progress: &Progress) -> Result<Option<String>> {
+    let Some(password) = password else { return Ok(None) };
+    let program = Program::new(&distribution.python).args(["-I", "-c", HASH_PASSWORD]).stdin(password).cancel(progress.cancel.clone());
+    let finished = program.time_limit(HASH_TIME).run().await?.expect_success("the password of Odoo's administrator could not be set")?;
+    Ok(Some(finished.stdout_text().trim().to_owned()))
+}
+
+/// Of the user that Odoo's own data calls `base.user_admin`, whatever its login is by now.
+async fn set_admin_password(cluster: &Cluster, hash: &str) -> Result<()> {
+    let mut connection = cluster.connect().await?;
+    let done = sqlx::query(
+        "update public.res_users set password = $1 where id = (select res_id from public.ir_model_data where module = 'base' and name = 'user_admin')",
+    )
+    .bind(hash)
+    .execute(&mut connection)
+    .await
+    .map_err(|error| HostError::machine_from("the password of Odoo's administrator could not be set", error))?;
+    if done.rows_affected() == 1 {
+        Ok(())
+    } else {
+        Err(HostError::machine("the database has no administrator whose password could be set"))
+    }
+}
+
+fn announce(install: &[ModuleName], update: &[ModuleName]) -> String {
+    let parts = [("Installing", install), ("Updating", update)];
+    let parts: Vec<String> = parts
+        .iter()
+        .filter(|(_, modules)| !modules.is_empty())
+        .map(|(verb, modules)| format!("{verb} {}.", names(modules, ", ")))
+        .collect();
+    parts.join(" ")
+}
+
+fn names(modules: &[ModuleName], separator: &str) -> String {
+    modules.iter().map(ModuleName::as_str).collect::<Vec<_>>().join(separator)
+}

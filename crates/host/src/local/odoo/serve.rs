@@ -1,0 +1,255 @@
+//! Odoos that serve: started, proven by a real request, adopted, stopped.
+
+use std::{
+    fs::{self, OpenOptions},
+    io::{Read, Seek, SeekFrom},
+    net::{Ipv4Addr, SocketAddr},
+    os::unix::fs::{OpenOptionsExt, chown},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use ocore_model::{ids::InstanceId, instance::Color};
+use rustix::process::Signal;
+use tokio::time::Instant;
+
+use super::{
+    command,
+    config::{DATABASE, OdooConfig, Serve},
+    failure::{self, Failure},
+    health::{self, Answer},
+    log_record::Log,
+};
+use crate::{
+    api::{Progress, RunningSlot, SlotSpec},
+    error::{HostError, Result},
+    local::{
+        LocalHost,
+        fence::Claim,
+        layout::{Layout, Unit},
+        ledger::{OsUser, SlotPorts},
+        process::{NewProcess, Process},
+        slots::{self, SlotDetails},
+    },
+};
+
+/// A large database takes its time to load; one that takes longer than this does not come.
+const START_DEADLINE: Duration = Duration::from_mins(10);
+/// Between two looks whether Odoo listens already: small beside the second that it takes to start.
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+/// How long a slot that runs already may take to prove it.
+const PROOF_PATIENCE: Duration = Duration::from_secs(20);
+/// How long Odoo may take to end its requests before it is ended by force.
+const STOP_PATIENCE: Duration = Duration::from_secs(30);
+/// Somebody else may take a port between our look and Odoo's; then another is tried.
+const PORT_ATTEMPTS: usize = 5;
+/// How much of the log of a failed start is read, in bytes.
+const LOG_LIMIT: u64 = 8 * 1024 * 1024;
+
+/// How a start ended that did not succeed.
+enum Setback {
+    PortTaken,
+    Failed(HostError),
+}
+
+impl From<HostError> for Setback {
+    fn from(error: HostError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl LocalHost {
+    pub(in crate::local) async fn serve(&self, claim: &Claim, spec: &SlotSpec, progress: &Progress) -> Result<RunningSlot> {
+        let instance = claim.instance;
+        if let Some((process, details)) = slots::find(&self.layout, instance, spec.color)? {
+            let is_same = details.data_set == spec.data_set && details.release == spec.release && details.settings == spec.settings;
+            if is_same {
+                self.run_cluster(instance, spec.data_set).await?;
+                if health::login_page(details.http, PROOF_PATIENCE).await.is_good() {
+                    return Ok(slots::describe(spec.color, &process, &details));
+                }
+                progress.log.line("The Odoo that runs does not answer; it is started again.");
+            }
+            stop(&process).await?;
+        }
+        claim.check()?;
+        for attempt in 1..=PORT_ATTEMPTS {
+            match self.try_to_serve(claim, spec, progress).await {
+                Ok(running) => return Ok(running),
+                Err(Setback::PortTaken) if attempt < PORT_ATTEMPTS => {
+                    progress.log.line("Another program took the port; trying another one.")
+                }
+                Err(Setback::PortTaken) => break,
+                Err(Setback::Failed(error)) => return Err(error),
+            }
+        }
+        Err(HostError::machine(format!(
+            "other programs took {PORT_ATTEMPTS} ports in a row from Odoo; configure a range of ports that nobody uses"
+        )))
+    }
+
+    async fn try_to_serve(&self, claim: &Claim, spec: &SlotSpec, progress: &Progress) -> Result<RunningSlot, Setback> {
+        let instance = claim.instance;
+        let unit = Unit::Slot(spec.color);
+        let (record, distribution) = self.runnable(&spec.release).await?;
+        let cluster = self.run_cluster(instance, spec.data_set).await?;
+        let allocation = self.allocation(instance).await?;
+        let ports = self.ledger.free_slot_ports(instance, spec.color).await?;
+        let (http, websocket) = addresses(ports, spec);
+        let log = self.odoo_log_path(instance);
+        let log_start = prepare_log(&log, &allocation.odoo)?;
+        let config = self.layout.instance(instance).join(format!("odoo-{}.conf", spec.color));
+        OdooConfig {
+            addons_path: self.addons_path(&record, &distribution)?,
+            data_dir: self.layout.data_dir(instance, spec.data_set),
+            socket_directory: cluster.socket_directory.clone(),
+            settings: &spec.settings,
+            serve: Some(Serve { http, websocket, log: log.clone() }),
+        }
+        .write(&config, &allocation.odoo)?;
+        claim.check()?;
+        let details =
+            SlotDetails { data_set: spec.data_set, release: spec.release.clone(), http, websocket, settings: spec.settings.clone() };
+        let new = NewProcess {
+            program: command::odoo(&distribution, &record, &allocation.odoo, &spec.settings)
+                .arg("--config")
+                .arg(&config)
+                .args(["--database", DATABASE])
+                .cgroups(self.cgroups.prepare(instance)),
+            record: self.layout.record(instance, unit),
+            mark: Layout::mark(instance, unit),
+            data_set: Some(spec.data_set),
+            details: serde_json::to_value(&details).map_err(|error| HostError::machine_from("a slot could not be written down", error))?,
+        };
+        let output = self.layout.logs(instance).join(format!("odoo-{}.out", spec.color));
+        let output_start = fs::metadata(&output).map_or(0, |metadata| metadata.len());
+        let process = Process::start(new, &output).await?;
+        match self.wait_until_it_answers(claim, &process, &details, progress).await {
+            Ok(()) => Ok(slots::describe(spec.color, &process, &details)),
+            Err(wait) => {
+                process.stop(&[(Signal::TERM, Duration::from_secs(2))]).await?;
+                let error = match wait {
+                    Wait::Stopped(error) => return Err(error.into()),
+                    Wait::Failed(words) => words,
+                };
+                let text = read_from(&output, output_start) + &read_from(&log, log_start);
+                if text.contains("Address already in use") {
+                    return Err(Setback::PortTaken);
+                }
+                let source = self.release_tree(&spec.release)?;
+                Err(explain(&text, &source, error).into())
+            }
+        }
+    }
+
+    /// Until the login page comes, from the HTTP port and the connection of the gevent port.
+    async fn wait_until_it_answers(
+        &self,
+        claim: &Claim,
+        process: &Process,
+        details: &SlotDetails,
+        progress: &Progress,
+    ) -> Result<(), Wait> {
+        let deadline = Instant::now() + START_DEADLINE;
+        let answers = async {
+            loop {
+                // Connects as soon as Odoo listens; the answer comes when the database is loaded.
+                let left = deadline.saturating_duration_since(Instant::now());
+                match health::login_page(details.http, left).await {
+                    answer if answer.is_good() => {
+                        let listens = async {
+                            match details.websocket {
+                                Some(websocket) => health::listens(websocket).await,
+                                None => true,
+                            }
+                        };
+                        if listens.await {
+                            return Ok(());
+                        }
+                    }
+                    Answer::Status(status) => return Err(Wait::Failed(format!("Odoo started and answers its login page with {status}"))),
+                    Answer::Nothing => {}
+                }
+                if left.is_zero() {
+                    return Err(Wait::Failed(format!("Odoo did not answer within {} minutes", START_DEADLINE.as_secs() / 60)));
+                }
+                tokio::time::sleep(LOOK_INTERVAL).await;
+            }
+        };
+        tokio::select! {
+            answered = answers => answered,
+            ended = process.exited() => {
+                ended.map_err(Wait::Stopped)?;
+                Err(Wait::Failed("Odoo ended while it started".to_owned()))
+            }
+            () = progress.cancel.cancelled() => Err(Wait::Stopped(HostError::Cancelled)),
+            () = claim.superseded.cancelled() => Err(Wait::Stopped(HostError::Cancelled)),
+        }
+    }
+
+    pub(in crate::local) async fn end_slot(&self, claim: &Claim, color: Color) -> Result<()> {
+        match slots::find(&self.layout, claim.instance, color)? {
+            Some((process, _)) => stop(&process).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Where both slots of an instance log.
+    pub(in crate::local) fn odoo_log_path(&self, instance: InstanceId) -> PathBuf {
+        self.layout.logs(instance).join("odoo.log")
+    }
+}
+
+/// Why the wait for a start ended.
+enum Wait {
+    /// Not Odoo's doing.
+    Stopped(HostError),
+    Failed(String),
+}
+
+async fn stop(process: &Process) -> Result<()> {
+    if !process.stop(&[(Signal::TERM, STOP_PATIENCE)]).await? {
+        tracing::warn!(pid = process.pid(), "an Odoo did not end in time and was ended by force");
+    }
+    Ok(())
+}
+
+fn addresses(ports: SlotPorts, spec: &SlotSpec) -> (SocketAddr, Option<SocketAddr>) {
+    let at = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    (at(ports.http), (spec.settings.workers > 0).then(|| at(ports.websocket)))
+}
+
+/// Odoo may write the file and nothing else in the directory; it does not make it. Answers with its length.
+fn prepare_log(path: &Path, user: &OsUser) -> Result<u64> {
+    let prepare = || -> std::io::Result<u64> {
+        let file = OpenOptions::new().append(true).create(true).mode(0o640).open(path)?;
+        chown(path, Some(user.uid), Some(user.uid))?;
+        Ok(file.metadata()?.len())
+    };
+    prepare().map_err(|error| HostError::machine_from(format!("the log {} could not be made: {error}", path.display()), error))
+}
+
+/// What has been written since, also when the log was rotated meanwhile.
+fn read_from(path: &Path, start: u64) -> String {
+    let read = || -> std::io::Result<Vec<u8>> {
+        let mut file = fs::File::open(path)?;
+        let length = file.metadata()?.len();
+        let start = if start > length { 0 } else { start };
+        file.seek(SeekFrom::Start(start.max(length.saturating_sub(LOG_LIMIT))))?;
+        let mut bytes = Vec::new();
+        file.take(LOG_LIMIT).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    String::from_utf8_lossy(&read().unwrap_or_default()).into_owned()
+}
+
+fn explain(text: &str, source: &Path, otherwise: String) -> HostError {
+    let log = Log::parse(text);
+    match failure::explain(&log, source) {
+        Some(Failure { summary, excerpt }) => HostError::Rejected { summary: format!("Odoo does not start: {summary}"), excerpt },
+        None => {
+            let lines: Vec<&str> = text.lines().collect();
+            HostError::Rejected { summary: otherwise, excerpt: lines[lines.len().saturating_sub(20)..].join("\n") }
+        }
+    }
+}

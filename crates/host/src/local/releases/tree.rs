@@ -1,0 +1,123 @@
+//! The source tree of a release: the sealed files under new directories, so that byte code can lie beside them.
+
+use std::{
+    fs::{self, DirBuilder},
+    io,
+    os::unix::fs::{DirBuilderExt, PermissionsExt, lchown},
+    path::{Path, PathBuf},
+};
+
+use walkdir::WalkDir;
+
+use crate::error::{HostError, Result};
+
+const BYTE_CODE: &str = "__pycache__";
+
+/// Makes `target` like `source`: its own directories, owned by `owner`, and the same files as hard links. Links that lead to nothing are left out.
+pub(super) fn link_tree(source: &Path, target: &Path, owner: u32) -> Result<()> {
+    for entry in WalkDir::new(source).sort_by_file_name() {
+        let entry = entry.map_err(|error| HostError::machine_from(format!("{} could not be read", source.display()), error))?;
+        let inside = entry.path().strip_prefix(source).unwrap_or(entry.path());
+        let place = if inside.as_os_str().is_empty() { target.to_owned() } else { target.join(inside) };
+        let made = if entry.file_type().is_dir() {
+            DirBuilder::new().mode(0o755).create(&place).and_then(|()| lchown(&place, Some(owner), Some(owner)))
+        } else if entry.file_type().is_symlink() {
+            match fs::metadata(entry.path()) {
+                Ok(_) => fs::read_link(entry.path()).and_then(|link| std::os::unix::fs::symlink(link, &place)),
+                Err(_) => Ok(()),
+            }
+        } else {
+            fs::hard_link(entry.path(), &place)
+        };
+        made.map_err(at(&place))?;
+    }
+    Ok(())
+}
+
+/// Takes over the byte code of a module from another release's tree that has the very same module.
+pub(super) fn link_byte_code(from: &Path, to: &Path) -> Result<()> {
+    for entry in WalkDir::new(from).into_iter().filter_map(std::result::Result::ok).filter(|entry| entry.file_type().is_file()) {
+        let path = entry.path();
+        let Some(directory) = path.parent().filter(|parent| parent.file_name().is_some_and(|name| name == BYTE_CODE)) else { continue };
+        let (Ok(inside), Some(name)) = (directory.strip_prefix(from), path.file_name()) else { continue };
+        let target = to.join(inside);
+        if !target.exists() {
+            DirBuilder::new().mode(0o755).create(&target).map_err(at(&target))?;
+        }
+        match fs::hard_link(path, target.join(name)) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(at(&target)(error)),
+        }
+    }
+    Ok(())
+}
+
+/// Gives the directories, and the byte code that was made in them, back to root.
+pub(super) fn close(tree: &Path) -> Result<()> {
+    for entry in WalkDir::new(tree) {
+        let entry = entry.map_err(|error| HostError::machine_from(format!("{} could not be read", tree.display()), error))?;
+        let is_byte_code = entry.path().parent().and_then(Path::file_name).is_some_and(|name| name == BYTE_CODE);
+        if entry.file_type().is_symlink() || !(entry.file_type().is_dir() || is_byte_code) {
+            continue;
+        }
+        let mode = if entry.file_type().is_dir() { 0o755 } else { 0o444 };
+        lchown(entry.path(), Some(0), Some(0))
+            .and_then(|()| fs::set_permissions(entry.path(), fs::Permissions::from_mode(mode)))
+            .map_err(at(entry.path()))?;
+    }
+    Ok(())
+}
+
+/// The directories that hold these modules, without duplicates, in the order of their names.
+pub(super) fn addons_directories<'a>(module_paths: impl Iterator<Item = &'a str>) -> Result<Vec<PathBuf>> {
+    let mut directories: Vec<PathBuf> = module_paths.map(|path| Path::new(path).parent().unwrap_or(Path::new("")).to_owned()).collect();
+    directories.sort();
+    directories.dedup();
+    for directory in &directories {
+        let text = directory.to_string_lossy();
+        // Odoo separates the directories of its addons path by commas, and its configuration file ends a value with the line.
+        if text.contains(',') || text.trim() != text || text.chars().any(char::is_control) {
+            return Err(HostError::rejected(format!(
+                "the directory `{}` holds modules, and Odoo cannot use a directory whose name has commas, control characters or spaces at its ends; \
+                 rename it",
+                text.escape_debug()
+            )));
+        }
+    }
+    Ok(directories)
+}
+
+fn at(path: &Path) -> impl FnOnce(io::Error) -> HostError + '_ {
+    move |error| match error.kind() {
+        io::ErrorKind::StorageFull => HostError::machine_from("the disk of the storage pool is full; make room or enlarge the pool", error),
+        _ => HostError::machine_from(format!("{} could not be written: {error}", path.display()), error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_directory_with_modules_is_named_once() {
+        let directories = addons_directories(["b", "a", "libs/x/c", "libs/x/d"].into_iter()).unwrap();
+        assert_eq!(directories, [Path::new(""), Path::new("libs/x")]);
+        assert!(addons_directories(["a,b/c"].into_iter()).unwrap_err().to_string().contains("commas"));
+    }
+
+    #[test]
+    fn byte_code_of_an_equal_module_is_taken_over() {
+        let directory = tempfile::tempdir().unwrap();
+        let (from, to) = (directory.path().join("from"), directory.path().join("to"));
+        fs::create_dir_all(from.join("models/__pycache__")).unwrap();
+        fs::write(from.join("models/__pycache__/a.pyc"), "code").unwrap();
+        fs::write(from.join("models/a.py"), "source").unwrap();
+        fs::create_dir_all(to.join("models")).unwrap();
+        for _ in 0..2 {
+            link_byte_code(&from, &to).unwrap();
+        }
+        assert_eq!(fs::read_to_string(to.join("models/__pycache__/a.pyc")).unwrap(), "code");
+        assert!(!to.join("models/a.py").exists());
+    }
+}

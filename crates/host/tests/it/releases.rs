@@ -1,0 +1,93 @@
+//! Releases and the Python environments under them.
+
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+use ocore_host::{BuildRelease, Host, HostError, ReleaseId, testing::progress};
+
+use crate::project::{Files, Project, parcels};
+
+fn with_requirements(text: &str) -> Files {
+    let mut files = parcels();
+    files.insert("requirements.txt".to_owned(), text.to_owned());
+    files
+}
+
+#[tokio::test]
+async fn requirements_that_cannot_be_met_are_rejected_and_leave_nothing() {
+    let project = Project::new().await;
+    let error = project.release(&with_requirements("./no-such-directory\n")).await.unwrap_err();
+    assert!(matches!(error, HostError::Rejected { .. }), "{error}");
+    assert!(error.to_string().starts_with("the requirements in requirements.txt cannot be met: "), "{error}");
+    let left = |path: std::path::PathBuf| std::fs::read_dir(path).into_iter().flatten().count();
+    assert_eq!(left(project.host.layout.releases()), 0);
+    for environment in std::fs::read_dir(project.host.layout.environments()).unwrap().flatten() {
+        assert_eq!(left(environment.path()), 0);
+    }
+}
+
+#[tokio::test]
+async fn a_package_of_the_repository_is_installed_once_and_only_its_releases_can_read_it() {
+    let project = Project::new().await;
+    let mut files = with_requirements("./lib\nWerkzeug\n");
+    files.insert(
+        "lib/setup.py".to_owned(),
+        "from setuptools import setup\nsetup(name='parcel-lib', version='1', py_modules=['parcel_lib'])\n".to_owned(),
+    );
+    files.insert("lib/parcel_lib.py".to_owned(), "ANSWER = 42\n".to_owned());
+    files.insert(
+        "parcels/models/__init__.py".to_owned(),
+        "from parcel_lib import ANSWER\nfrom . import parcel\nassert ANSWER == 42\n".to_owned(),
+    );
+    let release = project.release(&files).await.unwrap();
+    let data_set = project.data_set(ocore_host::DataSource::Fresh).await;
+    project.run(data_set, &release, &["parcels"], &[]).await.unwrap();
+    for directory in [project.host.layout.releases(), project.host.layout.environments()] {
+        for entry in std::fs::read_dir(directory).unwrap().flatten() {
+            let metadata = entry.metadata().unwrap();
+            assert_eq!((metadata.permissions().mode() & 0o777, metadata.uid()), (0o710, 0));
+            assert_ne!(metadata.gid(), 0);
+        }
+    }
+    // Another project's key makes another environment.
+    let request = BuildRelease { source: release.source.clone(), odoo_version: "19.0".parse().unwrap(), isolation_key: "other".to_owned() };
+    let other = project.host.build_release(request, progress().0).await.unwrap();
+    assert_ne!(other.id, release.id);
+    assert_eq!(std::fs::read_dir(project.host.layout.environments()).unwrap().count(), 2);
+}
+
+#[tokio::test]
+async fn byte_code_is_made_before_a_release_is_used_and_taken_over_by_the_next() {
+    let project = Project::new().await;
+    let first = project.release(&parcels()).await.unwrap();
+    let code = |release: &ReleaseId| {
+        let file = format!("{release}/source/parcels/models/__pycache__/parcel.cpython-311.pyc");
+        std::fs::metadata(project.host.layout.releases().join(file)).unwrap()
+    };
+    let mut files = parcels();
+    files.insert("README.md".to_owned(), "changed".to_owned());
+    let second = project.release(&files).await.unwrap();
+    assert_ne!(first.id, second.id);
+    assert_eq!(code(&first.id).ino(), code(&second.id).ino());
+    assert_eq!(code(&first.id).uid(), 0);
+}
+
+#[tokio::test]
+async fn pruning_keeps_what_is_asked_for_and_what_is_young() {
+    let project = Project::new().await;
+    let old = project.release(&parcels()).await.unwrap();
+    let kept = project.release(&with_requirements("# nothing\n")).await.unwrap();
+    let hours_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(7200);
+    let age = |path: std::path::PathBuf| std::fs::File::open(path).unwrap().set_modified(hours_ago).unwrap();
+    let releases = project.host.layout.releases();
+    project.host.prune_releases(&[]).await.unwrap();
+    assert!(releases.join(&old.id.0).exists() && releases.join(&kept.id.0).exists());
+    for release in [&old, &kept] {
+        age(releases.join(&release.id.0).join("release.json"));
+        age(project.host.layout.sources().join(&release.source.0));
+    }
+    project.host.prune_releases(std::slice::from_ref(&kept.id)).await.unwrap();
+    assert_eq!(project.host.find_release(&old.id).await.unwrap(), None);
+    assert_eq!(project.host.find_source(&old.source).await.unwrap(), None);
+    assert_eq!(project.host.find_release(&kept.id).await.unwrap(), Some(kept.clone()));
+    assert!(project.host.find_source(&kept.source).await.unwrap().is_some());
+}
