@@ -96,17 +96,17 @@ impl Host for LocalHost {
 
     async fn run_modules(&self, instance: InstanceId, request: RunModules, fence: Fence, progress: Progress) -> Result<()> {
         let claim = self.claim(instance, fence).await?;
-        self.install_and_update(&claim, &request, &progress).await.map_err(|error| claim.explain(error))
+        claim.run(self.install_and_update(&claim, &request, &progress)).await
     }
 
     async fn start_slot(&self, instance: InstanceId, slot: SlotSpec, fence: Fence, progress: Progress) -> Result<RunningSlot> {
         let claim = self.claim(instance, fence).await?;
-        self.serve(&claim, &slot, &progress).await.map_err(|error| claim.explain(error))
+        claim.run(self.serve(&claim, &slot, &progress)).await
     }
 
     async fn stop_slot(&self, instance: InstanceId, color: Color, fence: Fence) -> Result<()> {
         let claim = self.claim(instance, fence).await?;
-        self.end_slot(&claim, color).await
+        claim.run(self.end_slot(&claim, color)).await
     }
 
     async fn observe(&self) -> Result<Vec<InstanceObservation>> {
