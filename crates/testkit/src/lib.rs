@@ -5,6 +5,7 @@ pub mod host;
 pub mod installation;
 pub mod module;
 pub mod repository;
+pub mod scenario;
 pub mod store;
 pub mod wait;
 
@@ -12,4 +13,5 @@ pub use client::ApiClient;
 pub use host::NoHost;
 pub use installation::{Installation, Options};
 pub use repository::{Push, Repository};
+pub use scenario::Scenario;
 pub use store::Store;

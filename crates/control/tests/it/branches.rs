@@ -14,7 +14,7 @@ use ocore_model::{
     ids::InstanceId,
 };
 
-use crate::scenario::Scenario;
+use ocore_testkit::Scenario;
 
 async fn behave(scenario: &Scenario, environment: &environments::Environment, behavior: CommitBehavior) -> Result<()> {
     let grant = scenario.grant::<ManageEnvironments>()?;

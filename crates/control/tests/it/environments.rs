@@ -15,7 +15,7 @@ use ocore_model::{
     instance::{ControlAction, InstanceStatus},
 };
 
-use crate::scenario::{Scenario, new_project};
+use ocore_testkit::{Scenario, scenario::new_project};
 
 fn code(error: &Error) -> &'static str {
     match error {

@@ -15,7 +15,7 @@ use ocore_model::{
 };
 use sqlx::PgPool;
 
-use crate::scenario::Scenario;
+use ocore_testkit::Scenario;
 
 /// Far beyond what the streams need; a test that waits for it has failed.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -7,6 +7,5 @@ mod environments;
 mod events;
 mod git;
 mod operations;
-mod scenario;
 mod scene;
 mod world;

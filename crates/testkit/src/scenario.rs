@@ -1,4 +1,4 @@
-//! A project with a repository, a developer who pushes, and what the engine would have done by hand: nothing runs operations here.
+//! A project with a repository, a developer who pushes, and by hand what the engine would have written: nothing runs operations here.
 
 use std::process::Command;
 
@@ -14,46 +14,48 @@ use ocore_model::{
     ids::{DataSetId, DeploymentId, EnvironmentId, ProjectId},
     project::ModuleSelection,
 };
-use ocore_testkit::{Repository, Store, store::Owned};
 
-pub(crate) struct Scenario {
-    pub(crate) store: Store,
-    pub(crate) owner: Owned,
-    pub(crate) project: ProjectId,
-    pub(crate) repository: Repository,
+use crate::{Repository, Store, store::Owned};
+
+/// An organization `acme` with a project `shop`.
+pub struct Scenario {
+    pub store: Store,
+    pub owner: Owned,
+    pub project: ProjectId,
+    pub repository: Repository,
 }
 
-/// An open deployment as a test looks at it.
+/// A deployment's row as a test looks at it.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Seen {
-    pub(crate) status: String,
-    pub(crate) data_mode: String,
-    pub(crate) commit: String,
+pub struct Seen {
+    pub status: String,
+    pub data_mode: String,
+    pub commit: String,
 }
 
 impl Scenario {
-    pub(crate) async fn new() -> Result<Self> {
+    pub async fn new() -> Result<Self> {
         let store = Store::new().await?;
         let owner = store.organization("acme").await?;
         let project = new_project(&store, &owner.scope, "shop").await?;
         Ok(Self { store, owner, project, repository: Repository::new()? })
     }
 
-    pub(crate) fn scope(&self) -> &Scope {
+    pub fn scope(&self) -> &Scope {
         &self.owner.scope
     }
 
-    pub(crate) fn grant<R: Right>(&self) -> Result<Grant<R>> {
+    pub fn grant<R: Right>(&self) -> Result<Grant<R>> {
         Ok(self.owner.scope.grant()?)
     }
 
     /// Commits something new; the commit's id.
-    pub(crate) fn commit(&self, message: &str) -> Result<String> {
+    pub fn commit(&self, message: &str) -> Result<String> {
         self.repository.commit(message)
     }
 
     /// Brings references into the mirror, as an accepted push does, and says nothing to anybody.
-    pub(crate) async fn bring(&self, refspecs: &[&str]) -> Result<()> {
+    pub async fn bring(&self, refspecs: &[&str]) -> Result<()> {
         // The mirror is made by whoever asks first.
         ocore_control::git::branch_head(&self.store.control, self.project, &"main".parse()?).await?;
         let mirror = self.store.control.settings.repositories.join(format!("{}.git", self.project));
@@ -64,36 +66,36 @@ impl Scenario {
     }
 
     /// Takes note of branches, as after a push.
-    pub(crate) async fn record(&self, branches: &[&str], trigger: Trigger) -> Result<Vec<PushOutcome>> {
+    pub async fn record(&self, branches: &[&str], trigger: Trigger) -> Result<Vec<PushOutcome>> {
         let updates =
             branches.iter().map(|branch| Ok(BranchUpdate { branch: branch.parse()?, old: None, new: None })).collect::<Result<_>>()?;
         Ok(branches::record(&self.store.control, self.project, updates, trigger, Some(self.owner.scope.user_id)).await?)
     }
 
     /// `git push --force origin HEAD:<branch>`
-    pub(crate) async fn push(&self, branch: &str) -> Result<PushOutcome> {
+    pub async fn push(&self, branch: &str) -> Result<PushOutcome> {
         self.bring(&[&format!("HEAD:refs/heads/{branch}")]).await?;
         self.record(&[branch], Trigger::Push).await?.pop().context("one outcome")
     }
 
     /// `git push origin :<branch>`
-    pub(crate) async fn delete_branch(&self, branch: &str) -> Result<PushOutcome> {
+    pub async fn delete_branch(&self, branch: &str) -> Result<PushOutcome> {
         // A push that deletes the first branch is refused by a plain `receive-pack`; oCore's own remote allows it.
         let mirror = self.store.control.settings.repositories.join(format!("{}.git", self.project));
         self.repository.git(&["--git-dir", &mirror.display().to_string(), "update-ref", "-d", &format!("refs/heads/{branch}")])?;
         self.record(&[branch], Trigger::Push).await?.pop().context("one outcome")
     }
 
-    pub(crate) async fn environment(&self, id: EnvironmentId) -> Result<Environment> {
+    pub async fn environment(&self, id: EnvironmentId) -> Result<Environment> {
         Ok(environments::find(&self.store.control, &self.grant()?, id).await?)
     }
 
-    pub(crate) async fn environment_of(&self, outcome: &PushOutcome) -> Result<Environment> {
+    pub async fn environment_of(&self, outcome: &PushOutcome) -> Result<Environment> {
         self.environment(outcome.environment_id.context("it has an environment")?).await
     }
 
     /// Writes what the engine writes when a deployment has become live.
-    pub(crate) async fn go_live(&self, id: DeploymentId) -> Result<()> {
+    pub async fn go_live(&self, id: DeploymentId) -> Result<()> {
         let pool = &self.store.control.pool;
         sqlx::query("update operations set status = 'succeeded' where deployment_id = $1").bind(id.as_uuid()).execute(pool).await?;
         sqlx::query("update deployments set status = 'succeeded', started_at = now(), completed_at = now() where id = $1")
@@ -119,20 +121,21 @@ impl Scenario {
     }
 
     /// Pushes a commit to a new branch and has it live.
-    pub(crate) async fn live(&self, branch: &str) -> Result<Environment> {
+    pub async fn live(&self, branch: &str) -> Result<Environment> {
         self.commit("first")?;
         let outcome = self.push(branch).await?;
         self.go_live(outcome.deployment_id.context("it is deployed")?).await?;
         self.environment_of(&outcome).await
     }
 
-    pub(crate) async fn set(&self, id: DeploymentId, assignment: &'static str) -> Result<()> {
+    /// `update deployments set <assignment>` of one.
+    pub async fn set(&self, id: DeploymentId, assignment: &'static str) -> Result<()> {
         let statement = sqlx::AssertSqlSafe(format!("update deployments set {assignment} where id = $1"));
         sqlx::query(statement).bind(id.as_uuid()).execute(&self.store.control.pool).await?;
         Ok(())
     }
 
-    pub(crate) async fn seen(&self, id: DeploymentId) -> Result<Seen> {
+    pub async fn seen(&self, id: DeploymentId) -> Result<Seen> {
         let row: (String, String, String) = sqlx::query_as("select status, data_mode, commit_sha from deployments where id = $1")
             .bind(id.as_uuid())
             .fetch_one(&self.store.control.pool)
@@ -141,7 +144,8 @@ impl Scenario {
     }
 }
 
-pub(crate) async fn new_project(store: &Store, scope: &Scope, name: &str) -> Result<ProjectId> {
+/// A project that makes environments by pushes.
+pub async fn new_project(store: &Store, scope: &Scope, name: &str) -> Result<ProjectId> {
     let new = NewProject {
         name: name.to_owned(),
         slug: None,
