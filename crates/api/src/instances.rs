@@ -12,7 +12,7 @@ use chrono::{DateTime, Utc};
 use futures::StreamExt;
 use ocore_control::{
     Error, Settings,
-    authorization::{ManageInstances, ViewInstances},
+    authorization::{ManageInstances, Right, Scope, ViewInstances},
     instances::{self, Instance, InstancePatch, InstanceRequest, SettingsPatch},
 };
 use ocore_model::{
@@ -72,6 +72,7 @@ pub(crate) struct InstanceBody {
     /// Seconds.
     limit_time_real: u32,
     log_level: String,
+    /// The values are `***` for who may not manage instances: they often are secrets.
     env_vars: BTreeMap<String, String>,
     restart_count: i32,
     last_restart_at: Option<DateTime<Utc>>,
@@ -80,8 +81,11 @@ pub(crate) struct InstanceBody {
 }
 
 impl InstanceBody {
-    fn new(instance: Instance, settings: &Settings) -> Self {
-        let odoo = instance.settings.0;
+    fn new(instance: Instance, settings: &Settings, caller: &Scope) -> Self {
+        let mut odoo = instance.settings.0;
+        if !caller.permissions.allows(ManageInstances::PERMISSION) {
+            odoo.env_vars.values_mut().for_each(|value| "***".clone_into(value));
+        }
         Self {
             id: instance.id.as_uuid(),
             project_id: instance.project_id.as_uuid(),
@@ -140,7 +144,7 @@ pub(crate) async fn list(
     FromQuery(query): FromQuery<InstancesQuery>,
 ) -> Result<Json<InstanceList>, Problem> {
     let instances = instances::list(&state.control, &grant, query.server_id.map(Into::into)).await?;
-    let instances: Vec<_> = instances.into_iter().map(|instance| InstanceBody::new(instance, &state.control.settings)).collect();
+    let instances: Vec<_> = instances.into_iter().map(|instance| InstanceBody::new(instance, &state.control.settings, &grant)).collect();
     Ok(Json(InstanceList { total: instances.len(), instances }))
 }
 
@@ -153,7 +157,7 @@ pub(crate) async fn get(
     FromPath(id): FromPath<Uuid>,
 ) -> Result<Json<InstanceBody>, Problem> {
     let instance = instances::find(&state.control, &grant, id.into()).await?;
-    Ok(Json(InstanceBody::new(instance, &state.control.settings)))
+    Ok(Json(InstanceBody::new(instance, &state.control.settings, &grant)))
 }
 
 /// A new instance.
@@ -216,7 +220,7 @@ pub(crate) async fn create(
         },
     };
     let instance = instances::create(&state.control, &grant, request).await?;
-    Ok((StatusCode::ACCEPTED, Json(InstanceBody::new(instance, &state.control.settings))))
+    Ok((StatusCode::ACCEPTED, Json(InstanceBody::new(instance, &state.control.settings, &grant))))
 }
 
 fn invalid(field: &'static str) -> impl Fn(InvalidName) -> Error {
@@ -268,7 +272,7 @@ pub(crate) async fn update(
         },
     };
     let instance = instances::update(&state.control, &grant, id.into(), patch).await?;
-    Ok(Json(InstanceBody::new(instance, &state.control.settings)))
+    Ok(Json(InstanceBody::new(instance, &state.control.settings, &grant)))
 }
 
 /// Delete an instance
@@ -306,7 +310,7 @@ pub(crate) async fn control(
     Input(body): Input<ControlInstance>,
 ) -> Result<(StatusCode, Json<InstanceBody>), Problem> {
     let instance = instances::control(&state.control, &grant, id.into(), body.action).await?;
-    Ok((StatusCode::ACCEPTED, Json(InstanceBody::new(instance, &state.control.settings))))
+    Ok((StatusCode::ACCEPTED, Json(InstanceBody::new(instance, &state.control.settings, &grant))))
 }
 
 #[derive(Debug, Deserialize, IntoParams)]

@@ -1,6 +1,6 @@
 //! A project with a repository, a developer who pushes, and by hand what the engine would have written: nothing runs operations here.
 
-use std::process::Command;
+use std::{process::Command, sync::Arc};
 
 use anyhow::{Context, Result, ensure};
 use ocore_control::{
@@ -19,7 +19,7 @@ use crate::{Repository, Store, store::Owned};
 
 /// An organization `acme` with a project `shop`.
 pub struct Scenario {
-    pub store: Store,
+    pub store: Arc<Store>,
     pub owner: Owned,
     pub project: ProjectId,
     pub repository: Repository,
@@ -38,7 +38,7 @@ impl Scenario {
         let store = Store::new().await?;
         let owner = store.organization("acme").await?;
         let project = new_project(&store, &owner.scope, "shop").await?;
-        Ok(Self { store, owner, project, repository: Repository::new()? })
+        Ok(Self { store: Arc::new(store), owner, project, repository: Repository::new()? })
     }
 
     pub fn scope(&self) -> &Scope {

@@ -3,7 +3,10 @@
 mod accounts;
 mod authorization;
 mod contract;
+mod deployments;
+mod environments;
 mod frame;
+mod instances;
 mod organizations;
 mod projects;
 mod support;

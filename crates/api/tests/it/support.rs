@@ -1,5 +1,7 @@
 //! The API as a test calls it: the real router on a store of its own, without a socket.
 
+use std::sync::Arc;
+
 use anyhow::{Context, Result};
 use axum::{
     Router,
@@ -12,7 +14,7 @@ use serde_json::Value;
 use tower::ServiceExt;
 
 pub(crate) struct TestApi {
-    pub(crate) store: Store,
+    pub(crate) store: Arc<Store>,
     router: Router,
 }
 
@@ -38,7 +40,8 @@ impl TestApi {
         Ok(Self::on(Store::new().await?))
     }
 
-    pub(crate) fn on(store: Store) -> Self {
+    pub(crate) fn on(store: impl Into<Arc<Store>>) -> Self {
+        let store = store.into();
         let router = ocore_api::router(AppState { control: store.control.clone() });
         Self { store, router }
     }
