@@ -36,11 +36,11 @@ use crate::error::{HostError, Result};
 /// The superuser's role.
 pub const SUPERUSER: &str = "postgres";
 /// Crash recovery of a large cluster takes minutes; a process that lives is waited for.
-const START_DEADLINE: Duration = Duration::from_secs(600);
+const START_DEADLINE: Duration = Duration::from_mins(10);
 /// How long a fast stop may take before an immediate one, which needs recovery at the next start.
-const FAST_STOP: Duration = Duration::from_secs(60);
+const FAST_STOP: Duration = Duration::from_mins(1);
 const IMMEDIATE_STOP: Duration = Duration::from_secs(10);
-const INIT_TIME_LIMIT: Duration = Duration::from_secs(300);
+const INIT_TIME_LIMIT: Duration = Duration::from_mins(5);
 const MIB: u64 = 1024 * 1024;
 /// Raised when [`initialise`] makes something else, so that templates of the old kind are not used any more.
 pub const SHAPE: u32 = 1;

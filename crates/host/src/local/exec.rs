@@ -118,7 +118,7 @@ impl Finished {
 /// A program and everything about how it is to run.
 #[derive(Clone)]
 pub struct Program {
-    program: PathBuf,
+    path: PathBuf,
     args: Vec<OsString>,
     env: BTreeMap<OsString, OsString>,
     cwd: PathBuf,
@@ -137,7 +137,7 @@ impl Program {
     pub fn new(program: impl AsRef<Path>) -> Self {
         let env = [("PATH", SEARCH_PATH), ("LANG", "C.UTF-8"), ("HOME", "/")];
         Self {
-            program: program.as_ref().to_owned(),
+            path: program.as_ref().to_owned(),
             args: Vec::new(),
             env: env.into_iter().map(|(name, value)| (name.into(), value.into())).collect(),
             cwd: PathBuf::from("/"),
@@ -218,7 +218,7 @@ impl Program {
 
     /// The program's own name, for messages.
     pub fn name(&self) -> String {
-        self.program.file_name().unwrap_or(self.program.as_os_str()).to_string_lossy().into_owned()
+        self.path.file_name().unwrap_or(self.path.as_os_str()).to_string_lossy().into_owned()
     }
 
     /// Whom it runs as, when that is another user.
@@ -276,7 +276,7 @@ impl Program {
             });
             words.extend(["--no-new-privs".into(), "--".into()]);
         }
-        words.push(self.program.clone().into_os_string());
+        words.push(self.path.clone().into_os_string());
         let mut words = words.into_iter();
         let mut command = Command::new(words.next().unwrap_or_default());
         command.args(words).args(&self.args).env_clear().envs(&self.env).current_dir(&self.cwd);

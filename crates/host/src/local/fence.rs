@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// How long the fence of a destroyed instance is kept.
-const KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
+const KEPT: Duration = Duration::from_hours(30 * 24);
 
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 struct Newest {

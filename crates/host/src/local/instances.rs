@@ -1,6 +1,10 @@
 //! Instances as a server knows them: users, ports, directories and processes. Made, claimed, observed, destroyed.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use ocore_model::{ids::InstanceId, instance::Color};
 use rustix::process::Signal;
@@ -20,7 +24,8 @@ use crate::{
     error::{HostError, Result},
 };
 
-const GRACE: std::time::Duration = std::time::Duration::from_secs(30);
+/// How long a process of an instance that is removed may take to end before it is ended by force.
+const GRACE: Duration = Duration::from_secs(30);
 
 impl LocalHost {
     /// The right to work on the instance. Whatever an older generation has left running in its name is ended first.
@@ -116,16 +121,16 @@ impl LocalHost {
             _ => false,
         })
         .await?;
-        for process_record in self.run_records(instance)? {
-            durable::remove_fleeting(&process_record)
+        for run_record in self.run_records(instance) {
+            durable::remove_fleeting(&run_record)
                 .map_err(|error| HostError::machine_from("the record of an old program could not be removed", error))?;
         }
         Ok(())
     }
 
-    fn run_records(&self, instance: InstanceId) -> Result<Vec<std::path::PathBuf>> {
-        let Ok(entries) = std::fs::read_dir(self.layout.records(instance)) else { return Ok(Vec::new()) };
-        let is_run = |path: &std::path::Path| path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"run-"));
-        Ok(entries.flatten().map(|entry| entry.path()).filter(|path| is_run(path)).collect())
+    fn run_records(&self, instance: InstanceId) -> Vec<PathBuf> {
+        let Ok(entries) = std::fs::read_dir(self.layout.records(instance)) else { return Vec::new() };
+        let is_run = |path: &Path| path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"run-"));
+        entries.flatten().map(|entry| entry.path()).filter(|path| is_run(path)).collect()
     }
 }

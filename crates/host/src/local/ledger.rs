@@ -447,17 +447,17 @@ impl Inner {
         for owner in postgres.keys().chain(odoo.keys()) {
             let Ok(instance) = owner.parse::<InstanceId>() else { continue };
             let (postgres_uid, odoo_uid) = (postgres.get(owner).copied(), odoo.get(owner).copied());
-            let entry = match book.instances.get(&instance) {
-                Some(entry) => Entry {
+            let entry = if let Some(entry) = book.instances.get(&instance) {
+                Entry {
                     postgres_uid: postgres_uid.unwrap_or(entry.postgres_uid),
                     odoo_uid: odoo_uid.unwrap_or(entry.odoo_uid),
                     ports: entry.ports,
-                },
-                None => {
-                    let taken = [postgres_uid, odoo_uid].into_iter().flatten().collect::<Vec<_>>();
-                    let found = |uid: Option<u32>, book: &Book| uid.map_or_else(|| self.free_uid(book, &taken), Ok);
-                    Entry { postgres_uid: found(postgres_uid, &book)?, odoo_uid: found(odoo_uid, &book)?, ports: self.free_ports(&book)? }
                 }
+            } else {
+                // One of the two is missing at most: the owner was found by the other.
+                let taken: Vec<u32> = [postgres_uid, odoo_uid].into_iter().flatten().collect();
+                let found = |uid: Option<u32>| uid.map_or_else(|| self.free_uid(&book, &taken), Ok);
+                Entry { postgres_uid: found(postgres_uid)?, odoo_uid: found(odoo_uid)?, ports: self.free_ports(&book)? }
             };
             book.instances.insert(instance, entry);
         }
@@ -531,14 +531,11 @@ fn build_claim(uid: u32) -> PathBuf {
 
 /// `None` when somebody else has it.
 fn try_claim(path: &Path) -> Result<Option<Flock<File>>> {
-    let file = match open_lock(path) {
-        Ok(file) => file,
-        // A purge may just have removed the directory.
-        Err(_) => {
-            durable::make_directory(Path::new(BUILD_CLAIMS), 0o755)?;
-            open_lock(path)?
-        }
-    };
+    let file = open_lock(path).or_else(|_| {
+        // The first claim since the machine started, or a purge has just removed the directory.
+        durable::make_directory(Path::new(BUILD_CLAIMS), 0o755)?;
+        open_lock(path)
+    })?;
     let Ok(claim) = Flock::lock(file, FlockArg::LockExclusiveNonblock) else { return Ok(None) };
     // Between opening and locking, a purge may have removed the file, and another claim may have made it anew.
     let is_same = claim

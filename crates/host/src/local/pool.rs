@@ -33,7 +33,7 @@ const SHARED_ENTRY_COST: u64 = 4096;
 const RESERVE: u64 = 64 * 1024 * 1024;
 /// How much an image grows at once, in bytes.
 const GROWTH: u64 = 16 * 1024 * 1024 * 1024;
-const MOUNT_TIME_LIMIT: Duration = Duration::from_secs(120);
+const MOUNT_TIME_LIMIT: Duration = Duration::from_mins(2);
 
 /// The open pool.
 #[derive(Debug, Clone)]

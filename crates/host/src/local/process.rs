@@ -7,7 +7,6 @@
 use std::{
     collections::BTreeSet,
     fs,
-    io::{self},
     os::{fd::OwnedFd, unix::fs::OpenOptionsExt},
     path::{Path, PathBuf},
     sync::OnceLock,
@@ -320,10 +319,13 @@ fn open_pidfd(pid: i32) -> Option<OwnedFd> {
 pub fn boot_id() -> &'static str {
     static BOOT_ID: OnceLock<String> = OnceLock::new();
     BOOT_ID.get_or_init(|| {
-        fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|text| text.trim().to_owned()).unwrap_or_else(|error: io::Error| {
-            tracing::warn!(%error, "the kernel's boot id cannot be read");
-            String::new()
-        })
+        fs::read_to_string("/proc/sys/kernel/random/boot_id").map_or_else(
+            |error| {
+                tracing::warn!(%error, "the kernel's boot id cannot be read");
+                String::new()
+            },
+            |text| text.trim().to_owned(),
+        )
     })
 }
 
