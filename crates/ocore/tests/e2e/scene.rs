@@ -126,7 +126,9 @@ fn has_parent_like(pid: i32, command: &str) -> bool {
         after_name.split_whitespace().nth(1)?.parse::<i32>().ok()
     });
     let Some(parent) = parent else { return false };
-    std::fs::read(format!("/proc/{parent}/cmdline")).is_ok_and(|parent| String::from_utf8_lossy(&parent).replace('\0', " ") == command)
+    // Odoo's process for websockets is its own program with one word more.
+    let like = command.replacen(" gevent ", " ", 1);
+    std::fs::read(format!("/proc/{parent}/cmdline")).is_ok_and(|parent| String::from_utf8_lossy(&parent).replace('\0', " ") == like)
 }
 
 /// The example repository of this project.
