@@ -11,6 +11,7 @@ use crate::project::{Project, changed, examples, names, page, parcels};
 const PASSWORD: &str = "an-admin-password-that-nobody-logs";
 
 /// What is not told to anybody: neither in the lines of the run nor in a file of the instance's logs nor in a command line.
+#[expect(clippy::unwrap_used, reason = "a test that cannot look fails")]
 fn assert_unsaid(project: &Project, lines: &[String], secrets: &[&str]) {
     let logs = project.host.layout.logs(project.instance);
     let mut texts: Vec<String> = lines.to_vec();
@@ -60,7 +61,7 @@ async fn the_example_is_installed_serves_is_updated_beside_and_is_adopted_by_ano
     let slot = SlotSpec { color: Color::Blue, data_set: first, release: release.id.clone(), settings: settings.clone() };
     let adopted = other.start_slot(project.instance, slot, project.fence(), progress().0).await.unwrap();
     assert_eq!(adopted, blue);
-    assert_eq!(other.observe().await.unwrap()[0].slots, [blue.clone()]);
+    assert_eq!(other.observe().await.unwrap()[0].slots, std::slice::from_ref(&blue));
 
     // A changed view, on a copy; then the other colour serves it and knows the same password.
     let new = changed(examples(), "workshop/views/pages.xml", "We repair bicycles", "We mend bicycles");

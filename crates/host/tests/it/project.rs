@@ -1,5 +1,7 @@
 //! A project on a host of its own: what the tests of releases, runs and slots share.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
+
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},

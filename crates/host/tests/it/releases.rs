@@ -76,7 +76,7 @@ async fn pruning_keeps_what_is_asked_for_and_what_is_young() {
     let project = Project::new().await;
     let old = project.release(&parcels()).await.unwrap();
     let kept = project.release(&with_requirements("# nothing\n")).await.unwrap();
-    let hours_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(7200);
+    let hours_ago = std::time::SystemTime::now() - std::time::Duration::from_hours(2);
     let age = |path: std::path::PathBuf| std::fs::File::open(path).unwrap().set_modified(hours_ago).unwrap();
     let releases = project.host.layout.releases();
     project.host.prune_releases(&[]).await.unwrap();

@@ -389,9 +389,9 @@ mod tests {
             "migration",
             "migration_python",
         ];
-        let sentences: String =
-            names.iter().map(|name| format!("{name}: {}\n", explain(&captured(name), source()).expect(name).summary)).collect();
-        insta::assert_snapshot!(sentences);
+        let sentences: Vec<String> =
+            names.iter().map(|name| format!("{name}: {}", explain(&captured(name), source()).expect(name).summary)).collect();
+        insta::assert_snapshot!(sentences.join("\n"));
     }
 
     #[test]

@@ -45,16 +45,12 @@ impl LocalHost {
                     return;
                 }
             }
-            while follow {
-                let (read, next) = match blocking({
-                    let path = path.clone();
-                    move || Ok(position.advance(&path))
-                })
-                .await
-                {
-                    Ok(step) => step,
-                    Err(_) => return,
-                };
+            if !follow {
+                return;
+            }
+            loop {
+                let path = path.clone();
+                let Ok((read, next)) = blocking(move || Ok(position.advance(&path))).await else { return };
                 position = next;
                 for line in read {
                     if sender.send(line).await.is_err() {

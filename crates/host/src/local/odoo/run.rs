@@ -68,8 +68,7 @@ impl LocalHost {
                 .args(["--database", DATABASE, "--stop-after-init", "--no-http"])
                 .cgroups(self.cgroups.prepare(instance))
                 .output_limit(LOG_LIMIT)
-                .progress(progress)
-                .cancel(claim.superseded.clone());
+                .progress(progress);
             for (option, modules) in [("--init", &install), ("--update", &request.update)] {
                 if !modules.is_empty() {
                     program = program.arg(option).arg(names(modules, ","));

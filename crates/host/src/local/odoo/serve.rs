@@ -77,7 +77,7 @@ impl LocalHost {
             match self.try_to_serve(claim, spec, progress).await {
                 Ok(running) => return Ok(running),
                 Err(Setback::PortTaken) if attempt < PORT_ATTEMPTS => {
-                    progress.log.line("Another program took the port; trying another one.")
+                    progress.log.line("Another program took the port; trying another one.");
                 }
                 Err(Setback::PortTaken) => break,
                 Err(Setback::Failed(error)) => return Err(error),
@@ -183,7 +183,7 @@ impl LocalHost {
                 Err(Wait::Failed("Odoo ended while it started".to_owned()))
             }
             () = progress.cancel.cancelled() => Err(Wait::Stopped(HostError::Cancelled)),
-            () = claim.superseded.cancelled() => Err(Wait::Stopped(HostError::Cancelled)),
+            () = claim.superseded.cancelled() => Err(Wait::Stopped(claim.check().err().unwrap_or(HostError::Cancelled))),
         }
     }
 
@@ -245,11 +245,9 @@ fn read_from(path: &Path, start: u64) -> String {
 
 fn explain(text: &str, source: &Path, otherwise: String) -> HostError {
     let log = Log::parse(text);
-    match failure::explain(&log, source) {
-        Some(Failure { summary, excerpt }) => HostError::Rejected { summary: format!("Odoo does not start: {summary}"), excerpt },
-        None => {
-            let lines: Vec<&str> = text.lines().collect();
-            HostError::Rejected { summary: otherwise, excerpt: lines[lines.len().saturating_sub(20)..].join("\n") }
-        }
+    if let Some(Failure { summary, excerpt }) = failure::explain(&log, source) {
+        return HostError::Rejected { summary: format!("Odoo does not start: {summary}"), excerpt };
     }
+    let lines: Vec<&str> = text.lines().collect();
+    HostError::Rejected { summary: otherwise, excerpt: lines[lines.len().saturating_sub(20)..].join("\n") }
 }

@@ -135,6 +135,7 @@ impl LocalHost {
         Ok(at(&attempt))
     }
 
+    #[expect(clippy::too_many_arguments, reason = "each is a part of one build")]
     async fn make_environment(
         &self,
         place: &Path,
@@ -191,12 +192,15 @@ fn stack(venv: &Path, distribution: &InstalledDistribution) -> Result<()> {
     let write = || -> std::io::Result<()> {
         let site_packages = fs::read_dir(&library)?.flatten().map(|entry| entry.path().join("site-packages")).find(|path| path.is_dir());
         let site_packages = site_packages.ok_or_else(|| std::io::Error::other("it has no site-packages"))?;
-        let mut text = String::new();
-        for path in &distribution.packages {
+        let lines = distribution.packages.iter().map(|path| {
             // A JSON string without exotic characters is a Python string.
-            let quoted = serde_json::to_string(path)?;
-            text.push_str(&format!("import site; site.addsitedir({quoted})\n"));
-        }
+            Ok(format!(
+                "import site; site.addsitedir({})
+",
+                serde_json::to_string(path)?
+            ))
+        });
+        let text: String = lines.collect::<serde_json::Result<_>>()?;
         fs::write(site_packages.join("odoo-distribution.pth"), text)
     };
     write().map_err(|error| {
