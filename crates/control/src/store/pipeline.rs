@@ -164,7 +164,8 @@ pub async fn list(
         match environments.last_mut() {
             Some(last) if last.environment.id == row.id => last.recent_deployments.extend(recent),
             _ => {
-                environments.push(PipelineEnvironment { environment: row.environment(), recent_deployments: recent.into_iter().collect() })
+                let environment = row.environment();
+                environments.push(PipelineEnvironment { environment, recent_deployments: recent.into_iter().collect() });
             }
         }
     }

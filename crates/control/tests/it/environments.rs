@@ -33,7 +33,7 @@ async fn create(
     instance: Option<InstanceId>,
 ) -> ocore_control::Result<environments::Environment> {
     let grant = scenario.scope().grant::<ManageEnvironments>()?;
-    environments::create(&scenario.store.control, &grant, scenario.project, &branch.parse().unwrap(), stage, instance).await
+    environments::create(&scenario.store.control, &grant, scenario.project, &branch.parse().expect("a branch name"), stage, instance).await
 }
 
 fn request(scenario: &Scenario, name: &str) -> InstanceRequest {

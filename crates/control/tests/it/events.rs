@@ -18,7 +18,7 @@ use sqlx::PgPool;
 use ocore_testkit::Scenario;
 
 /// Far beyond what the streams need; a test that waits for it has failed.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 async fn step_of(pool: &PgPool, deployment: DeploymentId, step: StepName) -> Result<uuid::Uuid> {
     Ok(sqlx::query_scalar("select id from deployment_steps where deployment_id = $1 and name = $2")
