@@ -49,6 +49,7 @@ pub(crate) struct EnvironmentBody<'a> {
     environment_type: Stage,
     commit_behavior: CommitBehavior,
     status: EnvironmentStatus,
+    /// What a person should know: of the environment, or else of its instance.
     status_message: &'a str,
     /// Where it answers.
     url: String,

@@ -133,6 +133,10 @@ impl Note<'_> {
                 return Ok(outcome(Some(&environment), deployment, format!("nothing new on {branch}")));
             }
             Some(environment) => (environment, String::new()),
+            None if self.project.archived_at.is_some() => {
+                let message = format!("{branch} is kept; the project is archived, so nothing is deployed");
+                return Ok(outcome(None, None, message));
+            }
             None => match self.follower_by_mapping(connection, &branch).await? {
                 Some(mapped) => mapped,
                 None => match self.reason_for_no_environment(&branch) {
@@ -171,9 +175,6 @@ impl Note<'_> {
     }
 
     fn reason_for_no_environment(&self, branch: &BranchName) -> Option<String> {
-        if self.project.archived_at.is_some() {
-            return Some(format!("{branch} is kept; the project is archived, so nothing is deployed"));
-        }
         if !self.project.create_environment_on_push {
             return Some(format!(
                 "{branch} is kept; it has no environment, and this project makes none by a push: use `ocore env create {branch}`"

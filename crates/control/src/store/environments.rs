@@ -33,6 +33,7 @@ pub struct Environment {
     pub stage: Stage,
     pub commit_behavior: CommitBehavior,
     pub status: EnvironmentStatus,
+    /// Its own, or else that of its instance.
     pub status_message: String,
     pub auto_destroy_on_merge: bool,
     pub cloned_from_id: Option<EnvironmentId>,
@@ -59,7 +60,8 @@ macro_rules! select_environments {
                       environments.name, environments.description, environments.branch,
                       branches.deleted_at as "branch_deleted_at?", environments.stage as "stage: Stage",
                       environments.commit_behavior as "commit_behavior: CommitBehavior",
-                      environments.status as "status: EnvironmentStatus", environments.status_message,
+                      environments.status as "status: EnvironmentStatus",
+                      coalesce(nullif(environments.status_message, ''), instances.status_message) as "status_message!",
                       environments.auto_destroy_on_merge, environments.cloned_from_id as "cloned_from_id: EnvironmentId",
                       environments.is_neutralized, environments.pending_commit_count,
                       environments.pending_commit_sha as "pending_commit_sha: CommitSha", environments.last_commit_at,

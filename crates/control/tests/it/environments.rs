@@ -151,6 +151,18 @@ async fn production_is_not_deleted_and_others_go_with_their_instance() -> Result
 }
 
 #[tokio::test]
+async fn an_environment_says_what_is_the_matter_with_its_instance() -> Result<()> {
+    let scenario = Scenario::new().await?;
+    let environment = scenario.live("main").await?;
+    sqlx::query("update instances set status = 'failed', status_message = 'its Odoo died'").execute(&scenario.store.control.pool).await?;
+    let failed = scenario.environment(environment.id).await?;
+    assert_eq!((failed.instance_status, failed.status_message.as_str()), (InstanceStatus::Failed, "its Odoo died"));
+    scenario.delete_branch("main").await?;
+    assert!(scenario.environment(environment.id).await?.status_message.starts_with("its branch was deleted"));
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_build_is_triggered_when_something_is_pending_or_failed() -> Result<()> {
     let scenario = Scenario::new().await?;
     let control = &scenario.store.control;
