@@ -9,7 +9,7 @@ use std::{
     hash::{DefaultHasher, Hash, Hasher},
     net::{Ipv4Addr, TcpListener},
     ops::Range,
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -18,7 +18,7 @@ use nix::fcntl::{Flock, FlockArg};
 use ocore_model::{ids::InstanceId, instance::Color};
 use serde::{Deserialize, Serialize};
 
-use super::{config::LocalHostConfig, durable, durable::blocking, exec::RunAs, process, users};
+use super::{config::LocalHostConfig, durable, durable::blocking, process, users};
 use crate::{
     api::ReleaseId,
     error::{HostError, Result},
@@ -64,25 +64,6 @@ pub struct SlotPorts {
     pub websocket: u16,
 }
 
-/// The user of one build, for as long as this value lives. It has no entry in the user database and owns nothing.
-#[derive(Debug)]
-pub struct BuildUser {
-    pub uid: u32,
-    _claim: Flock<File>,
-}
-
-impl BuildUser {
-    /// As a user to run programs as, with these supplementary groups.
-    pub fn run_as(&self, groups: Vec<u32>) -> RunAs {
-        RunAs { uid: self.uid, gid: self.uid, groups }
-    }
-
-    /// Ends everything that the build has left running and gives the user back. (When it is dropped, the next one does the ending.)
-    pub async fn release(self) -> Result<()> {
-        process::end_users(&BTreeSet::from([self.uid])).await
-    }
-}
-
 /// The ledger as it is on disk.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Book {
@@ -115,9 +96,6 @@ impl Entry {
 const POSTGRES_PREFIX: &str = "ocore-p";
 const ODOO_PREFIX: &str = "ocore-o";
 const CONTROL_OWNER: &str = "control";
-/// Claims on build users, for all homes of the machine.
-const BUILD_CLAIMS: &str = "/run/ocore";
-
 fn postgres_name(uid: u32) -> String {
     format!("{POSTGRES_PREFIX}{uid}")
 }
@@ -285,42 +263,6 @@ impl Ledger {
         .await
     }
 
-    /// A user for one build that nobody on this machine has now, and that nothing runs as.
-    pub async fn claim_build_user(&self) -> Result<BuildUser> {
-        let range = self.0.ranges.build_uids.clone();
-        let user = blocking(move || {
-            for uid in range {
-                if let Some(claim) = try_claim(&build_claim(uid))? {
-                    return Ok(BuildUser { uid, _claim: claim });
-                }
-            }
-            Err(HostError::machine("all users for builds are in use; try again when a build has ended, or configure a larger range"))
-        })
-        .await?;
-        process::end_users(&BTreeSet::from([user.uid])).await?;
-        Ok(user)
-    }
-
-    /// Removes the files of claims that nobody holds. They are the machine's, not the home's: other homes go on with theirs.
-    pub async fn remove_build_claims(&self) -> Result<()> {
-        let range = self.0.ranges.build_uids.clone();
-        blocking(move || {
-            for uid in range {
-                let path = build_claim(uid);
-                if path.exists()
-                    && let Some(_claim) = try_claim(&path)?
-                {
-                    durable::remove_fleeting(&path)
-                        .map_err(|error| HostError::machine_from(format!("{} could not be removed", path.display()), error))?;
-                }
-            }
-            // Not empty means that somebody else builds.
-            let _ = std::fs::remove_dir(BUILD_CLAIMS);
-            Ok(())
-        })
-        .await
-    }
-
     /// The user of the control plane's own cluster; it is there afterwards.
     pub async fn allocate_control(&self) -> Result<OsUser> {
         loop {
@@ -361,6 +303,10 @@ impl Ledger {
             Ok(())
         })
         .await
+    }
+
+    pub(super) fn build_uids(&self) -> Range<u32> {
+        self.0.ranges.build_uids.clone()
     }
 
     async fn ensure_user(&self, uid: u32, name: &str, owner: &str) -> Result<users::Ensured> {
@@ -515,7 +461,7 @@ fn is_free(port: u16) -> bool {
     TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
 }
 
-fn open_lock(path: &Path) -> Result<File> {
+pub(super) fn open_lock(path: &Path) -> Result<File> {
     OpenOptions::new()
         .write(true)
         .create(true)
@@ -523,26 +469,6 @@ fn open_lock(path: &Path) -> Result<File> {
         .mode(0o600)
         .open(path)
         .map_err(|error| HostError::machine_from(format!("the lock {} could not be opened: {error}", path.display()), error))
-}
-
-fn build_claim(uid: u32) -> PathBuf {
-    Path::new(BUILD_CLAIMS).join(format!("build-{uid}.lock"))
-}
-
-/// `None` when somebody else has it.
-fn try_claim(path: &Path) -> Result<Option<Flock<File>>> {
-    let file = open_lock(path).or_else(|_| {
-        // The first claim since the machine started, or a purge has just removed the directory.
-        durable::make_directory(Path::new(BUILD_CLAIMS), 0o755)?;
-        open_lock(path)
-    })?;
-    let Ok(claim) = Flock::lock(file, FlockArg::LockExclusiveNonblock) else { return Ok(None) };
-    // Between opening and locking, a purge may have removed the file, and another claim may have made it anew.
-    let is_same = claim
-        .metadata()
-        .and_then(|ours| std::fs::metadata(path).map(|current| (ours.dev(), ours.ino()) == (current.dev(), current.ino())))
-        .unwrap_or(false);
-    Ok(is_same.then_some(claim))
 }
 
 fn not_found(instance: InstanceId) -> HostError {

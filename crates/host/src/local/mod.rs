@@ -1,5 +1,6 @@
 //! The data plane of the machine that this program runs on.
 
+pub mod build_users;
 pub mod cgroups;
 pub mod cluster;
 pub mod config;

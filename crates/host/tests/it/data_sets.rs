@@ -1,10 +1,13 @@
-use std::{os::unix::fs::MetadataExt, path::Path};
+use std::{io::Read, os::unix::fs::MetadataExt, path::Path};
 
 use anyhow::Result;
 use nix::unistd::{Uid, User};
 use ocore_host::{
     DataSource, Host, HostError, LocalHost,
-    local::process,
+    local::{
+        copy::{WorkDirectory, copy_tree},
+        process,
+    },
     testing::{Sandbox, fence, progress},
 };
 use ocore_model::ids::{DataSetId, InstanceId};
@@ -106,7 +109,6 @@ async fn a_full_image_grows_up_to_its_limit() -> Result<()> {
 
 #[tokio::test]
 async fn a_copy_without_room_fails_clearly_and_leaves_nothing() -> Result<()> {
-    // Plain copies on a small image: files are not cloned across file systems, and the pool is told that it cannot.
     let sandbox = Sandbox::with_image(400 * MIB)?;
     let host = sandbox.host().await?;
     let (instance, original) = running(&host).await?;
@@ -122,6 +124,31 @@ async fn a_copy_without_room_fails_clearly_and_leaves_nothing() -> Result<()> {
     assert!(!host.layout.socket_directory(original).join(".s.PGSQL.5432").exists());
     host.start_cluster(instance, original, fence(1)).await?;
     assert!(as_odoo(&host, instance, original, "select 1").await?.status.success());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_disk_that_fills_up_during_a_copy_ends_it_clearly_and_leaves_nothing() -> Result<()> {
+    // The room is asked of one file system and taken from another, smaller one: as when somebody else fills the disk meanwhile.
+    let (roomy, small) = (Sandbox::new()?, Sandbox::with_image(400 * MIB)?);
+    let (roomy_host, small_host) = (roomy.host().await?, small.host().await?);
+    let source = roomy.path().join("source");
+    std::fs::create_dir(&source)?;
+    let file = std::fs::File::create(source.join("file"))?;
+    std::io::copy(&mut std::io::repeat(1).take(500 * MIB), &mut &file)?;
+    std::fs::write(source.join("small"), "content")?;
+    let target = small_host.pool.path().join("target");
+    let work = WorkDirectory::create(&target).await?;
+    let error = copy_tree(&roomy_host.pool, &source, &work.path().join("tree"), &[]).await.unwrap_err().to_string();
+    assert!(error.contains("left") && error.contains("needs 50"), "{error}");
+    drop(work);
+    assert_eq!(
+        std::fs::read_dir(small_host.pool.path())?
+            .filter(|entry| entry.as_ref().is_ok_and(|entry| entry.file_name().to_string_lossy().contains("target")))
+            .count(),
+        0
+    );
+    assert!(small_host.facts().await?.pool.available_bytes > 250 * MIB);
     Ok(())
 }
 

@@ -22,12 +22,13 @@ use crate::{
     api::{Progress, ReleaseId, Source},
     error::{HostError, Result},
     local::{
-        LocalHost, copy,
+        LocalHost,
+        build_users::BuildUser,
+        copy,
         data_sets::open_to_group,
         distribution::InstalledDistribution,
         durable::{self, blocking},
         exec::Program,
-        ledger::BuildUser,
         pip,
     },
 };

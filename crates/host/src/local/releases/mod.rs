@@ -27,12 +27,12 @@ use tokio::sync::OwnedMutexGuard;
 use self::environment::{Environment, Requirements};
 use super::{
     LocalHost,
+    build_users::BuildUser,
     copy::{self, WorkDirectory},
     data_sets::open_to_group,
     distribution::InstalledDistribution,
     durable::{self, blocking},
     exec::Program,
-    ledger::BuildUser,
     slots,
     sources::check_digest,
 };
