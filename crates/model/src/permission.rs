@@ -137,10 +137,9 @@ impl SystemRole {
             Self::Owner => true,
             Self::Admin => action == Action::View || resource != R::Organization,
             Self::Developer => match resource {
-                R::Projects | R::Environments | R::Instances | R::Deployments => true,
-                R::Organization | R::Members | R::Roles | R::Servers => action == Action::View,
                 // A person makes keys for what they may do themselves; a key cannot exceed its maker.
-                R::ApiKeys => true,
+                R::Projects | R::Environments | R::Instances | R::Deployments | R::ApiKeys => true,
+                R::Organization | R::Members | R::Roles | R::Servers => action == Action::View,
             },
             Self::Viewer => action == Action::View && resource != R::ApiKeys,
         }

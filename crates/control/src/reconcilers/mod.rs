@@ -2,11 +2,13 @@
 //! runs on a timer and on a signal, one run at a time, and keeps what its last run did.
 
 mod git;
+mod heartbeat;
 mod keep_running;
 mod leftovers;
 mod logs;
 mod prune;
 mod routes;
+mod sessions;
 
 use std::{
     collections::BTreeMap,
@@ -53,12 +55,14 @@ struct Reconciler {
 const ALL: &[Reconciler] = &[
     Reconciler { name: "keep_running", every: Duration::from_secs(5), run: |control| Box::pin(keep_running::run(control)) },
     Reconciler { name: "routes", every: Duration::from_secs(10), run: |control| Box::pin(routes::run(control)) },
+    Reconciler { name: "heartbeat", every: Duration::from_mins(1), run: |control| Box::pin(heartbeat::run(control)) },
     Reconciler { name: "webhooks", every: Duration::from_mins(1), run: |control| Box::pin(git::webhooks(control)) },
     Reconciler { name: "branches", every: Duration::from_mins(5), run: |control| Box::pin(git::branches(control)) },
     Reconciler { name: "leftovers", every: Duration::from_mins(1), run: |control| Box::pin(leftovers::run(control)) },
     Reconciler { name: "logs", every: Duration::from_mins(1), run: |control| Box::pin(logs::run(control)) },
     Reconciler { name: "mirrors", every: Duration::from_hours(24), run: |control| Box::pin(git::mirrors(control)) },
     Reconciler { name: "prune", every: Duration::from_hours(1), run: |control| Box::pin(prune::run(control)) },
+    Reconciler { name: "sessions", every: Duration::from_hours(1), run: |control| Box::pin(sessions::run(control)) },
 ];
 
 /// The running reconcilers of this process. Only the process that has the server's host runs them.

@@ -7,5 +7,7 @@ mod environments;
 mod events;
 mod git;
 mod operations;
+mod organizations;
 mod scene;
+mod servers;
 mod world;

@@ -12,8 +12,8 @@ use std::{
 use async_trait::async_trait;
 use chrono::Utc;
 use ocore_host::{
-    BuildRelease, DataSource, Distribution, Fence, Host, HostError, HostFacts, InstalledModule, InstanceObservation, Progress, Release,
-    ReleaseId, Result, RunModules, RunningSlot, SlotSpec, Source, SourceId, SourceModule, TarStream,
+    BuildRelease, DataSource, Distribution, Fence, Host, HostError, HostFacts, InstalledModule, InstanceObservation, PoolFacts, Progress,
+    Release, ReleaseId, Result, RunModules, RunningSlot, SlotSpec, Source, SourceId, SourceModule, TarStream,
 };
 use ocore_model::{
     edge::EdgeStatus,
@@ -239,7 +239,9 @@ async fn serve(mut stream: tokio::net::TcpStream, state: Arc<Mutex<State>>) {
 #[async_trait]
 impl Host for World {
     async fn facts(&self) -> Result<HostFacts> {
-        Err(HostError::machine("this machine is a table in memory"))
+        let pool = PoolFacts { path: String::new(), file_system: "memory".to_owned(), reflinks: false, total_bytes: 0, available_bytes: 0 };
+        let (hostname, os_name) = ("world".to_owned(), "a table in memory".to_owned());
+        Ok(HostFacts { hostname, os_name, os_version: String::new(), cpu_cores: 0, ram_total_bytes: 0, pool, distributions: Vec::new() })
     }
 
     /// The tree of a test's commit is one file, `modules.json`.
