@@ -313,6 +313,19 @@ impl Ledger {
         users::ensure(uid, name, &self.0.comment(owner)).await
     }
 
+    /// Removes every user that the system's user database knows as this home's, also one that the ledger has forgotten.
+    pub async fn remove_all_users(&self) -> Result<()> {
+        let suffix = self.0.comment_suffix();
+        for (prefix, name) in [(POSTGRES_PREFIX, postgres_name as fn(u32) -> String), (ODOO_PREFIX, odoo_name)] {
+            for (uid, comment) in users::list(prefix)? {
+                if comment.ends_with(&suffix) {
+                    self.remove_user(&OsUser { uid, name: name(uid) }).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Ends what still runs as the user, then removes it, unless its number has come to belong to somebody else.
     async fn remove_user(&self, user: &OsUser) -> Result<()> {
         let suffix = self.0.comment_suffix();

@@ -112,6 +112,7 @@ pub async fn purge(config: &LocalHostConfig) -> Result<()> {
         cgroups.remove(instance);
     }
     ledger.release_control().await?;
+    ledger.remove_all_users().await?;
     // Builds, and whatever else works in the home, would keep the pool from being unmounted.
     let builds = config.build_uids.clone();
     process::end_all(|entry| {

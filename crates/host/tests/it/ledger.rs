@@ -60,6 +60,22 @@ async fn a_damaged_ledger_is_put_together_again_without_clashes() -> Result<()> 
 }
 
 #[tokio::test]
+async fn a_purge_removes_users_that_the_ledger_has_forgotten() -> Result<()> {
+    let sandbox = Sandbox::new()?;
+    let allocation = open(&sandbox).await?.allocate(InstanceId::new()).await?;
+    for name in ["ledger.json", "ledger.previous.json"] {
+        std::fs::write(sandbox.home().join(name), "{\"instances\": {}, \"control\": null, \"releases\": {}, \"foreign_uids\": []}")?;
+    }
+    let home = sandbox.home().display().to_string();
+    drop(sandbox);
+    for name in [allocation.postgres.name, allocation.odoo.name] {
+        let left = nix::unistd::User::from_name(&name)?.filter(|user| user.gecos.to_string_lossy().ends_with(&home));
+        assert_eq!(left, None);
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_port_that_another_program_holds_is_replaced_when_it_is_needed() -> Result<()> {
     let sandbox = Sandbox::new()?;
     let ledger = open(&sandbox).await?;
