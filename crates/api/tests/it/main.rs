@@ -6,6 +6,7 @@ mod contract;
 mod deployments;
 mod environments;
 mod frame;
+mod git;
 mod instances;
 mod organizations;
 mod projects;
