@@ -265,6 +265,9 @@ impl LocalHost {
         let layout = self.layout.clone();
         blocking(move || {
             copy::sweep(&layout.templates())?;
+            copy::sweep(&layout.releases())?;
+            copy::sweep(&layout.environments())?;
+            copy::sweep(&layout.sources())?;
             copy::sweep(&layout.instances())?;
             copy::sweep(&layout.sockets())?;
             fence::prune(&layout)?;

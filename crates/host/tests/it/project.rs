@@ -12,8 +12,8 @@ use std::{
 };
 
 use ocore_host::{
-    BuildRelease, DataSource, Fence, Host, LocalHost, OdooSettings, Release, Result, RunModules, RunningSlot, SlotSpec, SourceId,
-    TarStream,
+    BuildRelease, DataSource, Fence, Host, LocalHost, LocalHostConfig, OdooSettings, Release, Result, RunModules, RunningSlot, SlotSpec,
+    SourceId, TarStream,
     local::distribution,
     testing::{Lines, Sandbox, fence, progress},
 };
@@ -37,10 +37,16 @@ pub(crate) struct Project {
 impl Project {
     /// An instance on a new host, whose Odoo is the one that all tests of this machine share.
     pub(crate) async fn new() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    /// With anything else changed in the host's configuration.
+    pub(crate) async fn with(change: impl FnOnce(&mut LocalHostConfig)) -> Self {
         let directory = odoo_directory().await;
         let sandbox = Sandbox::with(|config| {
             config.pool.image = None;
             config.distributions = directory;
+            change(config);
         })
         .unwrap();
         let host = sandbox.host().await.unwrap();

@@ -2,9 +2,13 @@
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
-use ocore_host::{BuildRelease, Host, HostError, ReleaseId, testing::progress};
+use ocore_host::{
+    BuildRelease, Host, HostError, ReleaseId,
+    local::distribution::{self, ExternalDistribution},
+    testing::progress,
+};
 
-use crate::project::{Files, Project, parcels};
+use crate::project::{Files, Project, odoo_directory, parcels};
 
 fn with_requirements(text: &str) -> Files {
     let mut files = parcels();
@@ -69,6 +73,45 @@ async fn byte_code_is_made_before_a_release_is_used_and_taken_over_by_the_next()
     assert_ne!(first.id, second.id);
     assert_eq!(code(&first.id).ino(), code(&second.id).ino());
     assert_eq!(code(&first.id).uid(), 0);
+}
+
+#[tokio::test]
+async fn a_module_with_the_name_of_one_of_odoos_own_is_refused() {
+    let project = Project::new().await;
+    let mut files = parcels();
+    files.insert("addons/sale/__manifest__.py".to_owned(), "{'name': 'Sale'}".to_owned());
+    let error = project.release(&files).await.unwrap_err().to_string();
+    assert!(error.starts_with("the module addons/sale has the name of one of Odoo's own"), "{error}");
+}
+
+#[tokio::test]
+async fn an_odoo_that_the_configuration_points_to_is_used_and_named_by_its_content() {
+    let installed = distribution::find_installed(&odoo_directory().await, &"19.0".parse().unwrap()).unwrap().unwrap();
+    let checkout = tempfile::tempdir().unwrap();
+    let source = checkout.path().to_owned();
+    std::fs::set_permissions(&source, std::fs::Permissions::from_mode(0o755)).unwrap();
+    std::fs::copy(&installed.program, source.join("odoo-bin")).unwrap();
+    std::os::unix::fs::symlink(installed.packages[1].join("odoo"), source.join("odoo")).unwrap();
+    std::fs::create_dir_all(source.join("addons/own_addon")).unwrap();
+    std::fs::write(source.join("addons/own_addon/__manifest__.py"), "{'name': 'Own', 'author': 'A', 'license': 'LGPL-3'}").unwrap();
+    std::fs::write(source.join("addons/own_addon/__init__.py"), "").unwrap();
+    let external = ExternalDistribution { source: source.clone(), python: installed.python.clone() };
+    let project = Project::with(|config| {
+        config.external_distributions.insert("19.0".parse().unwrap(), external);
+    })
+    .await;
+    let found = project.host.distribution(&"19.0".parse().unwrap()).await.unwrap();
+    assert!(found.modules.contains(&"own_addon".parse().unwrap()) && found.modules.contains(&"base".parse().unwrap()));
+    assert_ne!(found.id, installed.distribution.id);
+    let release = project.release(&parcels()).await.unwrap();
+    let data_set = project.data_set(ocore_host::DataSource::Fresh).await;
+    project.run(data_set, &release, &["parcels", "own_addon"], &[]).await.unwrap();
+    std::fs::create_dir(source.join("addons/another")).unwrap();
+    std::fs::write(source.join("addons/another/__manifest__.py"), "{}").unwrap();
+    let changed = project.host.distribution(&"19.0".parse().unwrap()).await.unwrap();
+    assert_ne!(changed.id, found.id);
+    let error = project.start(ocore_model::instance::Color::Blue, data_set, &release).await.unwrap_err().to_string();
+    assert!(error.starts_with("this release was built for another Odoo 19.0"), "{error}");
 }
 
 #[tokio::test]

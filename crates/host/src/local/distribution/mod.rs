@@ -110,7 +110,8 @@ impl LocalHost {
     }
 }
 
-/// Looks at what the configuration points to. Its id follows the commit, the changes in the checkout and the packages of the environment.
+/// Looks at what the configuration points to. Its id follows the commit, the changes in the checkout, the names of its modules and
+/// the packages of the environment; an Odoo that is no Git checkout is expected to stay as it is.
 async fn look_at(version: &OdooVersion, external: &ExternalDistribution) -> Result<InstalledDistribution> {
     let program = external.source.join("odoo-bin");
     if !program.is_file() {
@@ -138,7 +139,8 @@ async fn look_at(version: &OdooVersion, external: &ExternalDistribution) -> Resu
             digest.update((part.len() as u64).to_le_bytes());
             digest.update(part);
         }
-        for name in installed_packages(&packages) {
+        let modules_and_packages = modules.iter().map(|name| name.as_str().to_owned()).chain(installed_packages(&packages));
+        for name in modules_and_packages {
             digest.update(name);
             digest.update([0]);
         }

@@ -7,6 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use ocore_model::names::OdooVersion;
 use uuid::Uuid;
 
 use crate::{
@@ -18,9 +19,27 @@ use crate::{
 /// The one database of a data set. It has the name of its owner.
 pub(super) const DATABASE: &str = ODOO_ROLE;
 
+/// Connections that the workers of one Odoo may hold together; its cluster allows some more.
+const CONNECTIONS: u16 = 100;
+
+/// 19 of `19.0`.
+fn major(version: &OdooVersion) -> u32 {
+    version.as_str().split('.').next().and_then(|major| major.parse().ok()).unwrap_or_default()
+}
+
+/// The option that loads demo data, or keeps it away. Up to Odoo 18 demo data came unless it was refused; since 19 it comes only when asked for.
+pub(super) fn demo_option(version: &OdooVersion, with_demo: bool) -> Option<&'static str> {
+    match (major(version) >= 19, with_demo) {
+        (true, true) => Some("--with-demo"),
+        (false, false) => Some("--without-demo=all"),
+        _ => None,
+    }
+}
+
 /// What differs between two Odoos.
 #[derive(Debug, Clone)]
 pub(super) struct OdooConfig<'a> {
+    pub(super) version: &'a OdooVersion,
     pub(super) addons_path: Vec<PathBuf>,
     pub(super) data_dir: PathBuf,
     pub(super) socket_directory: PathBuf,
@@ -71,7 +90,13 @@ impl OdooConfig<'_> {
                     ("limit_time_cpu", settings.limit_time_cpu.to_string()),
                     ("limit_time_real", settings.limit_time_real.to_string()),
                 ]);
-                options.extend(serve.websocket.map(|websocket| ("gevent_port", websocket.port().to_string())));
+                if let Some(websocket) = serve.websocket {
+                    let name = if major(self.version) >= 16 { "gevent_port" } else { "longpolling_port" };
+                    options.push((name, websocket.port().to_string()));
+                    // Each worker has a pool of its own, and all of them share one cluster.
+                    options
+                        .push(("db_maxconn", (CONNECTIONS / (settings.workers + settings.max_cron_threads + 1)).clamp(4, 32).to_string()));
+                }
             }
             None => options.extend([("workers", "0".to_owned()), ("max_cron_threads", "0".to_owned())]),
         }
@@ -109,7 +134,9 @@ mod tests {
     #[test]
     fn a_serving_odoo_is_closed_to_all_but_the_edge_and_has_no_database_manager() {
         let settings = OdooSettings { workers: 2, log_level: "info\naddons_path = /tmp".to_owned(), ..OdooSettings::default() };
+        let version = "19.0".parse().unwrap();
         let config = OdooConfig {
+            version: &version,
             addons_path: vec!["/pool/releases/1/source".into(), "/pool/releases/1/source/libs".into()],
             data_dir: "/pool/data".into(),
             socket_directory: "/run/x".into(),
@@ -126,10 +153,24 @@ mod tests {
     #[test]
     fn a_run_that_ends_by_itself_has_neither_workers_nor_crons() {
         let settings = OdooSettings { workers: 2, ..OdooSettings::default() };
-        let config =
-            OdooConfig { addons_path: Vec::new(), data_dir: "/d".into(), socket_directory: "/s".into(), settings: &settings, serve: None };
+        let version = "19.0".parse().unwrap();
+        let config = OdooConfig {
+            version: &version,
+            addons_path: Vec::new(),
+            data_dir: "/d".into(),
+            socket_directory: "/s".into(),
+            settings: &settings,
+            serve: None,
+        };
         let text = config.text("secret");
         assert!(text.contains("workers = 0\nmax_cron_threads = 0\n"), "{text}");
         assert!(!text.contains("addons_path") && !text.contains("logfile"), "{text}");
+    }
+
+    #[test]
+    fn demo_data_comes_only_when_it_is_asked_for_in_any_version() {
+        let option = |version: &str, with_demo| demo_option(&version.parse().unwrap(), with_demo);
+        assert_eq!((option("19.0", true), option("19.0", false)), (Some("--with-demo"), None));
+        assert_eq!((option("17.0", true), option("17.0", false)), (None, Some("--without-demo=all")));
     }
 }

@@ -6,7 +6,7 @@ use ocore_model::{ids::InstanceId, names::ModuleName};
 
 use super::{
     command,
-    config::{DATABASE, OdooConfig},
+    config::{DATABASE, OdooConfig, demo_option},
     log_record::Log,
     verdict::{self, Exit},
 };
@@ -48,6 +48,7 @@ impl LocalHost {
         let allocation = self.allocation(instance).await?;
         let config = self.layout.instance(instance).join("odoo-run.conf");
         OdooConfig {
+            version: &record.release.odoo_version,
             addons_path: self.addons_path(&record, &distribution)?,
             data_dir: self.layout.data_dir(instance, request.data_set),
             socket_directory: cluster.socket_directory.clone(),
@@ -74,9 +75,7 @@ impl LocalHost {
                     program = program.arg(option).arg(names(modules, ","));
                 }
             }
-            if request.with_demo {
-                program = program.arg("--with-demo");
-            }
+            program = program.args(demo_option(&record.release.odoo_version, request.with_demo));
             let finished = self.run_once(instance, program, claim, request).await?;
             self.judge(&finished, claim, request, &install).await
         };

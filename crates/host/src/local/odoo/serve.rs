@@ -100,6 +100,7 @@ impl LocalHost {
         let log_start = prepare_log(&log, &allocation.odoo)?;
         let config = self.layout.instance(instance).join(format!("odoo-{}.conf", spec.color));
         OdooConfig {
+            version: &record.release.odoo_version,
             addons_path: self.addons_path(&record, &distribution)?,
             data_dir: self.layout.data_dir(instance, spec.data_set),
             socket_directory: cluster.socket_directory.clone(),

@@ -130,6 +130,7 @@ impl LocalHost {
         let made = self.make_environment(&place, gid, requirements, distribution, tree, user, progress).await;
         if made.is_err() {
             copy::remove(&place).await?;
+            self.ledger.forget_release(&ReleaseId(id.to_owned())).await?;
         }
         made?;
         durable::write_json(&directory.join(RECORD), &Record { attempt: attempt.clone() })?;
@@ -185,6 +186,18 @@ impl LocalHost {
         })
         .await
     }
+}
+
+/// Removes attempts that a crash has broken off; young ones may be at work.
+pub(super) async fn remove_leftovers(directory: &Path) -> Result<()> {
+    let Some(record) = durable::read_json::<Record>(&directory.join(RECORD))? else { return Ok(()) };
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() && entry.file_name() != record.attempt.as_str() && !super::is_young(&path) {
+            copy::remove(&path).await?;
+        }
+    }
+    Ok(())
 }
 
 /// Puts the distribution's packages behind the environment's own. `addsitedir` also reads their `.pth` files, which a plain line would not.

@@ -72,6 +72,16 @@ struct CompileError {
     text: Option<String>,
 }
 
+/// What goes into a release.
+struct Parts<'a> {
+    id: &'a ReleaseId,
+    source: &'a Source,
+    distribution: &'a InstalledDistribution,
+    /// With the name of the environment that they make.
+    requirements: Option<(Requirements, String)>,
+    addons: Vec<PathBuf>,
+}
+
 /// One build of the same thing at a time.
 #[derive(Debug, Default)]
 pub(super) struct Turns(Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>);
@@ -103,31 +113,41 @@ impl LocalHost {
             touch(&self.release_directory(&id)?.join(RECORD))?;
             return Ok(record.release);
         }
-        let addons =
-            tree::addons_directories(source.modules.iter().filter(|module| module.installable).map(|module| module.path.as_str()))?;
-        let gid = self.ledger.release_gid(&id).await?;
+        refuse_names_of_odoo(&source, &distribution)?;
+        let addons = tree::addons_directories(installable(&source).map(|module| module.path.as_str()))?;
+        let parts = Parts { id: &id, source: &source, distribution: &distribution, requirements: requirements.zip(environment_id), addons };
+        let built = self.build_anew(parts, progress).await;
+        if built.is_err() {
+            self.ledger.forget_release(&id).await?;
+        }
+        built
+    }
+
+    async fn build_anew(&self, parts: Parts<'_>, progress: &Progress) -> Result<Release> {
+        let Parts { id, source, distribution, requirements, addons } = parts;
+        let gid = self.ledger.release_gid(id).await?;
         let user = self.ledger.claim_build_user().await?;
         durable::make_directory(&self.layout.releases(), 0o711)?;
-        let work = WorkDirectory::create(&self.release_directory(&id)?).await?;
+        let work = WorkDirectory::create(&self.release_directory(id)?).await?;
         open_to_group(work.path(), gid)?;
         let tree = work.path().join("source");
-        let built = self.fill(&source, &tree, gid, &user, &distribution, requirements.zip(environment_id), progress).await;
+        let built = self.fill(source, &tree, gid, &user, distribution, requirements, progress).await;
         user.release().await?;
         let environment = built?;
         let release = Release {
-            id,
+            id: id.clone(),
             source: source.id.clone(),
-            odoo_version: request.odoo_version.clone(),
+            odoo_version: distribution.distribution.odoo_version.clone(),
             distribution_id: distribution.distribution.id.clone(),
-            modules: installable(&source).map(|module| (module.name.clone(), module.digest.clone())).collect(),
+            modules: installable(source).map(|module| (module.name.clone(), module.digest.clone())).collect(),
         };
         let record = ReleaseRecord {
             release: release.clone(),
-            python: environment.as_ref().map_or(distribution.python, |environment| environment.python.clone()),
+            python: environment.as_ref().map_or_else(|| distribution.python.clone(), |environment| environment.python.clone()),
             groups: std::iter::once(gid).chain(environment.as_ref().map(|environment| environment.gid)).collect(),
             environment: environment.map(|environment| environment.id),
             addons,
-            module_paths: installable(&source).map(|module| (module.name.clone(), module.path.clone())).collect(),
+            module_paths: installable(source).map(|module| (module.name.clone(), module.path.clone())).collect(),
         };
         durable::write_json(&work.path().join(RECORD), &record)?;
         work.keep().await?;
@@ -243,6 +263,9 @@ impl LocalHost {
         }
         for (directory, needed) in [(self.layout.environments(), &environments), (self.layout.sources(), &sources)] {
             for (name, path) in digests_in(&directory) {
+                if needed.contains(&name) && directory == self.layout.environments() {
+                    environment::remove_leftovers(&path).await?;
+                }
                 if needed.contains(&name) || is_young(&path) {
                     continue;
                 }
@@ -315,6 +338,21 @@ fn show(error: &CompileError) -> String {
 
 fn installable(source: &Source) -> impl Iterator<Item = &crate::api::SourceModule> {
     source.modules.iter().filter(|module| module.installable)
+}
+
+/// An installed Odoo finds its own modules first, so that it would never load the project's.
+fn refuse_names_of_odoo(source: &Source, distribution: &InstalledDistribution) -> Result<()> {
+    if !distribution.addons.is_empty() {
+        return Ok(());
+    }
+    let own: BTreeSet<&ModuleName> = distribution.distribution.modules.iter().collect();
+    match installable(source).find(|module| own.contains(&module.name)) {
+        Some(module) => Err(HostError::rejected(format!(
+            "the module {} has the name of one of Odoo's own, which Odoo would load instead; rename it, or extend Odoo's with another module",
+            module.path
+        ))),
+        None => Ok(()),
+    }
 }
 
 fn release_id(source: &Source, environment: Option<&str>, distribution: &str) -> ReleaseId {

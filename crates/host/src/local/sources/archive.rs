@@ -253,4 +253,33 @@ mod tests {
         assert_eq!(fs::read_dir(&staging).unwrap().count(), 0);
         assert!(prefix_path("../x").is_err() && prefix_path("/x").is_err());
     }
+
+    #[test]
+    fn what_git_archives_arrives_with_long_paths_links_and_modes() {
+        use std::os::unix::fs::PermissionsExt;
+        let directory = tempfile::tempdir().unwrap();
+        let repository = directory.path().join("repository");
+        let long = format!("module/static/{}/größe.txt", "a-long-name".repeat(20));
+        fs::create_dir_all(repository.join(&long).parent().unwrap()).unwrap();
+        fs::write(repository.join(&long), "x").unwrap();
+        fs::write(repository.join("run"), "#!/bin/sh\n").unwrap();
+        fs::set_permissions(repository.join("run"), fs::Permissions::from_mode(0o755)).unwrap();
+        std::os::unix::fs::symlink(&long, repository.join("link")).unwrap();
+        let git = |args: &[&str]| {
+            let settings = ["-c", "user.name=A", "-c", "user.email=a@example.com", "-c", "init.defaultBranch=main"];
+            let output = std::process::Command::new("git").current_dir(&repository).args(settings).args(args).output().unwrap();
+            assert!(output.status.success(), "{output:?}");
+            output.stdout
+        };
+        git(&["init", "-q"]);
+        git(&["add", "--all"]);
+        git(&["commit", "-q", "-m", "one"]);
+        let (tree, staging) = (directory.path().join("tree"), directory.path().join("staging"));
+        fs::create_dir(&tree).unwrap();
+        fs::create_dir(&staging).unwrap();
+        unpack(&git(&["archive", "HEAD"])[..], &tree, Path::new(""), &staging, Limits::default()).unwrap();
+        assert_eq!(fs::read_to_string(tree.join("link")).unwrap(), "x");
+        assert_eq!(fs::metadata(tree.join("run")).unwrap().permissions().mode() & 0o777, 0o555);
+        assert!(!tree.join("pax_global_header").exists());
+    }
 }
