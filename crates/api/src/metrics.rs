@@ -16,6 +16,7 @@ use axum::{
 use metrics::{counter, gauge, histogram};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use ocore_control::{Error, health};
+use ocore_model::{deployment::DeploymentStatus, instance::InstanceStatus};
 
 use crate::{AppState, problem::Problem};
 
@@ -68,11 +69,16 @@ pub(crate) fn request(method: &Method, route: &str, status: StatusCode, elapsed:
 pub(crate) async fn metrics(State(state): State<AppState>) -> Result<impl IntoResponse, Problem> {
     let handle = recorder().ok_or_else(|| Problem::from(Error::broken("the process has another metrics recorder")))?;
     let numbers = health::numbers(&state.control).await;
-    for (status, count) in numbers.deployments {
-        gauge!("ocore_deployments", "status" => status).set(count as f64);
+    // All words each time: a status that nothing has any more is 0, not what it was.
+    if let Some(counts) = numbers.deployments {
+        for status in DeploymentStatus::ALL {
+            gauge!("ocore_deployments", "status" => status.as_str()).set(count_of(&counts, status.as_str()));
+        }
     }
-    for (status, count) in numbers.instances {
-        gauge!("ocore_instances", "status" => status).set(count as f64);
+    if let Some(counts) = numbers.instances {
+        for status in InstanceStatus::ALL {
+            gauge!("ocore_instances", "status" => status.as_str()).set(count_of(&counts, status.as_str()));
+        }
     }
     if let Some(pool) = numbers.pool {
         gauge!("ocore_pool_bytes").set(pool.total_bytes as f64);
@@ -80,4 +86,8 @@ pub(crate) async fn metrics(State(state): State<AppState>) -> Result<impl IntoRe
     }
     handle.run_upkeep();
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], handle.render()))
+}
+
+fn count_of(counts: &[(String, i64)], status: &str) -> f64 {
+    counts.iter().find(|(word, _)| word == status).map_or(0.0, |(_, count)| *count as f64)
 }

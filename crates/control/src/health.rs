@@ -38,13 +38,13 @@ async fn check<E: std::fmt::Display>(name: &'static str, work: impl Future<Outpu
     Check { name, problem }
 }
 
-/// What metrics are made of. Empty where it cannot be read at the moment.
+/// What metrics are made of. `None` where it cannot be read at the moment.
 #[derive(Debug, Clone, Default)]
 pub struct Numbers {
-    /// Status and count.
-    pub deployments: Vec<(String, i64)>,
-    /// Status and count.
-    pub instances: Vec<(String, i64)>,
+    /// Statuses that occur, and how often.
+    pub deployments: Option<Vec<(String, i64)>>,
+    /// The same of instances.
+    pub instances: Option<Vec<(String, i64)>>,
     pub pool: Option<PoolFacts>,
 }
 
@@ -56,6 +56,6 @@ pub async fn numbers(control: &Control) -> Numbers {
         Ok::<_, crate::Error>((deployments, instances))
     };
     let (store, facts) = tokio::join!(tokio::time::timeout(PATIENCE, store), tokio::time::timeout(PATIENCE, control.host.facts()));
-    let (deployments, instances) = store.ok().and_then(Result::ok).unwrap_or_default();
+    let (deployments, instances) = store.ok().and_then(Result::ok).unzip();
     Numbers { deployments, instances, pool: facts.ok().and_then(Result::ok).map(|facts| facts.pool) }
 }

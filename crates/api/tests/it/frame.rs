@@ -112,5 +112,6 @@ async fn health_readiness_and_metrics_tell_the_truth() -> Result<()> {
     let metrics = api.raw(Method::GET, "/metrics").send().await?;
     assert!(metrics.text.contains(r#"ocore_http_requests_total{method="GET",route="/api/servers/{id}",status="401"}"#), "{}", metrics.text);
     assert!(metrics.text.contains("ocore_http_request_seconds_bucket"), "{}", metrics.text);
+    assert!(metrics.text.contains("ocore_deployments{status=\"failed\"} 0"), "{}", metrics.text);
     Ok(())
 }
