@@ -372,7 +372,10 @@ mod tests {
             Process::start(new(directory.path(), Program::new("sleep").arg("1000")), &directory.path().join("log")).await.unwrap();
         let found = Process::find(&record).unwrap().unwrap();
         assert_eq!(found.record, started.record);
-        assert_eq!(ProcEntry::read(found.pid()).unwrap().session, found.pid());
+        // `setsid` itself may not have run yet.
+        while ProcEntry::read(found.pid()).unwrap().session != found.pid() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         assert!(found.stop(&[(Signal::TERM, Duration::from_secs(10))]).await.unwrap());
         assert!(!started.is_alive());
         assert!(Process::find(&record).unwrap().is_none());
