@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt,
+    os::unix::{fs::PermissionsExt, process::CommandExt},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{
@@ -78,10 +78,13 @@ impl Cluster {
             "-c",
             "full_page_writes=off",
         ]);
-        let server = server.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().context("cannot start postgres")?;
+        // In process groups of their own: what ends the tests' group (a time limit, Ctrl-C) must leave the guardian to clean up.
+        let server =
+            server.process_group(0).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().context("cannot start postgres")?;
         let mut guardian = Command::new("sh")
             .args(["-c", GUARDIAN, "ocore-test-guardian", &server.id().to_string()])
             .arg(&root)
+            .process_group(0)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
