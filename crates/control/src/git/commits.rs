@@ -20,8 +20,7 @@ pub(super) async fn named(mirror: &Mirror, settings: &Settings, names: &[String]
     if names.is_empty() {
         return Ok(Vec::new());
     }
-    // `^{commit}` so that the id of a blob, or a tag, is not there instead of something else.
-    let input: String = names.iter().map(|name| format!("{name}\n")).collect();
+    let input = names.join("\n") + "\n";
     parse(&list(mirror, settings, &["--no-walk=unsorted", FORMAT], input).await?)
 }
 
@@ -50,7 +49,7 @@ pub(super) fn branch_ref(branch: &BranchName) -> String {
 /// Revisions go through the standard input, where nothing is an option; what is missing counts as not given.
 async fn list(mirror: &Mirror, settings: &Settings, arguments: &[&str], revisions: String) -> Result<Vec<u8>, GitError> {
     let git: Git = mirror.git(settings, "rev-list")?.args(["--ignore-missing", "--no-commit-header"]).args(arguments).arg("--stdin");
-    Ok(git.input(revisions).run().await?)
+    git.input(revisions).run().await
 }
 
 fn range(from: Option<&CommitSha>, to: &CommitSha) -> String {

@@ -185,7 +185,7 @@ async fn new_deploy_key(control: &Control, project: ProjectId) -> Result<(String
     Ok((pair.public, secrets::seal(&control.settings, place(project, DEPLOY_KEY), &pair.private)?))
 }
 
-/// Asks whether a repository can be read: the connected one, or the one of `request`. Changes nothing but the host keys that are known.
+/// Asks whether a repository can be read: the connected one, or the one of `request`. Changes nothing.
 pub async fn validate(
     control: &Control,
     grant: &Grant<ManageProjects>,
@@ -290,27 +290,29 @@ pub(super) async fn fetch_commits(
     let url = repository.url.as_deref().ok_or_else(|| HostError::rejected("the project has no external repository"))?;
     let address = Address::parse(url).map_err(HostError::rejected)?;
     let credentials = credentials(control, repository).map_err(internal)?;
+    let mut known = None;
     let fetched = async {
         let _lock = mirror.lock_fetching().await?;
         let remote = Remote::open(&control.settings, address, &credentials).await?;
         let fetched = remote.fetch_all(mirror, cancel).await;
-        let known = remote.known_hosts()?.filter(|known| *known != credentials.known_hosts);
-        fetched.map(|()| known)
+        // A host that was seen is known from now on, also when it did not take the key.
+        known = remote.known_hosts()?.filter(|known| *known != credentials.known_hosts);
+        fetched
     };
-    let fetched: Result<Option<String>, RemoteError> = fetched.await;
+    let fetched: Result<(), RemoteError> = fetched.await;
     let error = fetched.as_ref().err().map(ToString::to_string);
     let store = async {
         let mut connection = control.pool.acquire().await?;
         let project = repository.project_id;
         repositories::set_fetched(&mut connection, System, project, url, control.clock.now(), error.as_deref()).await?;
-        if let Ok(Some(known)) = &fetched {
+        if let Some(known) = &known {
             repositories::set_known_hosts(&mut connection, System, project, url, known).await?;
         }
         Ok::<_, Error>(())
     };
     store.await.map_err(internal)?;
     match fetched {
-        Ok(_) => Ok(()),
+        Ok(()) => Ok(()),
         Err(RemoteError::Git(GitError::Cancelled)) => Err(HostError::Cancelled),
         Err(RemoteError::Git(error)) => Err(error.into()),
         Err(RemoteError::Refused { sentence, words }) => Err(HostError::Rejected { summary: sentence, excerpt: words }),
@@ -318,4 +320,4 @@ pub(super) async fn fetch_commits(
 }
 
 /// Old enough to give up on: a webhook whose repository could not be fetched for so long.
-pub(super) const GIVE_UP: Duration = Duration::from_secs(15 * 60);
+pub(super) const GIVE_UP: Duration = Duration::from_mins(15);

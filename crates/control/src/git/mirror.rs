@@ -108,14 +108,14 @@ impl Mirror {
 
     /// Packs what has piled up and forgets what no branch, tag or `keep` has reached for three months. Runs beside everything else.
     pub(crate) async fn maintain(&self, settings: &Settings, keep: &[CommitSha]) -> Result<(), GitError> {
-        let mut pins = String::new();
+        let mut pins = Vec::new();
         for commit in keep {
             if self.has(settings, commit).await? {
-                pins += &format!("update refs/ocore/live/{commit} {commit}\n");
+                pins.push(format!("update refs/ocore/live/{commit} {commit}\n"));
             }
         }
-        self.git(settings, "update-ref")?.arg("--stdin").input(pins).run().await?;
-        let hour = std::time::Duration::from_secs(3600);
+        self.git(settings, "update-ref")?.arg("--stdin").input(pins.concat()).run().await?;
+        let hour = std::time::Duration::from_hours(1);
         self.git(settings, "gc")?.args(["--quiet", "--prune=90.days.ago"]).timeout(hour).run().await?;
         Ok(())
     }

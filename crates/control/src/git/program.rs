@@ -109,7 +109,7 @@ const PASSED_THROUGH: &[&str] = &[
 ];
 
 /// Reading what is there takes milliseconds; this is for a machine on its knees.
-const LOCAL_TIMEOUT: Duration = Duration::from_secs(120);
+const LOCAL_TIMEOUT: Duration = Duration::from_mins(2);
 const OUTPUT_LIMIT: usize = 64 * 1024 * 1024;
 const WORDS_LIMIT: usize = 16 * 1024;
 /// Between asking a process that has run out of time to end (Git then removes its temporary files) and ending it.

@@ -15,8 +15,8 @@ use super::{
 use crate::{Settings, secrets::Secret};
 
 /// A first fetch of a large history over a slow line; Git itself gives up earlier on a line that is dead.
-const FETCH_TIMEOUT: Duration = Duration::from_secs(30 * 60);
-const ASK_TIMEOUT: Duration = Duration::from_secs(60);
+const FETCH_TIMEOUT: Duration = Duration::from_mins(30);
+const ASK_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// What opens a repository. Empty for a public one.
 #[derive(Debug, Clone, Default)]

@@ -82,7 +82,14 @@ fn configuration(directory: &Path, address: &Address, reach: &Reach, with_key: b
     let directory = directory.display();
     // The name under which the host's key is kept, also when ssh is given one of its addresses.
     let alias = if address.port == 22 { address.host.clone() } else { format!("[{}]:{}", address.host, address.port) };
-    let mut text = format!(
+    let identity = if with_key { format!("\"{directory}/key\"") } else { "none".to_owned() };
+    // Where the connection goes: the first address that was judged, or wherever the name leads.
+    let target = match reach {
+        Reach::Pinned(addresses) => addresses.first().map(ToString::to_string),
+        Reach::Any | Reach::Local => None,
+    };
+    let target = target.unwrap_or_else(|| "%h".to_owned());
+    format!(
         "Host *\n\
          BatchMode yes\n\
          PreferredAuthentications publickey\n\
@@ -104,15 +111,10 @@ fn configuration(directory: &Path, address: &Address, reach: &Reach, with_key: b
          PermitLocalCommand no\n\
          ControlMaster no\n\
          ControlPath none\n\
+         IdentityFile {identity}\n\
+         HostName {target}\n\
          LogLevel ERROR\n"
-    );
-    text += &if with_key { format!("IdentityFile \"{directory}/key\"\n") } else { "IdentityFile none\n".to_owned() };
-    if let Reach::Pinned(addresses) = reach
-        && let Some(first) = addresses.first()
-    {
-        text += &format!("HostName {first}\n");
-    }
-    text
+    )
 }
 
 /// A directory below our own home that only this user can enter (`tempfile` makes it 0700).
@@ -125,5 +127,45 @@ fn private_directory(settings: &Settings) -> io::Result<TempDir> {
 impl From<io::Error> for GitError {
     fn from(source: io::Error) -> Self {
         Self::Pipe(source)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What ssh itself makes of the configuration for that host.
+    fn effective(reach: &Reach, with_key: bool) -> String {
+        let directory = tempfile::tempdir().unwrap();
+        let address = Address::parse("ssh://git@git.example.com:2222/acme/shop.git").unwrap();
+        let path = directory.path().join("config");
+        fs::write(&path, configuration(directory.path(), &address, reach, with_key)).unwrap();
+        let output = std::process::Command::new("ssh").arg("-G").arg("-F").arg(&path).arg("git.example.com").output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().replace(&directory.path().display().to_string(), "<session>")
+    }
+
+    #[test]
+    fn ssh_reads_the_configuration_as_it_is_meant() {
+        let pinned = effective(&Reach::Pinned(vec!["192.0.2.7".parse().unwrap()]), true);
+        for line in [
+            "hostname 192.0.2.7",
+            "hostkeyalias [git.example.com]:2222",
+            "identityfile <session>/key",
+            "userknownhostsfile <session>/known_hosts",
+            "globalknownhostsfile /dev/null",
+            "stricthostkeychecking accept-new",
+            "batchmode yes",
+            "identitiesonly yes",
+            "identityagent none",
+            "preferredauthentications publickey",
+            "forwardagent no",
+            "updatehostkeys false",
+        ] {
+            assert!(pinned.lines().any(|found| found == line), "{line} is not in\n{pinned}");
+        }
+        assert!(!pinned.contains("proxycommand") && !pinned.contains("controlpath"), "{pinned}");
+        let open = effective(&Reach::Any, false);
+        assert!(open.contains("\nhostname git.example.com\n") && open.contains("\nidentityfile none\n"), "{open}");
     }
 }

@@ -210,7 +210,7 @@ async fn contents(control: &Control, part: &Part, entries: &[&Entry]) -> Result<
     if entries.is_empty() {
         return Ok(Vec::new());
     }
-    let input: String = entries.iter().map(|entry| format!("{}\n", entry.sha)).collect();
+    let input: String = entries.iter().flat_map(|entry| [entry.sha.as_str(), "\n"]).collect();
     let output = part.mirror.git(&control.settings, "cat-file")?.arg("--batch").input(input).run().await?;
     let unreadable = || HostError::from(GitError::Unreadable { command: "cat-file" });
     let mut rest = output.as_slice();

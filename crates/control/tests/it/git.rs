@@ -322,13 +322,39 @@ async fn a_commit_that_is_nowhere_is_refused() -> Result<()> {
     Ok(())
 }
 
+#[tokio::test]
+async fn what_a_crash_left_unrecorded_is_found_and_recorded_once() -> Result<()> {
+    let world = World::new().await?;
+    let control = &world.store.control;
+    let repository = module("shop")?;
+    let head = repository.git(&["rev-parse", "HEAD"])?;
+    // Git has moved the branch; who should have taken note is gone.
+    world.put(&world.project, &repository).await?;
+    let deployments = async || sqlx::query_scalar::<_, i64>("select count(*) from deployments").fetch_one(&control.pool).await;
+    let recorded = async || {
+        let statement = "select head_sha from branches where project_id = $1 and name = 'main' and deleted_at is null";
+        sqlx::query_scalar::<_, String>(statement).bind(world.project.id.as_uuid()).fetch_optional(&control.pool).await
+    };
+    for _ in 0..2 {
+        git::reconcile(control).await?;
+        assert_eq!((recorded().await?, deployments().await?), (Some(head.clone()), 1));
+    }
+    let mirror = control.settings.repositories.join(format!("{}.git", world.project.id));
+    repository.git(&["--git-dir", &mirror.display().to_string(), "update-ref", "-d", "refs/heads/main"])?;
+    git::reconcile(control).await?;
+    assert_eq!((recorded().await?, deployments().await?), (None, 1));
+    Ok(())
+}
+
 fn connection(url: &str) -> ConnectRepository {
     ConnectRepository { url: url.to_owned(), branch: "main".to_owned(), token: None }
 }
 
 fn sentence(error: Error) -> String {
     match error {
-        Error::Invalid { fields } => fields.into_iter().map(|field| format!("{}: {}", field.field, field.message)).collect(),
+        Error::Invalid { fields } => {
+            fields.into_iter().map(|field| format!("{}: {}", field.field, field.message)).collect::<Vec<_>>().join("; ")
+        }
         other => other.to_string(),
     }
 }
