@@ -29,14 +29,21 @@ pub async fn snapshot(control: &Control, server: ServerId) -> Result<RouteSnapsh
 }
 
 /// Brings this server's edge to what the store says. Returns the generation in force. Safe to call at any time, also twice at once: a newer
-/// snapshot wins.
+/// snapshot wins. An edge that has a higher generation than the store ever gave (the store was restored from a backup) is overtaken.
 pub async fn apply(control: &Control) -> Result<u64> {
     let snapshot = snapshot(control, control.server_id).await?;
-    let generation = snapshot.generation;
     match control.host.apply_routes(snapshot).await {
-        // Somebody was faster, with newer routes.
-        Err(HostError::Fenced { newest, .. }) => Ok(newest.unsigned_abs()),
-        Ok(applied) => Ok(applied.max(generation)),
+        Ok(applied) => Ok(applied),
+        Err(HostError::Fenced { newest, .. }) => {
+            let mut connection = control.pool.acquire().await?;
+            if store::routes::generation(&mut connection, control.server_id).await? >= newest {
+                // Somebody was faster, with newer routes.
+                return Ok(newest.unsigned_abs());
+            }
+            store::routes::lift(&mut connection, control.server_id, newest).await?;
+            drop(connection);
+            Ok(control.host.apply_routes(self::snapshot(control, control.server_id).await?).await?)
+        }
         Err(error) => Err(Error::from(error)),
     }
 }

@@ -1,14 +1,21 @@
 //! `ocore edge`: the reverse proxy with this installation's settings.
 
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+
 use anyhow::{Context, Result};
 use ocore_edge::{EdgeConfig, Network};
 
 use crate::{config::Config, shutdown};
 
+/// Some programs resolve names below `localhost` to the IPv6 loopback address first; a listener on the IPv4 one takes that too.
+fn addresses(listen: SocketAddr) -> Vec<SocketAddr> {
+    if listen.ip() == Ipv4Addr::LOCALHOST { vec![listen, SocketAddr::from((Ipv6Addr::LOCALHOST, listen.port()))] } else { vec![listen] }
+}
+
 pub fn run(config: &Config) -> Result<()> {
     let directory = config.edge_directory();
     std::fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
-    let mut edge = EdgeConfig::new(vec![config.edge.listen], config.edge_socket(), directory.join("routes.json"));
+    let mut edge = EdgeConfig::new(addresses(config.edge.listen), config.edge_socket(), directory.join("routes.json"));
     edge.body_size_limit = config.edge.max_body_bytes;
     edge.trusted_proxies = config
         .edge

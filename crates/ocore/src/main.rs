@@ -27,7 +27,7 @@ use clap_complete::Shell;
 use config::Config;
 
 #[derive(Debug, Parser)]
-#[command(name = "ocore", version, about = "A self-hosted control plane for Odoo", propagate_version = true)]
+#[command(name = "ocore", version, about = "A self-hosted control plane for Odoo")]
 struct CommandLine {
     #[command(flatten)]
     client: client::ClientOptions,
@@ -150,4 +150,14 @@ fn small_runtime() -> Result<tokio::runtime::Runtime> {
 
 fn server_runtime() -> Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_options_of_a_command_clash() {
+        CommandLine::command().debug_assert();
+    }
 }

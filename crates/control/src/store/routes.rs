@@ -31,6 +31,14 @@ pub(crate) struct ServerRoute {
     pub route: Option<RouteRow>,
 }
 
+/// The generation of a server grows past `above`, unless it is there already.
+pub(crate) async fn lift(connection: &mut PgConnection, server: ServerId, above: i64) -> Result<()> {
+    sqlx::query!("update servers set route_generation = $2 + 1 where id = $1 and route_generation < $2", server.as_uuid(), above)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
 /// The generation of an instance's server grows.
 pub(crate) async fn raise(connection: &mut PgConnection, instance: InstanceId) -> Result<()> {
     sqlx::query!(
