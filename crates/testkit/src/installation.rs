@@ -202,7 +202,7 @@ impl Installation {
         Ok(client.get(format!("http://{}{path}", self.edge_address)).header("host", host).send().await?)
     }
 
-    /// Processes whose command line or working directory lies in this installation's home.
+    /// Processes that belong to this installation by their command line, working directory or environment. The test itself does not.
     pub fn processes(&self) -> Vec<(i32, String)> {
         let home = self.home.display().to_string();
         let mut found = Vec::new();
@@ -211,7 +211,9 @@ impl Installation {
             let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
             let command = String::from_utf8_lossy(&command).replace('\0', " ");
             let directory = fs::read_link(entry.path().join("cwd")).map(|path| path.display().to_string()).unwrap_or_default();
-            if pid.unsigned_abs() != std::process::id() && (command.contains(&home) || directory.starts_with(&home)) {
+            let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
+            let ours = command.contains(&home) || directory.starts_with(&home) || String::from_utf8_lossy(&environment).contains(&home);
+            if pid.unsigned_abs() != std::process::id() && ours {
                 found.push((pid, command));
             }
         }
