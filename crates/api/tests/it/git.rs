@@ -1,14 +1,17 @@
 //! The built-in remote, with the real git client over a real connection.
 
-use std::{net::SocketAddr, process::Output, time::Duration};
+use std::{net::SocketAddr, process::Output, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use ocore_api::{AppState, router};
 use ocore_control::{
     Settings,
     api_keys::{self, NewApiKey},
+    git::{self, ConnectRepository},
     projects::{self, NewProject, Project, ProjectPatch},
+    secrets::Secret,
 };
+use ocore_host::{LogSink, Progress, testing::Sandbox};
 use ocore_model::project::ModuleSelection;
 use ocore_testkit::{Push, Repository, Store, store::Owned, wait::eventually};
 use tokio::{
@@ -16,6 +19,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     task::JoinHandle,
 };
+use tokio_util::sync::CancellationToken;
 
 const ZERO: &str = "0000000000000000000000000000000000000000";
 
@@ -41,9 +45,13 @@ impl Remote {
     }
 
     async fn with_settings(change: impl FnOnce(&mut Settings)) -> Result<Self> {
+        Self::on(Store::new().await?, change).await
+    }
+
+    async fn on(store: Store, change: impl FnOnce(&mut Settings)) -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
-        let store = Store::new().await?.with_settings(|settings| {
+        let store = store.with_settings(|settings| {
             settings.public_url = format!("http://{address}");
             change(settings);
         });
@@ -141,7 +149,7 @@ fn work_tree() -> Result<Repository> {
 }
 
 /// Runs git beside the runtime that serves it.
-async fn git(repository: &Repository, arguments: &[&str]) -> Result<Output> {
+async fn run_git(repository: &Repository, arguments: &[&str]) -> Result<Output> {
     let mut command = repository.command(arguments);
     Ok(tokio::task::spawn_blocking(move || command.output()).await??)
 }
@@ -150,7 +158,7 @@ async fn git(repository: &Repository, arguments: &[&str]) -> Result<Output> {
 async fn push(repository: &Repository, url: &str, arguments: &[&str]) -> Result<Push> {
     let mut all = vec!["push", "-o", "no-wait", url];
     all.extend_from_slice(arguments);
-    let output = git(repository, &all).await?;
+    let output = run_git(repository, &all).await?;
     let output_text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     Ok(Push { success: output.status.success(), output: output_text })
 }
@@ -170,7 +178,7 @@ async fn what_is_pushed_is_recorded_and_comes_back_by_every_version_of_the_proto
     for version in ["0", "1", "2"] {
         let target = tempfile::tempdir()?;
         let arguments = ["-c", &format!("protocol.version={version}"), "clone", "--quiet", &url, &target.path().display().to_string()];
-        let cloned = git(&repository, &arguments).await?;
+        let cloned = run_git(&repository, &arguments).await?;
         assert!(cloned.status.success(), "version {version}: {}", String::from_utf8_lossy(&cloned.stderr));
         assert_eq!(std::fs::read_to_string(target.path().join("shop/__manifest__.py"))?, "{'name': 'Shop'}\n");
     }
@@ -184,7 +192,7 @@ async fn a_fetch_with_a_long_history_sends_a_compressed_request_and_is_served() 
     let url = remote.url_with(&remote.key);
     assert!(push(&ours, &url, &["main"]).await?.success);
     // Their many commits are unknown to the remote: they are offered as `have` lines, more than a kilobyte of them.
-    git(&theirs, &["fetch", "--quiet", &url, "main"]).await?;
+    run_git(&theirs, &["fetch", "--quiet", &url, "main"]).await?;
     theirs.git(&["reset", "--quiet", "--hard", "FETCH_HEAD"])?;
     for number in 0..60 {
         theirs.commit(&format!("Theirs {number}"))?;
@@ -193,7 +201,7 @@ async fn a_fetch_with_a_long_history_sends_a_compressed_request_and_is_served() 
     let head = ours.commit("Ours")?;
     assert!(push(&ours, &url, &["main"]).await?.success);
     for version in ["0", "2"] {
-        let fetched = git(&theirs, &["-c", &format!("protocol.version={version}"), "fetch", "--quiet", &url, "main"]).await?;
+        let fetched = run_git(&theirs, &["-c", &format!("protocol.version={version}"), "fetch", "--quiet", &url, "main"]).await?;
         assert!(fetched.status.success(), "{}", String::from_utf8_lossy(&fetched.stderr));
         assert_eq!(theirs.git(&["rev-parse", "FETCH_HEAD"])?, head);
         theirs.git(&["update-ref", "-d", "FETCH_HEAD"]).ok();
@@ -228,8 +236,8 @@ async fn who_may_not_is_refused_before_anything_is_written() -> Result<()> {
 
     // A reader reads, and a person's access token is a password as well.
     assert!(push(&repository, &remote.url_with(remote.owner.token()), &["main"]).await?.success);
-    assert!(git(&repository, &["ls-remote", &remote.url_with(&reader)]).await?.status.success());
-    assert!(!git(&repository, &["ls-remote", &remote.url_with(&stranger)]).await?.status.success());
+    assert!(run_git(&repository, &["ls-remote", &remote.url_with(&reader)]).await?.status.success());
+    assert!(!run_git(&repository, &["ls-remote", &remote.url_with(&stranger)]).await?.status.success());
     Ok(())
 }
 
@@ -447,7 +455,7 @@ async fn the_terminal_follows_the_deployment_to_its_end() -> Result<()> {
         let repository = work_tree()?;
         let url = remote.url_with(&remote.key);
         let arguments = ["push", url.as_str(), "main"];
-        let client = git(&repository, &arguments);
+        let client = run_git(&repository, &arguments);
         let pool = &remote.store.control.pool;
         let work = async {
             let id = eventually(Duration::from_secs(20), async || {
@@ -620,4 +628,56 @@ async fn an_external_repository_is_connected_with_a_token_and_followed_by_its_we
 
 fn hex_of(text: &str) -> String {
     text.bytes().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat()
+}
+
+struct Silent;
+
+impl LogSink for Silent {
+    fn line(&self, _: &str) {}
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn submodules_of_an_external_repository_are_fetched_with_its_token_from_its_own_host_only() -> Result<()> {
+    let sandbox = Sandbox::new()?;
+    let remote = Remote::on(Store::with_host(sandbox.host().await?).await?, |settings| settings.allow_local_repositories = true).await?;
+    new_project(&remote.store, &remote.owner, "lib", false).await?;
+    let outside = new_project(&remote.store, &remote.owner, "outside", false).await?;
+    let lib_repository = Repository::new()?;
+    lib_repository.write("lib_module/__manifest__.py", "{'name': 'Lib'}\n")?;
+    let lib_head = lib_repository.commit("Begin")?;
+    lib_repository.commit("Later")?;
+    assert!(push(&lib_repository, &remote.url_with(&remote.key).replace("/shop.git", "/lib.git"), &["main"]).await?.success);
+
+    let repository = work_tree()?;
+    let with_submodule = |url: &str, commit: &str| -> Result<String> {
+        repository.write(".gitmodules", &format!("[submodule \"lib\"]\n\tpath = lib\n\turl = {url}\n"))?;
+        repository.git(&["add", "--", ".gitmodules"])?;
+        repository.git(&["update-index", "--add", "--cacheinfo", &format!("160000,{commit},lib")])?;
+        repository.git(&["commit", "--quiet", "--message", "Submodule"])?;
+        repository.git(&["rev-parse", "HEAD"])
+    };
+    let whole = with_submodule("../lib.git", &lib_head)?;
+    // Another name of the same machine is another host: the token does not go there.
+    let elsewhere = with_submodule(&format!("http://localhost:{}/git/acme/lib.git", remote.address.port()), &lib_head)?;
+    let missing = with_submodule("../lib.git", &"1".repeat(40))?;
+    assert!(push(&repository, &remote.url_with(&remote.key), &["main"]).await?.success);
+
+    let control = &remote.store.control;
+    let connection =
+        ConnectRepository { url: remote.url(), branch: "main".to_owned(), token: Some(Secret::new(format!("git:{}", remote.key))) };
+    git::connect(control, &remote.owner.scope.grant()?, outside.id, connection).await?;
+    let export = async |sha: &str| -> Result<_> {
+        let progress = Progress { log: Arc::new(Silent), cancel: CancellationToken::new() };
+        Ok(git::export(control, outside.id, &sha.parse()?, progress).await)
+    };
+    let source = export(&whole).await??;
+    let modules: Vec<&str> = source.modules.iter().map(|module| module.path.as_str()).collect();
+    assert_eq!(modules, ["lib/lib_module", "shop"]);
+    assert_eq!(export(&whole).await??, source);
+
+    let refused = export(&missing).await?.unwrap_err().to_string();
+    assert!(refused.starts_with("the submodule lib (../lib.git) cannot be had: ") && refused.contains(&"1".repeat(40)), "{refused}");
+    let refused = export(&elsewhere).await?.unwrap_err().to_string();
+    assert!(refused.contains("is not public, or the access token does not open it"), "{refused}");
+    Ok(())
 }
