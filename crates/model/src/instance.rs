@@ -60,20 +60,18 @@ pub enum InstanceEvent {
 impl InstanceStatus {
     pub fn next(self, event: InstanceEvent) -> Result<Self, IllegalTransition> {
         use InstanceEvent as Event;
-        match (self, event) {
-            (Self::Deleted, _) | (Self::Removing, Event::Started | Event::Stopped | Event::RestartRequested | Event::Broke) => {
-                Err(IllegalTransition { machine: "instance", from: self.as_str(), event: format!("{event:?}") })
-            }
-            (_, Event::Started) => Ok(Self::Running),
-            (Self::Creating, Event::Stopped | Event::RestartRequested) => {
-                Err(IllegalTransition { machine: "instance", from: self.as_str(), event: format!("{event:?}") })
-            }
-            (_, Event::Stopped) => Ok(Self::Stopped),
-            (_, Event::RestartRequested) => Ok(Self::Restarting),
-            (_, Event::Broke) => Ok(Self::Failed),
-            (_, Event::RemovalRequested) => Ok(Self::Removing),
-            (Self::Removing, Event::Removed) => Ok(Self::Deleted),
-            (_, Event::Removed) => Err(IllegalTransition { machine: "instance", from: self.as_str(), event: format!("{event:?}") }),
-        }
+        let next = match (self, event) {
+            (Self::Deleted, _)
+            | (Self::Removing, Event::Started | Event::Stopped | Event::RestartRequested | Event::Broke)
+            | (Self::Creating, Event::Stopped | Event::RestartRequested) => None,
+            (_, Event::Started) => Some(Self::Running),
+            (_, Event::Stopped) => Some(Self::Stopped),
+            (_, Event::RestartRequested) => Some(Self::Restarting),
+            (_, Event::Broke) => Some(Self::Failed),
+            (_, Event::RemovalRequested) => Some(Self::Removing),
+            (Self::Removing, Event::Removed) => Some(Self::Deleted),
+            (_, Event::Removed) => None,
+        };
+        next.ok_or_else(|| IllegalTransition { machine: "instance", from: self.as_str(), event: format!("{event:?}") })
     }
 }

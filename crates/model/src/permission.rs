@@ -152,16 +152,17 @@ mod tests {
 
     #[test]
     fn the_permission_matrix_is_what_the_documentation_prints() {
-        let mut matrix = format!("{:<22}", "permission");
-        for role in SystemRole::ALL {
-            matrix += &format!(" {:<10}", role.as_str());
-        }
+        let row = |name: String, cells: Vec<&str>| {
+            let mut columns = vec![format!("{name:<22}")];
+            columns.extend(cells.into_iter().map(|cell| format!("{cell:<10}")));
+            columns.join(" ")
+        };
+        let mut matrix = vec![row("permission".to_owned(), SystemRole::ALL.iter().map(|role| role.as_str()).collect())];
         for permission in Permission::all() {
-            matrix += &format!("\n{:<22}", permission.to_string());
-            for role in SystemRole::ALL {
-                matrix += &format!(" {:<10}", if role.permissions().allows(permission) { "yes" } else { "-" });
-            }
+            let answers = SystemRole::ALL.iter().map(|role| if role.permissions().allows(permission) { "yes" } else { "-" });
+            matrix.push(row(permission.to_string(), answers.collect()));
         }
+        let matrix = matrix.join("\n");
         let trimmed: Vec<&str> = matrix.lines().map(str::trim_end).collect();
         assert_eq!(trimmed.join("\n"), include_str!("permission_matrix.txt").trim_end());
     }
