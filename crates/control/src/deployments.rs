@@ -198,7 +198,9 @@ pub async fn cancel(control: &Control, grant: &Grant<ManageDeployments>, id: Dep
     if deployment.status.is_end() {
         return Err(Error::conflict("already_ended", format!("the deployment has ended: it {}", past(deployment.status))));
     }
-    operations::cancel(&mut *control.pool.acquire().await?, id).await?;
+    let mut transaction = control.pool.begin().await?;
+    operations::cancel(&mut transaction, id).await?;
+    transaction.commit().await?;
     operations::wake(control, deployment.instance_id).await;
     read(control, grant, id).await
 }

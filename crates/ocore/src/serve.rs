@@ -4,10 +4,12 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use ocore_api::AppState;
-use ocore_control::{Control, Settings, authorization::System, operations::Engine, reconcilers::Reconcilers, servers, signals::Signals};
+use ocore_control::{
+    Control, Settings, authorization::System, operations::Engine, reconcilers::Reconcilers, servers, signals::Signals, store::pool_options,
+};
 use ocore_host::local::{LocalHost, PrivateCluster};
 use ocore_model::{clock::SystemClock, ids::ServerId};
-use sqlx::{PgPool, postgres::PgPoolOptions};
+use sqlx::PgPool;
 use tokio::net::TcpListener;
 
 use crate::{config::Config, edge_process::EdgeProcess, lock::ServerLock, shutdown};
@@ -79,7 +81,7 @@ pub async fn database_url(config: &Config) -> Result<String> {
 }
 
 async fn connect(config: &Config) -> Result<PgPool> {
-    PgPoolOptions::new()
+    pool_options()
         .min_connections(1)
         .max_connections(20)
         .acquire_timeout(Duration::from_secs(10))

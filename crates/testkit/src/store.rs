@@ -22,6 +22,7 @@ use ocore_control::{
     authorization::Scope,
     organizations::{self, NewOrganization},
     signals::Signals,
+    store::pool_options,
 };
 use ocore_host::Host;
 use ocore_model::{clock::Clock, ids::ServerId};
@@ -275,7 +276,7 @@ async fn new_database(cluster: &Cluster) -> Result<PgPool> {
     sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(&admin).await.context("cannot make a test's database")?;
     admin.close().await;
     drop(copying);
-    Ok(PgPoolOptions::new().max_connections(8).connect_with(cluster.options(&name)).await?)
+    Ok(pool_options().max_connections(8).connect_with(cluster.options(&name)).await?)
 }
 
 /// A row for the machine, which no host has told about itself.

@@ -234,15 +234,16 @@ async fn build(step: Arc<Step>) -> Result<(ReleaseId, String), Failure> {
 async fn copy(step: Arc<Step>) -> Result<((), String), Failure> {
     let parameters = &step.parameters;
     let control = step.control();
-    // From this transaction on a later push waits instead of taking this one's place.
+    // From this transaction on a later push waits instead of taking this one's place. The instance is locked first, as everywhere.
     let mut transaction = control.pool.begin().await?;
+    let rests = parameters.live_to_rest().is_some();
+    step.held(store::deploy::set_updating(&mut transaction, parameters.instance, step.fence().generation, rests).await?)?;
     if !store::deploy::begin_changing(&mut transaction, parameters.deployment).await? {
         let standing = store::deploy::standing(&mut transaction, parameters.deployment).await?;
         let superseded = standing.is_some_and(|standing| standing.status == DeploymentStatus::Superseded);
         return Err(if superseded { Failure::superseded() } else { Failure::cancelled() });
     }
-    if parameters.live_to_rest().is_some() {
-        step.held(store::deploy::set_updating(&mut transaction, parameters.instance, step.fence().generation, true).await?)?;
+    if rests {
         routes::raise(&mut transaction, parameters.instance).await?;
     }
     transaction.commit().await?;

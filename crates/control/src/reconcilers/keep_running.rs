@@ -46,8 +46,23 @@ async fn tend(control: &Control, row: IntendedRow, observation: Option<InstanceO
     match observation.as_ref().and_then(|observation| alive(observation, &row)) {
         Some(slot) => confirm(control, &row, slot, now).await,
         None if is_due(&row, now) => revive(control, &row, now).await,
+        None if row.failed_starts >= FAILED_AFTER && row.status != InstanceStatus::Failed => report(control, &row, now).await,
         None => Ok(None),
     }
+}
+
+/// It starts well and dies again, time after time: called failed while it waits for its next start.
+async fn report(control: &Control, row: &IntendedRow, now: DateTime<Utc>) -> Result<Option<String>> {
+    let message = format!("Odoo does not stay up: it has died after each of its last {} starts; its log says why", row.failed_starts);
+    let mut transaction = control.pool.begin().await?;
+    let status = row.status.next(InstanceEvent::Broke)?;
+    if !store::deploy::set_status(&mut transaction, row.id, row.generation, status, &message, now).await? {
+        return Ok(None);
+    }
+    routes::raise(&mut transaction, row.id).await?;
+    transaction.commit().await?;
+    apply(control).await;
+    Ok(Some(format!("{}: {message}", row.name)))
 }
 
 /// Ought to run, and no operation is about to change that.

@@ -15,6 +15,7 @@ pub(crate) mod members;
 pub(crate) mod operations;
 pub(crate) mod organizations;
 pub mod pipeline;
+mod pool;
 pub(crate) mod projects;
 pub(crate) mod reconcilers;
 pub(crate) mod repositories;
@@ -22,3 +23,5 @@ pub(crate) mod roles;
 pub(crate) mod routes;
 pub(crate) mod servers;
 pub(crate) mod steps;
+
+pub use pool::pool_options;

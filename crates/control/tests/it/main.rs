@@ -8,6 +8,7 @@ mod events;
 mod git;
 mod operations;
 mod organizations;
+mod pool;
 mod scene;
 mod servers;
 mod world;

@@ -271,6 +271,28 @@ async fn an_odoo_that_does_not_stay_up_is_tried_at_growing_distances_and_then_ca
     assert_eq!(scene.instance_status(place).await, InstanceStatus::Running);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_odoo_that_starts_well_and_dies_each_time_is_called_failed_until_it_stays_up() {
+    let scene = Scene::new().await;
+    let place = scene.place("main").await;
+    scene.live(place, &[("a", "1")]).await;
+    for _ in 0..5 {
+        scene.world.kill_slot(place.instance, Color::Blue);
+        scene.store.clock.advance(chrono::TimeDelta::seconds(35));
+        tidy(&scene).await;
+        assert_eq!(scene.instance_status(place).await, InstanceStatus::Running);
+    }
+    scene.world.kill_slot(place.instance, Color::Blue);
+    tidy(&scene).await;
+    let row = scene.instance(place).await;
+    assert_eq!(row.status, "failed");
+    assert!(row.status_message.contains("its last 5 starts"), "{}", row.status_message);
+    assert!(matches!(scene.world.route(place.instance), Some(RouteState::Failed { .. })));
+    scene.store.clock.advance(chrono::TimeDelta::seconds(35));
+    tidy(&scene).await;
+    assert_eq!(scene.instance_status(place).await, InstanceStatus::Running);
+}
+
 async fn control(scene: &Scene, place: Place, action: ControlAction) -> OperationStatus {
     let operation = scene.ask(place, OperationKind::Control { action }).await;
     scene.operation_ended(operation).await
