@@ -14,6 +14,9 @@ use ocore_testkit::wait::eventually;
 /// The user that runs both, as a Debian server would have it.
 const USER: &str = "postgres";
 
+/// The role of its Odoo in its cluster.
+const ROLE: &str = "hand";
+
 pub struct ByHand {
     directory: PathBuf,
     binaries: PathBuf,
@@ -47,7 +50,10 @@ impl ByHand {
         hand.run("initdb", &["--no-locale", "--encoding=UTF8", "--auth=trust", "--data-checksums", "-D", &hand.path("pgdata")])?;
         let options = format!("-c listen_addresses='' -c unix_socket_directories={} -c shared_buffers=128MB", hand.directory.display());
         hand.run("pg_ctl", &["-D", &hand.path("pgdata"), "-l", &hand.path("postgresql.log"), "-o", &options, "-w", "start"])?;
-        hand.run("createdb", &["-h", &hand.directory.display().to_string(), "hand"])?;
+        let socket = hand.directory.display().to_string();
+        // Odoo refuses to work as `postgres`.
+        hand.run("createuser", &["-h", &socket, "--createdb", ROLE])?;
+        hand.run("createdb", &["-h", &socket, "--owner", ROLE, "hand"])?;
         hand.odoo(&["-i", modules, "--stop-after-init"])?;
         Ok(hand)
     }
@@ -90,7 +96,9 @@ impl ByHand {
 
     fn odoo(&self, arguments: &[&str]) -> Result<()> {
         let status = self.odoo_command(arguments)?.status()?;
-        ensure!(status.success(), "odoo {arguments:?} failed; see {}", self.path("odoo.log"));
+        let log = fs::read_to_string(self.directory.join("odoo.log")).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        ensure!(status.success(), "odoo {arguments:?} failed ({status}):\n{}", lines[lines.len().saturating_sub(20)..].join("\n"));
         Ok(())
     }
 
