@@ -82,6 +82,10 @@ id! {
     ServerId,
     /// Database and file store of one instance at one moment, in one directory of the pool.
     DataSetId,
+    /// Database and file store of an environment at one moment, kept.
+    SnapshotId,
+    /// An existing Odoo's data on their way in.
+    ImportId,
     /// A rule that leads pushes of matching branches to an instance.
     BranchMappingId,
 }

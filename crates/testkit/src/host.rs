@@ -2,12 +2,13 @@
 
 use async_trait::async_trait;
 use ocore_host::{
-    BuildRelease, DataSource, Distribution, Fence, Host, HostError, HostFacts, InstalledModule, InstanceObservation, Progress, Release,
-    ReleaseId, Result, RunModules, RunningSlot, SlotSpec, Source, SourceId, TarStream,
+    BuildRelease, DataSource, Distribution, Egress, EgressAttempt, Fence, Host, HostError, HostFacts, InstalledModule, InstanceObservation,
+    Neutralize, Neutralized, NewDataSet, Progress, Release, ReleaseId, Result, RunModules, RunningSlot, SlotSpec, Snapshot,
+    SnapshotEstimate, Source, SourceId, SpaceReport, TakeSnapshot, TarStream, Verification,
 };
 use ocore_model::{
     edge::EdgeStatus,
-    ids::{DataSetId, InstanceId},
+    ids::{DataSetId, InstanceId, SnapshotId},
     instance::Color,
     names::OdooVersion,
     route::RouteSnapshot,
@@ -66,7 +67,7 @@ impl Host for NoHost {
         refuse()
     }
 
-    async fn create_data_set(&self, _: InstanceId, _: DataSetId, _: DataSource, _: Fence, _: Progress) -> Result<()> {
+    async fn create_data_set(&self, _: InstanceId, _: DataSetId, _: DataSource, _: Fence, _: Progress) -> Result<NewDataSet> {
         refuse()
     }
 
@@ -95,6 +96,46 @@ impl Host for NoHost {
     }
 
     async fn stop_slot(&self, _: InstanceId, _: Color, _: Fence) -> Result<()> {
+        refuse()
+    }
+
+    async fn take_snapshot(&self, _: TakeSnapshot, _: Progress) -> Result<Snapshot> {
+        refuse()
+    }
+
+    async fn retire_data_set(&self, _: TakeSnapshot, _: Fence, _: Progress) -> Result<Snapshot> {
+        refuse()
+    }
+
+    async fn estimate_snapshot(&self, _: InstanceId, _: DataSetId) -> Result<SnapshotEstimate> {
+        refuse()
+    }
+
+    async fn snapshots(&self) -> Result<Vec<Snapshot>> {
+        refuse()
+    }
+
+    async fn verify_snapshot(&self, _: SnapshotId, _: Progress) -> Result<Verification> {
+        refuse()
+    }
+
+    async fn remove_snapshot(&self, _: SnapshotId) -> Result<()> {
+        refuse()
+    }
+
+    async fn space(&self) -> Result<SpaceReport> {
+        refuse()
+    }
+
+    async fn neutralize(&self, _: InstanceId, _: Neutralize, _: Fence, _: Progress) -> Result<Neutralized> {
+        refuse()
+    }
+
+    async fn set_egress(&self, _: InstanceId, _: Egress, _: Fence) -> Result<()> {
+        refuse()
+    }
+
+    async fn egress_attempts(&self, _: InstanceId) -> Result<Vec<EgressAttempt>> {
         refuse()
     }
 

@@ -3,7 +3,7 @@
 //! There is nothing to take back: a start that fails leaves the instance failed, with the reason, and the reconciler tries on.
 
 use chrono::{DateTime, Utc};
-use ocore_host::{OdooSettings, Progress, ReleaseId, SlotSpec};
+use ocore_host::{OdooSettings, Progress, ReleaseId, ServableDataSet, SlotSpec};
 use ocore_model::{
     ids::{DataSetId, InstanceId},
     instance::{Color, ControlAction, InstanceEvent, InstanceStatus},
@@ -67,7 +67,7 @@ async fn run(context: NodeContext) -> Result<(), Failure> {
     }
     let slot = SlotSpec {
         color: parameters.color,
-        data_set: parameters.data_set,
+        data_set: ServableDataSet::proven(parameters.data_set),
         release: parameters.release.clone(),
         settings: parameters.settings.clone(),
     };

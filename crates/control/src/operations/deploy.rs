@@ -10,7 +10,9 @@ use backon::{ExponentialBuilder, Retryable};
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use chrono::{DateTime, Utc};
 use futures::future::BoxFuture;
-use ocore_host::{BuildRelease, DataSource, Fence, HostError, LogSink, OdooSettings, Progress, ReleaseId, RunModules, SlotSpec, SourceId};
+use ocore_host::{
+    BuildRelease, DataSource, Fence, HostError, LogSink, OdooSettings, Progress, ReleaseId, RunModules, ServableDataSet, SlotSpec, SourceId,
+};
 use ocore_model::{
     deployment::{DataMode, DeploymentStatus, ModulePlan, StepName, StepStatus},
     ids::{DataSetId, DeploymentId, EnvironmentId, InstanceId, ProjectId},
@@ -84,7 +86,12 @@ struct Live {
 
 impl Live {
     fn slot(&self, settings: &OdooSettings) -> SlotSpec {
-        SlotSpec { color: self.color, data_set: self.data_set, release: self.release.clone(), settings: settings.clone() }
+        SlotSpec {
+            color: self.color,
+            data_set: ServableDataSet::proven(self.data_set),
+            release: self.release.clone(),
+            settings: settings.clone(),
+        }
     }
 }
 
@@ -260,6 +267,7 @@ async fn copy(step: Arc<Step>) -> Result<((), String), Failure> {
     let summary = match source {
         DataSource::CopyOf(_) => "the live data, copied aside",
         DataSource::Fresh => "an empty database",
+        DataSource::Snapshot { .. } => "a snapshot",
     };
     Ok(((), summary.to_owned()))
 }
@@ -354,7 +362,7 @@ async fn start(step: Arc<Step>) -> Result<(Addresses, String), Failure> {
     let parameters = &step.parameters;
     let slot = SlotSpec {
         color: parameters.color,
-        data_set: parameters.data_set,
+        data_set: ServableDataSet::proven(parameters.data_set),
         release: step.context.output("deploy::build")?,
         settings: parameters.settings.clone(),
     };

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 use futures::{StreamExt, stream};
-use ocore_host::{Fence, InstanceObservation, Progress, ReleaseId, RunningSlot, SlotSpec};
+use ocore_host::{Fence, InstanceObservation, Progress, ReleaseId, RunningSlot, ServableDataSet, SlotSpec};
 use ocore_model::{
     ids::{InstanceId, OperationId},
     instance::{InstanceEvent, InstanceStatus},
@@ -131,7 +131,7 @@ async fn revive(control: &Control, row: &IntendedRow, now: DateTime<Utc>) -> Res
     transaction.commit().await?;
 
     tracing::warn!(instance = %row.id, name = row.name, attempt = row.failed_starts + 1, "an instance does not run as it should; it is started");
-    let slot = SlotSpec { color, data_set, release: ReleaseId(release), settings };
+    let slot = SlotSpec { color, data_set: ServableDataSet::proven(data_set), release: ReleaseId(release), settings };
     let fence = Fence { operation: OperationId::new(), generation };
     let progress = Progress { log: Arc::new(Quiet), cancel: CancellationToken::new() };
     let started = control.host.start_slot(row.id, slot, fence, progress).await;

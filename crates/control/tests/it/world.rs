@@ -12,12 +12,13 @@ use std::{
 use async_trait::async_trait;
 use chrono::Utc;
 use ocore_host::{
-    BuildRelease, DataSource, Distribution, Fence, Host, HostError, HostFacts, InstalledModule, InstanceObservation, PoolFacts, Progress,
-    Release, ReleaseId, Result, RunModules, RunningSlot, SlotSpec, Source, SourceId, SourceModule, TarStream,
+    BuildRelease, DataSource, Distribution, Egress, EgressAttempt, Fence, Host, HostError, HostFacts, InstalledModule, InstanceObservation,
+    Neutralize, Neutralized, NewDataSet, PoolFacts, Progress, Release, ReleaseId, Result, RunModules, RunningSlot, ServableDataSet,
+    SlotSpec, Snapshot, SnapshotEstimate, Source, SourceId, SourceModule, SpaceReport, TakeSnapshot, TarStream, Verification,
 };
 use ocore_model::{
     edge::EdgeStatus,
-    ids::{DataSetId, InstanceId},
+    ids::{DataSetId, InstanceId, SnapshotId},
     instance::Color,
     names::OdooVersion,
     route::{RouteSnapshot, RouteState},
@@ -331,7 +332,7 @@ impl Host for World {
         source: DataSource,
         fence: Fence,
         progress: Progress,
-    ) -> Result<()> {
+    ) -> Result<NewDataSet> {
         self.fenced(instance, fence, |_| Ok(()))?;
         self.enter("create_data_set", false, Some(&progress.cancel)).await?;
         self.fenced(instance, fence, |world| {
@@ -342,11 +343,13 @@ impl Host for World {
                     world.clusters.remove(&original);
                     world.data_sets.get(&original).cloned().expect("a copy of a data set that is there")
                 }
+                DataSource::Snapshot { .. } => return Err(HostError::machine("no test needs snapshots in memory yet")),
             };
             world.data_sets.entry(data_set).or_insert(content);
             Ok(())
         })?;
-        self.enter("create_data_set", true, Some(&progress.cancel)).await
+        self.enter("create_data_set", true, Some(&progress.cancel)).await?;
+        Ok(NewDataSet::Servable(ServableDataSet::proven(data_set)))
     }
 
     async fn remove_data_set(&self, instance: InstanceId, data_set: DataSetId, fence: Fence) -> Result<()> {
@@ -399,15 +402,15 @@ impl Host for World {
         self.fenced(instance, fence, |_| Ok(()))?;
         self.enter("start_slot", false, Some(&progress.cancel)).await?;
         self.fenced(instance, fence, |world| {
-            assert!(world.data_sets.contains_key(&slot.data_set), "a slot on a data set that is not there");
-            world.clusters.insert(slot.data_set);
-            world.slots.insert(slot.color, (slot.data_set, slot.release.clone()));
+            assert!(world.data_sets.contains_key(&slot.data_set.id()), "a slot on a data set that is not there");
+            world.clusters.insert(slot.data_set.id());
+            world.slots.insert(slot.color, (slot.data_set.id(), slot.release.clone()));
             Ok(())
         })?;
         self.enter("start_slot", true, Some(&progress.cancel)).await?;
         Ok(RunningSlot {
             color: slot.color,
-            data_set: slot.data_set,
+            data_set: slot.data_set.id(),
             release: slot.release,
             http: Self::address(slot.color),
             websocket: None,
@@ -422,6 +425,46 @@ impl Host for World {
             world.slots.remove(&color);
             Ok(())
         })
+    }
+
+    async fn take_snapshot(&self, _: TakeSnapshot, _: Progress) -> Result<Snapshot> {
+        Err(HostError::machine("no test needs it in memory yet"))
+    }
+
+    async fn retire_data_set(&self, _: TakeSnapshot, _: Fence, _: Progress) -> Result<Snapshot> {
+        Err(HostError::machine("no test needs it in memory yet"))
+    }
+
+    async fn estimate_snapshot(&self, _: InstanceId, _: DataSetId) -> Result<SnapshotEstimate> {
+        Err(HostError::machine("no test needs it in memory yet"))
+    }
+
+    async fn snapshots(&self) -> Result<Vec<Snapshot>> {
+        Err(HostError::machine("no test needs it in memory yet"))
+    }
+
+    async fn verify_snapshot(&self, _: SnapshotId, _: Progress) -> Result<Verification> {
+        Err(HostError::machine("no test needs it in memory yet"))
+    }
+
+    async fn remove_snapshot(&self, _: SnapshotId) -> Result<()> {
+        Err(HostError::machine("no test needs it in memory yet"))
+    }
+
+    async fn space(&self) -> Result<SpaceReport> {
+        Err(HostError::machine("no test needs it in memory yet"))
+    }
+
+    async fn neutralize(&self, _: InstanceId, _: Neutralize, _: Fence, _: Progress) -> Result<Neutralized> {
+        Err(HostError::machine("no test needs it in memory yet"))
+    }
+
+    async fn set_egress(&self, _: InstanceId, _: Egress, _: Fence) -> Result<()> {
+        Err(HostError::machine("no test needs it in memory yet"))
+    }
+
+    async fn egress_attempts(&self, _: InstanceId) -> Result<Vec<EgressAttempt>> {
+        Err(HostError::machine("no test needs it in memory yet"))
     }
 
     async fn observe(&self) -> Result<Vec<InstanceObservation>> {

@@ -27,7 +27,7 @@ use super::{
     process::Process,
 };
 use crate::{
-    api::{DataSource, Progress},
+    api::{DataSource, NewDataSet, Progress, ServableDataSet},
     error::{HostError, Result},
 };
 
@@ -54,7 +54,13 @@ struct Manifest {
 
 impl LocalHost {
     /// Makes a data set, or finds the one that an earlier call made. A copy is made again when its source has run since.
-    pub(super) async fn make_data_set(&self, claim: &Claim, data_set: DataSetId, source: DataSource, progress: &Progress) -> Result<()> {
+    pub(super) async fn make_data_set(
+        &self,
+        claim: &Claim,
+        data_set: DataSetId,
+        source: DataSource,
+        progress: &Progress,
+    ) -> Result<NewDataSet> {
         let instance = claim.instance;
         let allocation = self.allocation(instance).await?;
         if let DataSource::CopyOf(original) = source {
@@ -69,7 +75,7 @@ impl LocalHost {
         let target = self.layout.data_set(instance, data_set);
         if target.is_dir() {
             if self.is_current(instance, &target, source)? {
-                return Ok(());
+                return Ok(NewDataSet::Servable(ServableDataSet::proven(data_set)));
             }
             progress.log.line("The earlier copy is older than its source; it is made again.");
             self.delete_data_set(claim, data_set).await?;
@@ -87,6 +93,7 @@ impl LocalHost {
                 self.fill_copy(work.path(), instance, original, &cancel).await?;
                 Some(control)
             }
+            DataSource::Snapshot { .. } => return Err(HostError::machine("not built yet")),
         };
         let manifest = Manifest { data_set, source, created_at: Utc::now(), source_control };
         durable::write_fleeting_json(&work.path().join(MANIFEST), &manifest)?;
@@ -97,8 +104,9 @@ impl LocalHost {
             DataSource::Fresh => "Made an empty database and an empty file store.",
             DataSource::CopyOf(_) if self.pool.has_reflinks() => "Copied the database and the file store; the copy shares their blocks.",
             DataSource::CopyOf(_) => "Copied the database and the file store.",
+            DataSource::Snapshot { .. } => unreachable!(),
         });
-        Ok(())
+        Ok(NewDataSet::Servable(ServableDataSet::proven(data_set)))
     }
 
     /// Stops what uses the data set and removes it. Absent is done.
@@ -200,7 +208,7 @@ impl LocalHost {
         let Some(manifest) = durable::read_json::<Manifest>(&target.join(MANIFEST))? else { return Ok(false) };
         Ok(manifest.source == source
             && match source {
-                DataSource::Fresh => true,
+                DataSource::Fresh | DataSource::Snapshot { .. } => true,
                 DataSource::CopyOf(original) => manifest.source_control == Some(control_digest(&self.layout.pgdata(instance, original))?),
             })
     }

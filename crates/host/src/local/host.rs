@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use ocore_model::{
     edge::EdgeStatus,
-    ids::{DataSetId, InstanceId},
+    ids::{DataSetId, InstanceId, SnapshotId},
     instance::Color,
     names::OdooVersion,
     route::RouteSnapshot,
@@ -12,11 +12,17 @@ use ocore_model::{
 use super::LocalHost;
 use crate::{
     api::{
-        BuildRelease, DataSource, Distribution, Fence, Host, HostFacts, InstalledModule, InstanceObservation, Progress, Release, ReleaseId,
-        RunModules, RunningSlot, SlotSpec, Source, SourceId, TarStream,
+        BuildRelease, DataSource, Distribution, Egress, EgressAttempt, Fence, Host, HostFacts, InstalledModule, InstanceObservation,
+        Neutralize, Neutralized, NewDataSet, Progress, Release, ReleaseId, RunModules, RunningSlot, SlotSpec, Snapshot, SnapshotEstimate,
+        Source, SourceId, SpaceReport, TakeSnapshot, TarStream, Verification,
     },
-    error::Result,
+    error::{HostError, Result},
 };
+
+/// On this branch only, until each has its module.
+fn absent() -> HostError {
+    HostError::machine("not built yet")
+}
 
 #[async_trait]
 impl Host for LocalHost {
@@ -69,7 +75,7 @@ impl Host for LocalHost {
         source: DataSource,
         fence: Fence,
         progress: Progress,
-    ) -> Result<()> {
+    ) -> Result<NewDataSet> {
         let claim = self.claim(instance, fence).await?;
         claim.run(self.make_data_set(&claim, data_set, source, &progress)).await
     }
@@ -108,6 +114,46 @@ impl Host for LocalHost {
     async fn stop_slot(&self, instance: InstanceId, color: Color, fence: Fence) -> Result<()> {
         let claim = self.claim(instance, fence).await?;
         claim.run(self.end_slot(&claim, color)).await
+    }
+
+    async fn take_snapshot(&self, _: TakeSnapshot, _: Progress) -> Result<Snapshot> {
+        Err(absent())
+    }
+
+    async fn retire_data_set(&self, _: TakeSnapshot, _: Fence, _: Progress) -> Result<Snapshot> {
+        Err(absent())
+    }
+
+    async fn estimate_snapshot(&self, _: InstanceId, _: DataSetId) -> Result<SnapshotEstimate> {
+        Err(absent())
+    }
+
+    async fn snapshots(&self) -> Result<Vec<Snapshot>> {
+        Err(absent())
+    }
+
+    async fn verify_snapshot(&self, _: SnapshotId, _: Progress) -> Result<Verification> {
+        Err(absent())
+    }
+
+    async fn remove_snapshot(&self, _: SnapshotId) -> Result<()> {
+        Err(absent())
+    }
+
+    async fn space(&self) -> Result<SpaceReport> {
+        Err(absent())
+    }
+
+    async fn neutralize(&self, _: InstanceId, _: Neutralize, _: Fence, _: Progress) -> Result<Neutralized> {
+        Err(absent())
+    }
+
+    async fn set_egress(&self, _: InstanceId, _: Egress, _: Fence) -> Result<()> {
+        Err(absent())
+    }
+
+    async fn egress_attempts(&self, _: InstanceId) -> Result<Vec<EgressAttempt>> {
+        Err(absent())
     }
 
     async fn observe(&self) -> Result<Vec<InstanceObservation>> {

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use ocore_host::{DataSource, Host, HostError, LogSink, OdooSettings, Progress, RunModules, SlotSpec, testing::progress};
+use ocore_host::{DataSource, Host, HostError, LogSink, OdooSettings, Progress, RunModules, ServableDataSet, SlotSpec, testing::progress};
 use ocore_model::instance::Color;
 use tokio_util::sync::CancellationToken;
 
@@ -58,7 +58,8 @@ async fn the_example_is_installed_serves_is_updated_beside_and_is_adopted_by_ano
 
     // Another oCore on the same home finds it, and leaves it as it is.
     let other = project.sandbox.host().await.unwrap();
-    let slot = SlotSpec { color: Color::Blue, data_set: first, release: release.id.clone(), settings: settings.clone() };
+    let slot =
+        SlotSpec { color: Color::Blue, data_set: ServableDataSet::proven(first), release: release.id.clone(), settings: settings.clone() };
     let adopted = other.start_slot(project.instance, slot, project.fence(), progress().0).await.unwrap();
     assert_eq!(adopted, blue);
     assert_eq!(other.observe().await.unwrap()[0].slots, std::slice::from_ref(&blue));

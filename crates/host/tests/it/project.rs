@@ -12,8 +12,8 @@ use std::{
 };
 
 use ocore_host::{
-    BuildRelease, DataSource, Fence, Host, LocalHost, LocalHostConfig, OdooSettings, Release, Result, RunModules, RunningSlot, SlotSpec,
-    SourceId, TarStream,
+    BuildRelease, DataSource, Fence, Host, LocalHost, LocalHostConfig, OdooSettings, Release, Result, RunModules, RunningSlot,
+    ServableDataSet, SlotSpec, SourceId, TarStream,
     local::distribution,
     testing::{Lines, Sandbox, fence, progress},
 };
@@ -113,7 +113,7 @@ impl Project {
         release: &Release,
         settings: OdooSettings,
     ) -> Result<RunningSlot> {
-        let spec = SlotSpec { color, data_set, release: release.id.clone(), settings };
+        let spec = SlotSpec { color, data_set: ServableDataSet::proven(data_set), release: release.id.clone(), settings };
         self.host.start_slot(self.instance, spec, self.fence(), progress().0).await
     }
 }

@@ -62,9 +62,9 @@ impl LocalHost {
     pub(in crate::local) async fn serve(&self, claim: &Claim, spec: &SlotSpec, progress: &Progress) -> Result<RunningSlot> {
         let instance = claim.instance;
         if let Some((process, details)) = slots::find(&self.layout, instance, spec.color)? {
-            let is_same = details.data_set == spec.data_set && details.release == spec.release && details.settings == spec.settings;
+            let is_same = details.data_set == spec.data_set.id() && details.release == spec.release && details.settings == spec.settings;
             if is_same {
-                self.run_cluster(instance, spec.data_set).await?;
+                self.run_cluster(instance, spec.data_set.id()).await?;
                 if health::login_page(details.http, PROOF_PATIENCE).await.is_good() {
                     return Ok(slots::describe(spec.color, &process, &details));
                 }
@@ -92,7 +92,7 @@ impl LocalHost {
         let instance = claim.instance;
         let unit = Unit::Slot(spec.color);
         let (record, distribution) = self.runnable(&spec.release).await?;
-        let cluster = self.run_cluster(instance, spec.data_set).await?;
+        let cluster = self.run_cluster(instance, spec.data_set.id()).await?;
         let allocation = self.allocation(instance).await?;
         let ports = self.ledger.free_slot_ports(instance, spec.color).await?;
         let (http, websocket) = addresses(ports, spec);
@@ -102,7 +102,7 @@ impl LocalHost {
         OdooConfig {
             version: &record.release.odoo_version,
             addons_path: self.addons_path(&record, &distribution)?,
-            data_dir: self.layout.data_dir(instance, spec.data_set),
+            data_dir: self.layout.data_dir(instance, spec.data_set.id()),
             socket_directory: cluster.socket_directory.clone(),
             settings: &spec.settings,
             serve: Some(Serve { http, websocket, log: log.clone() }),
@@ -110,7 +110,7 @@ impl LocalHost {
         .write(&config, &allocation.odoo)?;
         claim.check()?;
         let details =
-            SlotDetails { data_set: spec.data_set, release: spec.release.clone(), http, websocket, settings: spec.settings.clone() };
+            SlotDetails { data_set: spec.data_set.id(), release: spec.release.clone(), http, websocket, settings: spec.settings.clone() };
         let new = NewProcess {
             program: command::odoo(&distribution, &record, &allocation.odoo, &spec.settings)
                 .arg("--config")
@@ -119,7 +119,7 @@ impl LocalHost {
                 .cgroups(self.cgroups.prepare(instance)),
             record: self.layout.record(instance, unit),
             mark: Layout::mark(instance, unit),
-            data_set: Some(spec.data_set),
+            data_set: Some(spec.data_set.id()),
             details: serde_json::to_value(&details).map_err(|error| HostError::machine_from("a slot could not be written down", error))?,
         };
         let output = self.layout.logs(instance).join(format!("odoo-{}.out", spec.color));

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use ocore_model::{
     edge::EdgeStatus,
-    ids::{DataSetId, InstanceId, OperationId},
+    ids::{DataSetId, InstanceId, OperationId, SnapshotId},
     instance::Color,
     names::{ModuleName, OdooVersion},
     route::RouteSnapshot,
@@ -19,6 +19,10 @@ use serde::{Deserialize, Serialize};
 use tokio::io::AsyncRead;
 use tokio_util::sync::CancellationToken;
 
+mod quarantine;
+mod snapshots;
+
+pub use self::{quarantine::*, snapshots::*};
 use crate::error::Result;
 
 /// Who calls: the operation, and the generation that was raised when it was claimed.
@@ -119,6 +123,12 @@ pub enum DataSource {
     Fresh,
     /// A copy of another data set of the same instance, whose Odoo and cluster are stopped first (and stay stopped).
     CopyOf(DataSetId),
+    /// A snapshot brought to life. The instance's own snapshot keeps its standing; another instance's own data become raw, unless `as_own`.
+    Snapshot {
+        snapshot: SnapshotId,
+        /// The target is production, and takes the data over as they are.
+        as_own: bool,
+    },
 }
 
 /// A module as the database knows it.
@@ -180,7 +190,7 @@ impl Default for OdooSettings {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SlotSpec {
     pub color: Color,
-    pub data_set: DataSetId,
+    pub data_set: ServableDataSet,
     pub release: ReleaseId,
     pub settings: OdooSettings,
 }
@@ -285,7 +295,7 @@ pub trait Host: Send + Sync + 'static {
         source: DataSource,
         fence: Fence,
         progress: Progress,
-    ) -> Result<()>;
+    ) -> Result<NewDataSet>;
 
     /// Stops what uses the data set and removes it. Absent is done.
     async fn remove_data_set(&self, instance: InstanceId, data_set: DataSetId, fence: Fence) -> Result<()>;
@@ -309,6 +319,37 @@ pub trait Host: Send + Sync + 'static {
 
     /// Stops a slot gracefully, then by force. Not running is done.
     async fn stop_slot(&self, instance: InstanceId, color: Color, fence: Fence) -> Result<()>;
+
+    /// Takes a data set's data at one moment, while it serves or while it rests, and leaves both as they were. The source is not claimed: it may
+    /// be taken while an operation holds the instance. Taken already is done. `Machine` with the numbers when the pool could not survive it.
+    async fn take_snapshot(&self, request: TakeSnapshot, progress: Progress) -> Result<Snapshot>;
+
+    /// Turns a data set that is not live any more into a snapshot: nothing is copied. Stops what uses it. Done already is done.
+    async fn retire_data_set(&self, request: TakeSnapshot, fence: Fence, progress: Progress) -> Result<Snapshot>;
+
+    async fn estimate_snapshot(&self, instance: InstanceId, data_set: DataSetId) -> Result<SnapshotEstimate>;
+
+    /// Every whole snapshot, oldest first.
+    async fn snapshots(&self) -> Result<Vec<Snapshot>>;
+
+    /// Reads all of a snapshot: file store against names, database pages against their checksums.
+    async fn verify_snapshot(&self, snapshot: SnapshotId, progress: Progress) -> Result<Verification>;
+
+    /// Absent is done.
+    async fn remove_snapshot(&self, snapshot: SnapshotId) -> Result<()>;
+
+    /// What is shared and what is not. Reads the file system's maps: seconds for large pools.
+    async fn space(&self) -> Result<SpaceReport>;
+
+    /// Makes a raw copy, already updated to `release`, harmless, checks it and reports. `Rejected` names the fact that does not hold, the module that is
+    /// not on the addons path or the script that failed; the copy then stays raw. May run again on the same copy.
+    async fn neutralize(&self, instance: InstanceId, request: Neutralize, fence: Fence, progress: Progress) -> Result<Neutralized>;
+
+    /// What the instance's processes may reach, from now on and after each restart of the machine. Instances are closed until this is called.
+    async fn set_egress(&self, instance: InstanceId, egress: Egress, fence: Fence) -> Result<()>;
+
+    /// What was refused since the policy was last set.
+    async fn egress_attempts(&self, instance: InstanceId) -> Result<Vec<EgressAttempt>>;
 
     /// What is there, for every instance of this server.
     async fn observe(&self) -> Result<Vec<InstanceObservation>>;

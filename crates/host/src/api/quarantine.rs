@@ -1,0 +1,176 @@
+//! Quarantine: from a raw copy to a harmless one, and what may leave the machine.
+//!
+//! The types carry the rule. A copy of foreign data is a [`RawDataSet`]; a slot takes only a [`ServableDataSet`]; the only way from one to the
+//! other is [`Host::neutralize`](super::Host::neutralize), which fails closed. The server also writes the standing down with the data and refuses a
+//! slot on raw data whatever the caller says.
+
+use std::{collections::BTreeMap, net::SocketAddr};
+
+use ocore_model::ids::DataSetId;
+use serde::{Deserialize, Serialize};
+
+use super::ReleaseId;
+
+/// A copy of foreign data that nobody but the quarantine may touch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct RawDataSet(DataSetId);
+
+/// A data set on which an Odoo with HTTP and crons may start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ServableDataSet(DataSetId);
+
+impl RawDataSet {
+    /// For hosts: what they have just made, or found with that standing.
+    pub fn quarantined(id: DataSetId) -> Self {
+        Self(id)
+    }
+
+    pub fn id(self) -> DataSetId {
+        self.0
+    }
+}
+
+impl ServableDataSet {
+    /// For hosts, which have just made it or checked it, and for reading back what was written down as live.
+    pub fn proven(id: DataSetId) -> Self {
+        Self(id)
+    }
+
+    pub fn id(self) -> DataSetId {
+        self.0
+    }
+}
+
+/// What [`Host::create_data_set`](super::Host::create_data_set) made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NewDataSet {
+    Servable(ServableDataSet),
+    Raw(RawDataSet),
+}
+
+impl NewDataSet {
+    pub fn id(self) -> DataSetId {
+        match self {
+            Self::Servable(data_set) => data_set.id(),
+            Self::Raw(data_set) => data_set.id(),
+        }
+    }
+}
+
+/// What [`Host::neutralize`](super::Host::neutralize) needs.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Neutralize {
+    pub data_set: RawDataSet,
+    /// The release that will serve: its addons path must hold every installed module, and its source the project's own `neutralize.sql`,
+    /// `neutralize.py` and `ocore.toml`.
+    pub release: ReleaseId,
+    /// The target's address, frozen as `web.base.url`.
+    pub base_url: String,
+    /// The only outgoing mail server.
+    pub mail: SocketAddr,
+    /// Set for Odoo's `admin`. Never logged.
+    pub admin_password: String,
+    /// Added to the hook's environment.
+    pub env_vars: BTreeMap<String, String>,
+}
+
+/// What came of it; the data set is harmless.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Neutralized {
+    pub data_set: ServableDataSet,
+    pub report: NeutralizationReport,
+}
+
+/// What was checked and what was found: for the person who has to answer for the copy.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NeutralizationReport {
+    /// All hold; a copy with one that does not stays in quarantine.
+    pub facts: Vec<Fact>,
+    pub modules: Vec<ModuleCoverage>,
+    /// Every column and parameter that looks like a credential, an endpoint or an address. Values are never in it.
+    pub findings: Vec<Finding>,
+    /// Columns that were masked, `table.column`.
+    pub masked: Vec<String>,
+}
+
+/// One thing that must hold in the database.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Fact {
+    /// A stable name, e.g. `mail_servers`.
+    pub name: String,
+    /// What holds, or what does not, in a sentence.
+    pub statement: String,
+    pub holds: bool,
+}
+
+/// How an installed module was neutralized.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ModuleCoverage {
+    pub module: String,
+    /// It brings a `neutralize.sql` of its own, which ran.
+    pub has_script: bool,
+    /// Findings in its tables that nobody has handled.
+    pub unknown: u32,
+}
+
+/// Something in the database that could reach out, or let somebody in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Finding {
+    /// `table.column`, or `ir_config_parameter:key`.
+    pub place: String,
+    /// The module that it belongs to, where that is known.
+    pub module: Option<String>,
+    pub kind: FindingKind,
+    pub verdict: FindingVerdict,
+    /// Rows with a value in it.
+    pub rows: u64,
+    /// Why that verdict, in a few words.
+    pub reason: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FindingKind {
+    Credential,
+    Endpoint,
+    Address,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FindingVerdict {
+    /// It was emptied, replaced or switched off.
+    Handled,
+    /// It is known to do no harm.
+    Harmless,
+    /// Nobody has said; a person should look.
+    Unknown,
+}
+
+/// What an instance's processes may reach besides their own database.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", tag = "kind")]
+pub enum Egress {
+    /// Everything, as production must.
+    Open,
+    /// Only these addresses (and the instance's own mail catcher).
+    Closed { allow: Vec<SocketAddr> },
+}
+
+/// An attempt to leave that was refused, counted by destination.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EgressAttempt {
+    pub destination: SocketAddr,
+    /// `tcp` or `udp`.
+    pub protocol: String,
+    pub packets: u64,
+}
