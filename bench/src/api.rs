@@ -6,8 +6,8 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use ocore_testkit::{ApiClient, Installation, Options};
-use serde_json::{Value, json};
+use ocore_testkit::{Installation, Options};
+use serde_json::json;
 use sqlx::{AssertSqlSafe, PgPool, postgres::PgPoolOptions};
 use uuid::Uuid;
 
@@ -37,9 +37,14 @@ pub async fn run(binary: PathBuf, seconds: u64) -> Result<()> {
     ];
     for (name, path, sql) in requests {
         let over_http = load(duration, |_| {
-            let client = ApiClient::new(&owner.url, owner.token.clone(), owner.organization.clone());
-            let path = path.clone();
-            async move || client.get(&path).await.map(|_: Value| ())
+            let (client, url) = (reqwest::Client::new(), format!("{}/api{path}", owner.url));
+            let (token, organization) = (owner.token.clone().unwrap_or_default(), owner.organization.clone().unwrap_or_default());
+            // The clock stops when the body is there. What a client does with it is not ours; and these clients share the server's cores.
+            async move || {
+                let request = client.get(&url).bearer_auth(&token).header("x-org-slug", &organization);
+                request.send().await?.error_for_status()?.bytes().await?;
+                Ok(())
+            }
         })
         .await?;
         let raw = load(duration, |_| {

@@ -80,7 +80,7 @@ impl ByHand {
             "--db_host",
             &self.directory.display().to_string(),
             "--db_user",
-            USER,
+            ROLE,
             "-d",
             "hand",
             "--db-filter",
