@@ -5,9 +5,12 @@
 
 mod api;
 mod by_hand;
+mod copy;
 mod idle;
 mod push_to_live;
 mod report;
+mod rollback;
+mod source;
 
 use std::{path::PathBuf, process::Command};
 
@@ -38,6 +41,23 @@ enum Bench {
         #[arg(long, default_value_t = 10)]
         seconds: u64,
     },
+    /// A clone of a live production under load, beside dump and restore
+    Copy {
+        /// Copies of each size
+        #[arg(long, default_value_t = 5)]
+        rounds: usize,
+        /// Of the smaller database; the file store has half as much
+        #[arg(long, default_value_t = 2.0)]
+        gigabytes: f64,
+        /// Leave out the four times larger one
+        #[arg(long)]
+        quick: bool,
+    },
+    /// From the call to the first answer of the old state, beside a bare start
+    Rollback {
+        #[arg(long, default_value_t = 5)]
+        rounds: usize,
+    },
     /// The memory of control plane and edge when nobody asks anything
     Idle,
 }
@@ -49,6 +69,8 @@ async fn main() -> Result<()> {
     match command_line.bench {
         Bench::PushToLive { rounds, small_only } => push_to_live::run(binary, rounds, small_only).await,
         Bench::Api { seconds } => api::run(binary, seconds).await,
+        Bench::Copy { rounds, gigabytes, quick } => copy::run(binary, rounds, gigabytes, quick).await,
+        Bench::Rollback { rounds } => rollback::run(binary, rounds).await,
         Bench::Idle => idle::run(binary).await,
     }
 }
