@@ -38,7 +38,7 @@ pub async fn run(binary: PathBuf, rounds: usize, gigabytes: f64, quick: bool) ->
     let dumped = dump_and_restore(&source)?;
     report.rows.push(json!({
         "what": "pg_dump -Fc | pg_restore -j2, cp -a", "size": "1", "s": rounded(dumped), "GB used": gigabytes * 1.5,
-        "p50 before": null, "p50 during": null, "p99 before": null, "p99 during": null, "per s before": null, "per s during": null, "failed": null,
+        "p50 before": null, "p50 during": null, "p99 before": null, "p99 during": null, "longest during": null, "per s before": null, "per s during": null, "failed": null,
     }));
     report.targets.push(Target::at_most("clone, ratio to dump and restore", "×", small / dumped, 1.0 / 15.0));
     report.targets.push(Target::at_most("clone, from the call to the login page", "s", small, 5.0));
@@ -75,6 +75,7 @@ async fn measure(source: &Source, rounds: usize, size: &str, report: &mut Report
         "GB used": rounded(median(copies.iter().map(|copied| copied.used_bytes as f64 / GIGABYTE as f64).collect())),
         "p50 before": rounded(before.p50), "p50 during": rounded(middle(|seen| seen.p50)),
         "p99 before": rounded(before.p99), "p99 during": rounded(p99),
+        "longest during": rounded(middle(|seen| seen.longest)),
         "per s before": rounded(before.per_second), "per s during": rounded(middle(|seen| seen.per_second)), "failed": failed,
     }));
     report.targets.push(Target::at_most(format!("size {size}: requests of the source that failed"), "", failed as f64, 0.0));

@@ -29,7 +29,6 @@ const CLIENTS: usize = 4;
 pub struct Source {
     pub installation: Installation,
     pub owner: ApiClient,
-    pub project: Value,
     pub environment: Value,
     pub repository: Repository,
     pub remote: String,
@@ -56,7 +55,7 @@ impl Source {
         let credentials = owner.get(&format!("/instances/{instance}/credentials")).await?;
         let text = |name: &str| credentials[name].as_str().map(str::to_owned).with_context(|| format!("no {name}"));
         let (login, password) = (text("login")?, text("password")?);
-        Ok(Self { installation, owner, project, environment, repository, remote, key, login, password })
+        Ok(Self { installation, owner, environment, repository, remote, key, login, password })
     }
 
     pub fn pool(&self) -> PathBuf {
@@ -206,7 +205,6 @@ pub struct Load {
 /// Requests that began in one span of time.
 #[derive(Debug, Clone, Copy)]
 pub struct Seen {
-    pub requests: usize,
     pub failed: usize,
     pub per_second: f64,
     pub p50: f64,
@@ -223,7 +221,6 @@ impl Load {
         let mut times: Vec<f64> = inside.iter().map(|answer| answer.milliseconds).collect();
         times.sort_by(f64::total_cmp);
         Seen {
-            requests: inside.len(),
             failed: inside.iter().filter(|answer| !answer.good).count(),
             per_second: inside.len() as f64 / (to - from).as_secs_f64(),
             p50: crate::report::quantile(&times, 0.5),
