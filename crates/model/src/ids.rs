@@ -86,6 +86,8 @@ id! {
     SnapshotId,
     /// An existing Odoo's data on their way in.
     ImportId,
+    /// An environment's data on their way out.
+    ExportId,
     /// A rule that leads pushes of matching branches to an instance.
     BranchMappingId,
 }

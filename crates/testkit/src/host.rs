@@ -2,13 +2,14 @@
 
 use async_trait::async_trait;
 use ocore_host::{
-    BuildRelease, DataSource, Distribution, Egress, EgressAttempt, Fence, Host, HostError, HostFacts, InstalledModule, InstanceObservation,
-    Neutralize, Neutralized, NewDataSet, Progress, Release, ReleaseId, Result, RunModules, RunningSlot, SlotSpec, Snapshot,
-    SnapshotEstimate, Source, SourceId, SpaceReport, TakeSnapshot, TarStream, Verification,
+    BuildRelease, ByteStream, CheckImport, DataSource, Distribution, Egress, EgressAttempt, ExportedFile, Fence, Host, HostError,
+    HostFacts, ImportFacts, InstalledModule, InstanceObservation, Neutralize, Neutralized, NewDataSet, NewUpload, Progress, Release,
+    ReleaseId, Result, RunModules, RunningSlot, SlotSpec, Snapshot, SnapshotEstimate, Source, SourceId, SpaceReport, TakeSnapshot,
+    TarStream, UploadPart, UploadedPart, Verification, WriteExport,
 };
 use ocore_model::{
     edge::EdgeStatus,
-    ids::{DataSetId, InstanceId, SnapshotId},
+    ids::{DataSetId, ExportId, ImportId, InstanceId, SnapshotId},
     instance::Color,
     names::OdooVersion,
     route::RouteSnapshot,
@@ -124,6 +125,46 @@ impl Host for NoHost {
     }
 
     async fn space(&self) -> Result<SpaceReport> {
+        refuse()
+    }
+
+    async fn open_upload(&self, _: &NewUpload) -> Result<UploadedPart> {
+        refuse()
+    }
+
+    async fn append_upload(&self, _: ImportId, _: UploadPart, _: u64, _: ByteStream) -> Result<UploadedPart> {
+        refuse()
+    }
+
+    async fn upload(&self, _: ImportId) -> Result<Vec<UploadedPart>> {
+        refuse()
+    }
+
+    async fn uploads(&self) -> Result<Vec<ImportId>> {
+        refuse()
+    }
+
+    async fn remove_upload(&self, _: ImportId) -> Result<()> {
+        refuse()
+    }
+
+    async fn check_import(&self, _: CheckImport, _: Progress) -> Result<ImportFacts> {
+        refuse()
+    }
+
+    async fn write_export(&self, _: InstanceId, _: WriteExport, _: Fence, _: Progress) -> Result<ExportedFile> {
+        refuse()
+    }
+
+    async fn read_export(&self, _: ExportId, _: u64) -> Result<ByteStream> {
+        refuse()
+    }
+
+    async fn exports(&self) -> Result<Vec<ExportId>> {
+        refuse()
+    }
+
+    async fn remove_export(&self, _: ExportId) -> Result<()> {
         refuse()
     }
 

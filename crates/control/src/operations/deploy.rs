@@ -268,6 +268,7 @@ async fn copy(step: Arc<Step>) -> Result<((), String), Failure> {
         DataSource::CopyOf(_) => "the live data, copied aside",
         DataSource::Fresh => "an empty database",
         DataSource::Snapshot { .. } => "a snapshot",
+        DataSource::Import { .. } => "an imported backup",
     };
     Ok(((), summary.to_owned()))
 }

@@ -12,13 +12,14 @@ use std::{
 use async_trait::async_trait;
 use chrono::Utc;
 use ocore_host::{
-    BuildRelease, DataSource, Distribution, Egress, EgressAttempt, Fence, Host, HostError, HostFacts, InstalledModule, InstanceObservation,
-    Neutralize, Neutralized, NewDataSet, PoolFacts, Progress, Release, ReleaseId, Result, RunModules, RunningSlot, ServableDataSet,
-    SlotSpec, Snapshot, SnapshotEstimate, Source, SourceId, SourceModule, SpaceReport, TakeSnapshot, TarStream, Verification,
+    BuildRelease, ByteStream, CheckImport, DataSource, Distribution, Egress, EgressAttempt, ExportedFile, Fence, Host, HostError,
+    HostFacts, ImportFacts, InstalledModule, InstanceObservation, Neutralize, Neutralized, NewDataSet, NewUpload, PoolFacts, Progress,
+    Release, ReleaseId, Result, RunModules, RunningSlot, ServableDataSet, SlotSpec, Snapshot, SnapshotEstimate, Source, SourceId,
+    SourceModule, SpaceReport, TakeSnapshot, TarStream, UploadPart, UploadedPart, Verification, WriteExport,
 };
 use ocore_model::{
     edge::EdgeStatus,
-    ids::{DataSetId, InstanceId, SnapshotId},
+    ids::{DataSetId, ExportId, ImportId, InstanceId, SnapshotId},
     instance::Color,
     names::OdooVersion,
     route::{RouteSnapshot, RouteState},
@@ -343,6 +344,7 @@ impl Host for World {
                     world.clusters.remove(&original);
                     world.data_sets.get(&original).cloned().expect("a copy of a data set that is there")
                 }
+                DataSource::Import { .. } => return Err(HostError::machine("no test needs imports in memory yet")),
                 DataSource::Snapshot { .. } => return Err(HostError::machine("no test needs snapshots in memory yet")),
             };
             world.data_sets.entry(data_set).or_insert(content);
@@ -453,6 +455,46 @@ impl Host for World {
 
     async fn space(&self) -> Result<SpaceReport> {
         Err(HostError::machine("no test needs it in memory yet"))
+    }
+
+    async fn open_upload(&self, _: &NewUpload) -> Result<UploadedPart> {
+        Err(HostError::machine("no test needs imports and exports in memory yet"))
+    }
+
+    async fn append_upload(&self, _: ImportId, _: UploadPart, _: u64, _: ByteStream) -> Result<UploadedPart> {
+        Err(HostError::machine("no test needs imports and exports in memory yet"))
+    }
+
+    async fn upload(&self, _: ImportId) -> Result<Vec<UploadedPart>> {
+        Err(HostError::machine("no test needs imports and exports in memory yet"))
+    }
+
+    async fn uploads(&self) -> Result<Vec<ImportId>> {
+        Ok(Vec::new())
+    }
+
+    async fn remove_upload(&self, _: ImportId) -> Result<()> {
+        Err(HostError::machine("no test needs imports and exports in memory yet"))
+    }
+
+    async fn check_import(&self, _: CheckImport, _: Progress) -> Result<ImportFacts> {
+        Err(HostError::machine("no test needs imports and exports in memory yet"))
+    }
+
+    async fn write_export(&self, _: InstanceId, _: WriteExport, _: Fence, _: Progress) -> Result<ExportedFile> {
+        Err(HostError::machine("no test needs imports and exports in memory yet"))
+    }
+
+    async fn read_export(&self, _: ExportId, _: u64) -> Result<ByteStream> {
+        Err(HostError::machine("no test needs imports and exports in memory yet"))
+    }
+
+    async fn exports(&self) -> Result<Vec<ExportId>> {
+        Ok(Vec::new())
+    }
+
+    async fn remove_export(&self, _: ExportId) -> Result<()> {
+        Err(HostError::machine("no test needs imports and exports in memory yet"))
     }
 
     async fn neutralize(&self, _: InstanceId, _: Neutralize, _: Fence, _: Progress) -> Result<Neutralized> {

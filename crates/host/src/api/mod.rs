@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use ocore_model::{
     edge::EdgeStatus,
-    ids::{DataSetId, InstanceId, OperationId, SnapshotId},
+    ids::{DataSetId, ExportId, ImportId, InstanceId, OperationId, SnapshotId},
     instance::Color,
     names::{ModuleName, OdooVersion},
     route::RouteSnapshot,
@@ -19,10 +19,12 @@ use serde::{Deserialize, Serialize};
 use tokio::io::AsyncRead;
 use tokio_util::sync::CancellationToken;
 
+mod exports;
+mod imports;
 mod quarantine;
 mod snapshots;
 
-pub use self::{quarantine::*, snapshots::*};
+pub use self::{exports::*, imports::*, quarantine::*, snapshots::*};
 use crate::error::Result;
 
 /// Who calls: the operation, and the generation that was raised when it was claimed.
@@ -126,6 +128,12 @@ pub enum DataSource {
     /// A snapshot brought to life. The instance's own snapshot keeps its standing; another instance's own data become raw, unless `as_own`.
     Snapshot {
         snapshot: SnapshotId,
+        /// The target is production, and takes the data over as they are.
+        as_own: bool,
+    },
+    /// A backup that has been received and checked ([`Host::check_import`]). Raw, unless `as_own`.
+    Import {
+        import: ImportId,
         /// The target is production, and takes the data over as they are.
         as_own: bool,
     },
@@ -340,6 +348,40 @@ pub trait Host: Send + Sync + 'static {
 
     /// What is shared and what is not. Reads the file system's maps: seconds for large pools.
     async fn space(&self) -> Result<SpaceReport>;
+
+    /// Makes room for a part of an import, and says how much of it is there already. The same part with another size or digest is `Rejected`;
+    /// `Machine` with the numbers when the pool has no room for it.
+    async fn open_upload(&self, upload: &NewUpload) -> Result<UploadedPart>;
+
+    /// Appends to a part at `offset`, which must be what it has received; otherwise nothing is taken, and the answer says how much it has. A later
+    /// call for the same part ends an earlier one, so that a client whose connection hangs can go on. Ends with what has arrived when the
+    /// stream breaks off.
+    async fn append_upload(&self, import: ImportId, part: UploadPart, offset: u64, body: ByteStream) -> Result<UploadedPart>;
+
+    /// The parts of an import as far as they have come; none when there is no such import.
+    async fn upload(&self, import: ImportId) -> Result<Vec<UploadedPart>>;
+
+    /// Every import of which something lies here.
+    async fn uploads(&self) -> Result<Vec<ImportId>>;
+
+    /// Absent is done.
+    async fn remove_upload(&self, import: ImportId) -> Result<()>;
+
+    /// Reads all of a backup and says what it is, without restoring anything. What can be said of it is in the facts, problems too; `Rejected` when it
+    /// is no backup at all, is damaged, or would harm (paths that climb out, links, bombs).
+    async fn check_import(&self, request: CheckImport, progress: Progress) -> Result<ImportFacts>;
+
+    /// Writes an export of a data set that nobody else uses. Written already is done.
+    async fn write_export(&self, instance: InstanceId, request: WriteExport, fence: Fence, progress: Progress) -> Result<ExportedFile>;
+
+    /// An export's bytes from `offset` on, `NotFound` when it is not there.
+    async fn read_export(&self, export: ExportId, offset: u64) -> Result<ByteStream>;
+
+    /// Every export that lies here.
+    async fn exports(&self) -> Result<Vec<ExportId>>;
+
+    /// Absent is done.
+    async fn remove_export(&self, export: ExportId) -> Result<()>;
 
     /// Makes a raw copy, already updated to `release`, harmless, checks it and reports. `Rejected` names the fact that does not hold, the module that is
     /// not on the addons path or the script that failed; the copy then stays raw. May run again on the same copy.

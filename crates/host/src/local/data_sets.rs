@@ -93,7 +93,7 @@ impl LocalHost {
                 self.fill_copy(work.path(), instance, original, &cancel).await?;
                 Some(control)
             }
-            DataSource::Snapshot { .. } => return Err(HostError::machine("not built yet")),
+            DataSource::Snapshot { .. } | DataSource::Import { .. } => return Err(HostError::machine("not built yet")),
         };
         let manifest = Manifest { data_set, source, created_at: Utc::now(), source_control };
         durable::write_fleeting_json(&work.path().join(MANIFEST), &manifest)?;
@@ -104,7 +104,7 @@ impl LocalHost {
             DataSource::Fresh => "Made an empty database and an empty file store.",
             DataSource::CopyOf(_) if self.pool.has_reflinks() => "Copied the database and the file store; the copy shares their blocks.",
             DataSource::CopyOf(_) => "Copied the database and the file store.",
-            DataSource::Snapshot { .. } => unreachable!(),
+            DataSource::Snapshot { .. } | DataSource::Import { .. } => unreachable!(),
         });
         Ok(NewDataSet::Servable(ServableDataSet::proven(data_set)))
     }
@@ -208,7 +208,7 @@ impl LocalHost {
         let Some(manifest) = durable::read_json::<Manifest>(&target.join(MANIFEST))? else { return Ok(false) };
         Ok(manifest.source == source
             && match source {
-                DataSource::Fresh | DataSource::Snapshot { .. } => true,
+                DataSource::Fresh | DataSource::Snapshot { .. } | DataSource::Import { .. } => true,
                 DataSource::CopyOf(original) => manifest.source_control == Some(control_digest(&self.layout.pgdata(instance, original))?),
             })
     }

@@ -3,18 +3,19 @@
 use async_trait::async_trait;
 use ocore_model::{
     edge::EdgeStatus,
-    ids::{DataSetId, InstanceId, SnapshotId},
+    ids::{DataSetId, ExportId, ImportId, InstanceId, SnapshotId},
     instance::Color,
     names::OdooVersion,
     route::RouteSnapshot,
 };
 
-use super::LocalHost;
+use super::{LocalHost, copy, imports};
 use crate::{
     api::{
-        BuildRelease, DataSource, Distribution, Egress, EgressAttempt, Fence, Host, HostFacts, InstalledModule, InstanceObservation,
-        Neutralize, Neutralized, NewDataSet, Progress, Release, ReleaseId, RunModules, RunningSlot, SlotSpec, Snapshot, SnapshotEstimate,
-        Source, SourceId, SpaceReport, TakeSnapshot, TarStream, Verification,
+        BuildRelease, ByteStream, CheckImport, DataSource, Distribution, Egress, EgressAttempt, ExportedFile, Fence, Host, HostFacts,
+        ImportFacts, InstalledModule, InstanceObservation, Neutralize, Neutralized, NewDataSet, NewUpload, Progress, Release, ReleaseId,
+        RunModules, RunningSlot, SlotSpec, Snapshot, SnapshotEstimate, Source, SourceId, SpaceReport, TakeSnapshot, TarStream, UploadPart,
+        UploadedPart, Verification, WriteExport,
     },
     error::{HostError, Result},
 };
@@ -142,6 +143,47 @@ impl Host for LocalHost {
 
     async fn space(&self) -> Result<SpaceReport> {
         Err(absent())
+    }
+
+    async fn open_upload(&self, upload: &NewUpload) -> Result<UploadedPart> {
+        self.begin_upload(upload).await
+    }
+
+    async fn append_upload(&self, import: ImportId, part: UploadPart, offset: u64, body: ByteStream) -> Result<UploadedPart> {
+        self.receive(import, part, offset, body).await
+    }
+
+    async fn upload(&self, import: ImportId) -> Result<Vec<UploadedPart>> {
+        self.uploaded_parts(import).await
+    }
+
+    async fn uploads(&self) -> Result<Vec<ImportId>> {
+        Ok(imports::names_in(&self.layout.uploads()))
+    }
+
+    async fn remove_upload(&self, import: ImportId) -> Result<()> {
+        self.drop_upload(import).await
+    }
+
+    async fn check_import(&self, request: CheckImport, progress: Progress) -> Result<ImportFacts> {
+        self.check_upload(&request, &progress).await
+    }
+
+    async fn write_export(&self, instance: InstanceId, request: WriteExport, fence: Fence, progress: Progress) -> Result<ExportedFile> {
+        let claim = self.claim(instance, fence).await?;
+        claim.run(self.export(&claim, &request, &progress)).await
+    }
+
+    async fn read_export(&self, export: ExportId, offset: u64) -> Result<ByteStream> {
+        self.open_export(export, offset).await
+    }
+
+    async fn exports(&self) -> Result<Vec<ExportId>> {
+        Ok(imports::names_in(&self.layout.exports()))
+    }
+
+    async fn remove_export(&self, export: ExportId) -> Result<()> {
+        copy::remove(&self.layout.export(export)).await
     }
 
     async fn neutralize(&self, _: InstanceId, _: Neutralize, _: Fence, _: Progress) -> Result<Neutralized> {

@@ -9,6 +9,8 @@
 //! <home>/run/<16 digits>/.s.PGSQL.5432            sockets: outside the pool, since their paths have at most 107 bytes
 //! <pool>/instances/<id>/data/<data set>/{manifest.json, pgdata, data_dir}
 //! <pool>/instances/<id>/log/                      logs of PostgreSQL and Odoo
+//! <pool>/uploads/<import>/                        what is being imported, until it is
+//! <pool>/exports/<export>/                        what was exported, until it expires
 //! <pool>/templates/<name>/                        clusters to copy
 //! <pool>/sources/, <pool>/releases/, <pool>/environments/
 //! ```
@@ -16,7 +18,7 @@
 use std::path::{Path, PathBuf};
 
 use ocore_model::{
-    ids::{DataSetId, InstanceId, OperationId},
+    ids::{DataSetId, ExportId, ImportId, InstanceId, OperationId},
     instance::Color,
 };
 
@@ -149,6 +151,23 @@ impl Layout {
     /// Odoo's `data_dir`.
     pub fn data_dir(&self, instance: InstanceId, data_set: DataSetId) -> PathBuf {
         self.data_set(instance, data_set).join("data_dir")
+    }
+
+    /// In the pool and not in the home: an upload that fills its file system must not stop the control plane, whose store may lie in the home.
+    pub fn uploads(&self) -> PathBuf {
+        self.pool.join("uploads")
+    }
+
+    pub fn upload(&self, import: ImportId) -> PathBuf {
+        self.uploads().join(import.to_string())
+    }
+
+    pub fn exports(&self) -> PathBuf {
+        self.pool.join("exports")
+    }
+
+    pub fn export(&self, export: ExportId) -> PathBuf {
+        self.exports().join(export.to_string())
     }
 
     pub fn templates(&self) -> PathBuf {

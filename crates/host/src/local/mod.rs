@@ -10,9 +10,11 @@ mod database;
 pub mod distribution;
 pub mod durable;
 pub mod exec;
+mod exports;
 mod facts;
 pub mod fence;
 mod host;
+mod imports;
 mod instances;
 pub mod layout;
 pub mod ledger;
@@ -52,6 +54,7 @@ pub struct LocalHost {
     fences: Fences,
     template_turn: tokio::sync::Mutex<()>,
     builds: releases::Turns,
+    uploading: imports::Uploading,
 }
 
 impl LocalHost {
@@ -69,6 +72,7 @@ impl LocalHost {
             fences: Fences::new(layout.fences()),
             template_turn: tokio::sync::Mutex::default(),
             builds: releases::Turns::default(),
+            uploading: imports::Uploading::default(),
             config,
             layout,
             ledger,
