@@ -1,0 +1,148 @@
+//! The nodes that work on data: a new data set beside the live one, and Odoo's modules in it.
+
+use std::sync::Arc;
+
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+use ocore_host::{DataSource, HostError, RunModules};
+use ocore_model::{
+    deployment::{DataMode, DeploymentStatus, ModulePlan},
+    ids::InstanceId,
+    names::ModuleName,
+};
+use rand::{RngExt, distr::Alphanumeric};
+
+use super::step::{Step, UndoStep};
+use crate::{
+    operations::saga::Failure,
+    routes,
+    secrets::{self, Place, Secret},
+    store,
+};
+
+const PASSWORD_LENGTH: usize = 24;
+
+/// A data set of its own: a copy of the live one, which rests from here on, or a fresh one beside it.
+pub(super) async fn copy(step: Arc<Step>) -> Result<((), String), Failure> {
+    let parameters = &step.parameters;
+    let control = step.control();
+    // From this transaction on a later push waits instead of taking this one's place. The instance is locked first, as everywhere.
+    let mut transaction = control.pool.begin().await?;
+    let rests = parameters.live_to_rest().is_some();
+    step.held(store::deploy::set_updating(&mut transaction, parameters.instance, step.fence().generation, rests).await?)?;
+    if !store::deploy::begin_changing(&mut transaction, parameters.deployment).await? {
+        let standing = store::deploy::standing(&mut transaction, parameters.deployment).await?;
+        let superseded = standing.is_some_and(|standing| standing.status == DeploymentStatus::Superseded);
+        return Err(if superseded { Failure::superseded() } else { Failure::cancelled() });
+    }
+    if rests {
+        routes::raise(&mut transaction, parameters.instance).await?;
+    }
+    transaction.commit().await?;
+    let source = match parameters.live_to_rest() {
+        Some(live) => {
+            // A page instead of errors while the old Odoo rests. Without it the deployment is as good.
+            step.apply_routes_or_say().await;
+            DataSource::CopyOf(live.data_set)
+        }
+        None => DataSource::Fresh,
+    };
+    control.host.create_instance(parameters.instance, step.fence()).await?;
+    control.host.create_data_set(parameters.instance, parameters.data_set, source, step.fence(), step.progress()).await?;
+    let summary = match source {
+        DataSource::CopyOf(_) => "the live data, copied aside",
+        DataSource::Fresh => "an empty database",
+        DataSource::Snapshot { .. } => "a snapshot",
+        DataSource::Import { .. } => "an imported backup",
+    };
+    Ok(((), summary.to_owned()))
+}
+
+pub(super) async fn undo_copy(step: Arc<UndoStep>) -> Result<(), Failure> {
+    let parameters = &step.parameters;
+    let (control, fence) = (step.control(), step.fence());
+    match control.host.remove_data_set(parameters.instance, parameters.data_set, fence).await {
+        // Not there: the first deployment failed before the instance was.
+        Ok(()) | Err(HostError::NotFound { .. }) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let Some(live) = parameters.live_to_rest() else { return Ok(()) };
+    if parameters.ran() {
+        let running = control.host.start_slot(parameters.instance, live.slot(&parameters.settings), fence, step.progress()).await?;
+        let websocket = running.websocket.map(|address| address.to_string());
+        let mut connection = control.pool.acquire().await?;
+        step.held(
+            store::deploy::set_addresses(
+                &mut connection,
+                parameters.instance,
+                fence.generation,
+                &running.http.to_string(),
+                websocket.as_deref(),
+            )
+            .await?,
+        )?;
+    }
+    let mut transaction = control.pool.begin().await?;
+    step.held(store::deploy::set_updating(&mut transaction, parameters.instance, fence.generation, false).await?)?;
+    routes::raise(&mut transaction, parameters.instance).await?;
+    transaction.commit().await?;
+    routes::apply(control).await?;
+    Ok(())
+}
+
+/// Odoo installs and updates modules in the new data set. Gives the sealed password of a fresh database's `admin`.
+pub(super) async fn update(step: Arc<Step>) -> Result<(Option<String>, String), Failure> {
+    let parameters = &step.parameters;
+    let control = step.control();
+    let plan: ModulePlan = step.context.output("deploy::plan")?;
+    if plan.install.is_empty() && plan.update.is_empty() {
+        step.say("nothing that Odoo loads into its database has changed");
+        return Ok((None, "nothing to do".to_owned()));
+    }
+    if step.again {
+        // Odoo commits module by module: what an interrupted run left is neither the old state nor the new one.
+        step.say("this step was interrupted; it begins again with a new copy");
+        control.host.remove_data_set(parameters.instance, parameters.data_set, step.fence()).await?;
+        let source = parameters.live_to_rest().map_or(DataSource::Fresh, |live| DataSource::CopyOf(live.data_set));
+        control.host.create_data_set(parameters.instance, parameters.data_set, source, step.fence(), step.progress()).await?;
+    }
+    let password = match plan.data {
+        DataMode::Fresh => Some(new_password()),
+        DataMode::Keep => None,
+    };
+    let request = RunModules {
+        data_set: parameters.data_set,
+        release: step.context.output("deploy::build")?,
+        install: names(&plan.install)?,
+        update: names(&plan.update)?,
+        with_demo: parameters.with_demo && plan.data == DataMode::Fresh,
+        admin_password: password.clone(),
+        settings: parameters.settings.clone(),
+    };
+    control.host.run_modules(parameters.instance, request, step.fence(), step.progress()).await?;
+    let sealed = match password {
+        Some(password) => {
+            Some(BASE64.encode(secrets::seal(&control.settings, password_place(parameters.instance), &Secret::new(password))?))
+        }
+        None => None,
+    };
+    let mut parts = Vec::new();
+    if !plan.install.is_empty() {
+        parts.push(format!("{} installed", plan.install.len()));
+    }
+    if !plan.update.is_empty() {
+        parts.push(format!("{} updated", plan.update.len()));
+    }
+    Ok((sealed, parts.join(", ")))
+}
+
+pub(super) fn password_place(instance: InstanceId) -> Place {
+    Place { table: "instances", column: "admin_password", row: instance.as_uuid() }
+}
+
+pub(super) fn new_password() -> String {
+    rand::rng().sample_iter(Alphanumeric).take(PASSWORD_LENGTH).map(char::from).collect()
+}
+
+pub(super) fn names(names: &[String]) -> Result<Vec<ModuleName>, Failure> {
+    names.iter().map(|name| name.parse().map_err(|error: ocore_model::names::InvalidName| Failure::rejected(error.to_string()))).collect()
+}

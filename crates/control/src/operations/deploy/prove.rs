@@ -1,0 +1,72 @@
+//! Requests that prove an address, and the wait for those that an old slot still answers.
+
+use std::{net::SocketAddr, time::Duration};
+
+use backon::{ExponentialBuilder, Retryable};
+use ocore_model::ids::InstanceId;
+
+use crate::{Control, Error, operations::saga::Failure};
+
+/// How long the old slot may finish what it had begun to answer.
+const DRAIN: Duration = Duration::from_secs(15);
+
+/// Waits until the edge has passed on what the old slot had begun to answer, for a bounded time.
+pub(super) async fn drain(control: &Control, instance: InstanceId, http: SocketAddr) {
+    let busy = || async {
+        let status = control.host.edge_status().await.map_err(|_| false)?;
+        let in_flight = status
+            .instances
+            .iter()
+            .filter(|traffic| traffic.instance_id == instance)
+            .flat_map(|traffic| &traffic.upstreams)
+            .filter(|upstream| upstream.http == http)
+            .map(|upstream| upstream.requests_in_flight)
+            .sum::<u64>();
+        if in_flight == 0 { Ok(()) } else { Err(true) }
+    };
+    let patience = ExponentialBuilder::default().with_min_delay(Duration::from_millis(20)).with_factor(1.5).without_max_times();
+    let drained = busy.retry(patience.with_max_delay(Duration::from_millis(500))).when(|busy| *busy);
+    if tokio::time::timeout(DRAIN, drained).await.is_err() {
+        tracing::info!(%instance, "the old slot still answers requests after its time; it is stopped");
+    }
+}
+
+/// The status of a page that every Odoo has, asked for as a browser would.
+pub(super) async fn answer(edge: SocketAddr, host_name: &str) -> Result<u16, Failure> {
+    let client = reqwest::Client::builder()
+        .redirect(reqwest::redirect::Policy::none())
+        .timeout(Duration::from_secs(30))
+        .no_proxy()
+        .build()
+        .map_err(|error| Error::internal("making an HTTP client", error))?;
+    let response = client
+        .get(format!("http://{edge}/web/login"))
+        .header("Host", host_name)
+        .send()
+        .await
+        .map_err(|error| Failure::broken(format!("the edge does not answer at {edge}: {error}")))?;
+    match response.status().as_u16() {
+        status @ (200 | 303) => Ok(status),
+        status => Err(Failure::broken(format!("{host_name} answers {status} through the edge instead of Odoo's login page"))),
+    }
+}
+
+/// An address that listens everywhere is reached here.
+pub(super) fn reachable(mut address: SocketAddr) -> SocketAddr {
+    if address.ip().is_unspecified() {
+        address.set_ip(if address.is_ipv4() { [127, 0, 0, 1].into() } else { std::net::Ipv6Addr::LOCALHOST.into() });
+    }
+    address
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_listens_everywhere_is_reached_here() {
+        assert_eq!(reachable("0.0.0.0:8080".parse().unwrap()).to_string(), "127.0.0.1:8080");
+        assert_eq!(reachable("[::]:8080".parse().unwrap()).to_string(), "[::1]:8080");
+        assert_eq!(reachable("10.0.0.1:80".parse().unwrap()).to_string(), "10.0.0.1:80");
+    }
+}

@@ -1,0 +1,189 @@
+//! The nodes that bring the other colour up and make it the live one.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use backon::{ExponentialBuilder, Retryable};
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+use ocore_host::{Fence, HostError, ReleaseId, ServableDataSet, SlotSpec};
+use ocore_model::{instance::InstanceStatus, names::CommitSha};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Live, Parameters, prove, short,
+    step::{Step, UndoStep},
+};
+use crate::{
+    Control, Error, git,
+    operations::saga::{Failure, FailureKind},
+    routes,
+    store::{self, deploy::NewLive},
+};
+
+/// How often the edge is asked for the new slot, at growing distances.
+const VERIFY_TRIES: usize = 8;
+
+/// Where the live slot answers.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Addresses {
+    http: SocketAddr,
+    websocket: Option<SocketAddr>,
+}
+
+/// The other colour starts on the new data and is proven by real requests.
+pub(super) async fn start(step: Arc<Step>) -> Result<(Addresses, String), Failure> {
+    let parameters = &step.parameters;
+    let slot = SlotSpec {
+        color: parameters.color,
+        data_set: ServableDataSet::proven(parameters.data_set),
+        release: step.context.output("deploy::build")?,
+        settings: parameters.settings.clone(),
+    };
+    let running = step.control().host.start_slot(parameters.instance, slot, step.fence(), step.progress()).await?;
+    Ok((Addresses { http: running.http, websocket: running.websocket }, format!("{} answers", parameters.color)))
+}
+
+pub(super) async fn undo_start(step: Arc<UndoStep>) -> Result<(), Failure> {
+    let parameters = &step.parameters;
+    match step.control().host.stop_slot(parameters.instance, parameters.color, step.fence()).await {
+        Ok(()) | Err(HostError::NotFound { .. }) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The new slot, data and release become the live ones, and the edge points there.
+pub(super) async fn switch(step: Arc<Step>) -> Result<((), String), Failure> {
+    let parameters = &step.parameters;
+    let control = step.control();
+    let addresses: Addresses = step.context.output("deploy::start")?;
+    let release: ReleaseId = step.context.output("deploy::build")?;
+    let new_password: Option<String> = step.context.output("deploy::update")?;
+    let password = unsealable(new_password.as_ref().or(parameters.live.as_ref().and_then(|live| live.admin_password.as_ref())))?;
+    let live = NewLive {
+        color: Some(parameters.color),
+        data_set: Some(parameters.data_set),
+        release: Some(&release.0),
+        deployment: Some(parameters.deployment),
+        http: Some(addresses.http.to_string()),
+        websocket: addresses.websocket.map(|address| address.to_string()),
+        previous_data_set: parameters.live.as_ref().map(|live| live.data_set),
+        admin_password: password.as_deref(),
+        status: InstanceStatus::Running,
+        status_message: "",
+        updating: false,
+    };
+    step.held(set_live(control, step.fence(), parameters, &live, Some(&parameters.commit)).await?)?;
+    routes::apply(control).await?;
+    Ok(((), format!("{} is live", short(&parameters.commit))))
+}
+
+pub(super) async fn undo_switch(step: Arc<UndoStep>) -> Result<(), Failure> {
+    let parameters = &step.parameters;
+    let control = step.control();
+    let password = unsealable(parameters.live.as_ref().and_then(|live| live.admin_password.as_ref()))?;
+    let old = parameters.live.as_ref();
+    let live = NewLive {
+        color: old.map(|live| live.color),
+        data_set: old.map(|live| live.data_set),
+        release: old.map(|live| live.release.0.as_str()),
+        deployment: old.and_then(|live| live.deployment),
+        http: old.and_then(|live| live.http.clone()),
+        websocket: old.and_then(|live| live.websocket.clone()),
+        previous_data_set: old.and_then(|live| live.previous_data_set),
+        admin_password: password.as_deref(),
+        status: parameters.was,
+        status_message: &parameters.was_message,
+        // Where the old slot rests, `undo_copy` starts it.
+        updating: parameters.live_to_rest().is_some(),
+    };
+    step.held(set_live(control, step.fence(), parameters, &live, old.and_then(|live| live.commit.as_ref())).await?)?;
+    routes::apply(control).await?;
+    Ok(())
+}
+
+/// It answers through the edge as a browser would reach it; then the old slot is let go.
+pub(super) async fn verify(step: Arc<Step>) -> Result<((), String), Failure> {
+    let parameters = &step.parameters;
+    let control = step.control();
+    let slug = store::deploy::slug(&mut *control.pool.acquire().await?, parameters.instance).await?;
+    let host_name = format!("{slug}.{}", control.settings.base_domain);
+    let ask = || async {
+        let generation = store::routes::generation(&mut *control.pool.acquire().await?, control.server_id).await?;
+        let status = control.host.edge_status().await?;
+        if i64::try_from(status.generation).unwrap_or(i64::MAX) < generation {
+            routes::apply(control).await?;
+        }
+        let edge = status.listen.first().copied().map(prove::reachable).ok_or_else(|| Failure::broken("the edge listens nowhere"))?;
+        prove::answer(edge, &host_name).await
+    };
+    let answered = ask
+        .retry(ExponentialBuilder::default().with_min_delay(Duration::from_millis(100)).with_factor(2.0).with_max_times(VERIFY_TRIES))
+        .when(|failure| failure.kind == FailureKind::Broken)
+        .notify(|failure, _| step.say(&failure.message))
+        .await?;
+    step.say(&format!("{host_name} answers {answered} through the edge"));
+    if let Some(live) = &parameters.live {
+        let_go(&step, live).await;
+    }
+    Ok(((), format!("{host_name} answers")))
+}
+
+/// The old slot, drained; and the data set that is now two deployments old. What cannot be removed now, the reconciler removes later.
+pub(super) async fn let_go(step: &Step, old: &Live) {
+    let parameters = &step.parameters;
+    let (control, fence) = (step.control(), step.fence());
+    if let Some(http) = old.http.as_deref().and_then(|address| address.parse().ok()) {
+        prove::drain(control, parameters.instance, http).await;
+    }
+    let letting_go = async {
+        control.host.stop_slot(parameters.instance, old.color, fence).await?;
+        control.host.stop_cluster(parameters.instance, old.data_set, fence).await?;
+        if let Some(older) = old.previous_data_set {
+            control.host.remove_data_set(parameters.instance, older, fence).await?;
+        }
+        Ok::<(), HostError>(())
+    };
+    if let Err(error) = letting_go.await {
+        step.say(&format!("what was live before could not be let go completely: {error}"));
+    }
+}
+
+/// Writes what is live, the commit that the environment then has and the route, in one transaction. False when a newer claim holds the
+/// instance.
+pub(super) async fn set_live(
+    control: &Control,
+    fence: Fence,
+    parameters: &Parameters,
+    live: &NewLive<'_>,
+    commit: Option<&CommitSha>,
+) -> Result<bool, Failure> {
+    loop {
+        let head =
+            store::deploy::branch_place(&mut *control.pool.acquire().await?, parameters.environment).await?.and_then(|place| place.head);
+        // Git is asked outside the transaction; a push in between is seen inside it.
+        let pending = match &head {
+            Some(head) if Some(head) != commit => git::commits_between(control, parameters.project, commit, head, 1).await?.1,
+            _ => 0,
+        };
+        let now = control.clock.now();
+        let mut transaction = control.pool.begin().await?;
+        if !store::deploy::set_live(&mut transaction, parameters.instance, fence.generation, live.clone(), now).await? {
+            return Ok(false);
+        }
+        let place = store::deploy::branch_place(&mut transaction, parameters.environment).await?;
+        if place.is_some_and(|place| place.head != head) {
+            continue;
+        }
+        // Also when the branch went back to an older commit, which has none that is not live.
+        let pending_commit = head.as_ref().filter(|head| Some(*head) != commit);
+        let count = i32::try_from(pending).unwrap_or(i32::MAX);
+        store::deploy::set_branch_place(&mut transaction, parameters.environment, commit, count, pending_commit, now).await?;
+        routes::raise(&mut transaction, parameters.instance).await?;
+        transaction.commit().await?;
+        return Ok(true);
+    }
+}
+
+pub(super) fn unsealable(sealed: Option<&String>) -> Result<Option<Vec<u8>>, Failure> {
+    let decode = |text: &String| BASE64.decode(text).map_err(|error| Error::internal("reading a sealed password", error).into());
+    sealed.map(decode).transpose()
+}
