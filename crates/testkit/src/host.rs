@@ -1,8 +1,10 @@
 //! A host for tests of the store and the API, where nothing of a machine is needed.
 
+use std::net::SocketAddr;
+
 use async_trait::async_trait;
 use ocore_host::{
-    BuildRelease, ByteStream, CheckImport, DataSource, Distribution, Egress, EgressAttempt, ExportedFile, Fence, Host, HostError,
+    BuildRelease, ByteStream, CheckImport, DataSource, Distribution, Egress, EgressReport, ExportedFile, Fence, Host, HostError,
     HostFacts, ImportFacts, InstalledModule, InstanceObservation, Neutralize, Neutralized, NewDataSet, NewUpload, Progress, Release,
     ReleaseId, Result, RunModules, RunningSlot, SlotSpec, Snapshot, SnapshotEstimate, Source, SourceId, SpaceReport, TakeSnapshot,
     TarStream, UploadPart, UploadedPart, Verification, WriteExport,
@@ -172,11 +174,19 @@ impl Host for NoHost {
         refuse()
     }
 
+    async fn mail_address(&self, _: InstanceId) -> Result<SocketAddr> {
+        refuse()
+    }
+
     async fn set_egress(&self, _: InstanceId, _: Egress, _: Fence) -> Result<()> {
         refuse()
     }
 
-    async fn egress_attempts(&self, _: InstanceId) -> Result<Vec<EgressAttempt>> {
+    async fn egress_report(&self, _: InstanceId) -> Result<EgressReport> {
+        refuse()
+    }
+
+    async fn enforce_egress(&self) -> Result<bool> {
         refuse()
     }
 

@@ -12,7 +12,7 @@ use std::{
 use async_trait::async_trait;
 use chrono::Utc;
 use ocore_host::{
-    BuildRelease, ByteStream, CheckImport, DataSource, Distribution, Egress, EgressAttempt, ExportedFile, Fence, Host, HostError,
+    BuildRelease, ByteStream, CheckImport, DataSource, Distribution, Egress, EgressReport, ExportedFile, Fence, Host, HostError,
     HostFacts, ImportFacts, InstalledModule, InstanceObservation, Neutralize, Neutralized, NewDataSet, NewUpload, PoolFacts, Progress,
     Release, ReleaseId, Result, RunModules, RunningSlot, ServableDataSet, SlotSpec, Snapshot, SnapshotEstimate, Source, SourceId,
     SourceModule, SpaceReport, TakeSnapshot, TarStream, UploadPart, UploadedPart, Verification, WriteExport,
@@ -50,6 +50,7 @@ pub(crate) struct InstanceWorld {
     pub data_sets: BTreeMap<DataSetId, Vec<String>>,
     pub clusters: BTreeSet<DataSetId>,
     pub slots: BTreeMap<Color, (DataSetId, ReleaseId)>,
+    pub egress: Option<Egress>,
 }
 
 #[derive(Default)]
@@ -501,12 +502,30 @@ impl Host for World {
         Err(HostError::machine("no test needs it in memory yet"))
     }
 
-    async fn set_egress(&self, _: InstanceId, _: Egress, _: Fence) -> Result<()> {
-        Err(HostError::machine("no test needs it in memory yet"))
+    async fn mail_address(&self, instance: InstanceId) -> Result<SocketAddr> {
+        if !self.knows(instance) {
+            return Err(HostError::NotFound { what: "instance", id: instance.to_string() });
+        }
+        Ok(SocketAddr::from(([127, 0, 0, 1], 2525)))
     }
 
-    async fn egress_attempts(&self, _: InstanceId) -> Result<Vec<EgressAttempt>> {
-        Err(HostError::machine("no test needs it in memory yet"))
+    async fn set_egress(&self, instance: InstanceId, egress: Egress, fence: Fence) -> Result<()> {
+        self.enter("set_egress", false, None).await?;
+        self.fenced(instance, fence, move |world| {
+            world.egress = Some(egress);
+            Ok(())
+        })
+    }
+
+    async fn egress_report(&self, instance: InstanceId) -> Result<EgressReport> {
+        if !self.knows(instance) {
+            return Err(HostError::NotFound { what: "instance", id: instance.to_string() });
+        }
+        Ok(EgressReport { enforced: true, ..EgressReport::default() })
+    }
+
+    async fn enforce_egress(&self) -> Result<bool> {
+        Ok(false)
     }
 
     async fn observe(&self) -> Result<Vec<InstanceObservation>> {

@@ -387,11 +387,19 @@ pub trait Host: Send + Sync + 'static {
     /// not on the addons path or the script that failed; the copy then stays raw. May run again on the same copy.
     async fn neutralize(&self, instance: InstanceId, request: Neutralize, fence: Fence, progress: Progress) -> Result<Neutralized>;
 
+    /// Where the instance's mail catcher listens, or would: the only place that its Odoo may send mail to. It stays the same for the instance's life.
+    async fn mail_address(&self, instance: InstanceId) -> Result<SocketAddr>;
+
     /// What the instance's processes may reach, from now on and after each restart of the machine. Instances are closed until this is called.
     async fn set_egress(&self, instance: InstanceId, egress: Egress, fence: Fence) -> Result<()>;
 
-    /// What was refused since the policy was last set.
-    async fn egress_attempts(&self, instance: InstanceId) -> Result<Vec<EgressAttempt>>;
+    /// What the instance's processes tried to reach and were refused since its policy last changed or the rules were last written, and whether
+    /// anything is refused at all.
+    async fn egress_report(&self, instance: InstanceId) -> Result<EgressReport>;
+
+    /// Puts every instance's policy into force where it is not, because the machine was restarted or somebody flushed the kernel's rules. Says
+    /// whether it had to. `Machine` when this machine cannot, with what to do.
+    async fn enforce_egress(&self) -> Result<bool>;
 
     /// What is there, for every instance of this server.
     async fn observe(&self) -> Result<Vec<InstanceObservation>>;

@@ -174,3 +174,15 @@ pub struct EgressAttempt {
     pub protocol: String,
     pub packets: u64,
 }
+
+/// What [`Host::egress_report`](super::Host::egress_report) tells.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EgressReport {
+    /// The kernel refuses what the policy does not allow.
+    pub enforced: bool,
+    /// Why it does not.
+    pub problem: Option<String>,
+    /// The most frequent first.
+    pub attempts: Vec<EgressAttempt>,
+}

@@ -25,7 +25,7 @@ pub struct LocalHostConfig {
     pub release_gids: Range<u32>,
     /// Numbers for the users of builds; no entries are made. As many builds run at once at most.
     pub build_uids: Range<u32>,
-    /// TCP ports on the loopback interface. Four an instance.
+    /// TCP ports on the loopback interface. Five an instance: two for each slot, one for its mail catcher.
     pub ports: Range<u16>,
     /// Where new clusters' programs are; `None` for the newest of Debian's `/usr/lib/postgresql/*/bin`. An existing cluster uses Debian's
     /// programs of its own major version when they are installed.

@@ -1,5 +1,7 @@
 //! The door: each call of [`Host`] takes its claim and goes to the module of its noun.
 
+use std::net::SocketAddr;
+
 use async_trait::async_trait;
 use ocore_model::{
     edge::EdgeStatus,
@@ -12,7 +14,7 @@ use ocore_model::{
 use super::{LocalHost, copy, imports};
 use crate::{
     api::{
-        BuildRelease, ByteStream, CheckImport, DataSource, Distribution, Egress, EgressAttempt, ExportedFile, Fence, Host, HostFacts,
+        BuildRelease, ByteStream, CheckImport, DataSource, Distribution, Egress, EgressReport, ExportedFile, Fence, Host, HostFacts,
         ImportFacts, InstalledModule, InstanceObservation, Neutralize, Neutralized, NewDataSet, NewUpload, Progress, Release, ReleaseId,
         RunModules, RunningSlot, SlotSpec, Snapshot, SnapshotEstimate, Source, SourceId, SpaceReport, TakeSnapshot, TarStream, UploadPart,
         UploadedPart, Verification, WriteExport,
@@ -190,11 +192,19 @@ impl Host for LocalHost {
         Err(absent())
     }
 
+    async fn mail_address(&self, instance: InstanceId) -> Result<SocketAddr> {
+        Ok(self.allocation(instance).await?.mail_address())
+    }
+
     async fn set_egress(&self, _: InstanceId, _: Egress, _: Fence) -> Result<()> {
         Err(absent())
     }
 
-    async fn egress_attempts(&self, _: InstanceId) -> Result<Vec<EgressAttempt>> {
+    async fn egress_report(&self, _: InstanceId) -> Result<EgressReport> {
+        Err(absent())
+    }
+
+    async fn enforce_egress(&self) -> Result<bool> {
         Err(absent())
     }
 

@@ -7,7 +7,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{File, OpenOptions},
     hash::{DefaultHasher, Hash, Hasher},
-    net::{Ipv4Addr, TcpListener},
+    net::{Ipv4Addr, SocketAddr, TcpListener},
     ops::Range,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
@@ -39,6 +39,15 @@ pub struct Allocation {
     /// Runs the instance's Odoo.
     pub odoo: OsUser,
     pub ports: InstancePorts,
+    /// The port of its mail catcher, on the loopback interface.
+    pub mail: u16,
+}
+
+impl Allocation {
+    /// Where its mail catcher listens.
+    pub fn mail_address(&self) -> SocketAddr {
+        SocketAddr::from((Ipv4Addr::LOCALHOST, self.mail))
+    }
 }
 
 /// TCP ports on the loopback interface.
@@ -81,6 +90,9 @@ struct Entry {
     postgres_uid: u32,
     odoo_uid: u32,
     ports: InstancePorts,
+    /// 0 in a ledger from before there were mail catchers, until it is opened.
+    #[serde(default)]
+    mail: u16,
 }
 
 impl Entry {
@@ -89,6 +101,7 @@ impl Entry {
             postgres: OsUser { uid: self.postgres_uid, name: postgres_name(self.postgres_uid) },
             odoo: OsUser { uid: self.odoo_uid, name: odoo_name(self.odoo_uid) },
             ports: self.ports,
+            mail: self.mail,
         }
     }
 }
@@ -112,7 +125,7 @@ impl Book {
 
     fn ports(&self) -> BTreeSet<u16> {
         let slots = self.instances.values().flat_map(|entry| [entry.ports.blue, entry.ports.green]);
-        slots.flat_map(|slot| [slot.http, slot.websocket]).collect()
+        slots.flat_map(|slot| [slot.http, slot.websocket]).chain(self.instances.values().map(|entry| entry.mail)).collect()
     }
 }
 
@@ -145,7 +158,7 @@ impl Ledger {
         };
         let inner = Inner { path: config.home.join("ledger.json"), home: config.home.clone(), ranges };
         let ledger = Self(Arc::new(inner));
-        ledger.change(|_, _| Ok(())).await?;
+        ledger.change(|book, inner| inner.complete(book)).await?;
         Ok(ledger)
     }
 
@@ -160,7 +173,8 @@ impl Ledger {
                     }
                     let postgres_uid = inner.free_uid(book, &[])?;
                     let odoo_uid = inner.free_uid(book, &[postgres_uid])?;
-                    let entry = Entry { postgres_uid, odoo_uid, ports: inner.free_ports(book)? };
+                    let (ports, mail) = inner.free_ports(book)?;
+                    let entry = Entry { postgres_uid, odoo_uid, ports, mail };
                     book.instances.insert(instance, entry.clone());
                     Ok(entry)
                 })
@@ -411,12 +425,14 @@ impl Inner {
                     postgres_uid: postgres_uid.unwrap_or(entry.postgres_uid),
                     odoo_uid: odoo_uid.unwrap_or(entry.odoo_uid),
                     ports: entry.ports,
+                    mail: entry.mail,
                 }
             } else {
                 // One of the two is missing at most: the owner was found by the other.
                 let taken: Vec<u32> = [postgres_uid, odoo_uid].into_iter().flatten().collect();
                 let found = |uid: Option<u32>| uid.map_or_else(|| self.free_uid(&book, &taken), Ok);
-                Entry { postgres_uid: found(postgres_uid)?, odoo_uid: found(odoo_uid)?, ports: self.free_ports(&book)? }
+                let (ports, mail) = self.free_ports(&book)?;
+                Entry { postgres_uid: found(postgres_uid)?, odoo_uid: found(odoo_uid)?, ports, mail }
             };
             book.instances.insert(instance, entry);
         }
@@ -441,9 +457,22 @@ impl Inner {
             .ok_or_else(|| HostError::machine("all user numbers for instances are in use; configure a larger range"))
     }
 
-    fn free_ports(&self, book: &Book) -> Result<InstancePorts> {
-        let [one, two, three, four] = self.free_port_numbers(&book.ports())?;
-        Ok(InstancePorts { blue: SlotPorts { http: one, websocket: two }, green: SlotPorts { http: three, websocket: four } })
+    /// Ports for the slots of an instance and for its mail catcher.
+    fn free_ports(&self, book: &Book) -> Result<(InstancePorts, u16)> {
+        let [one, two, three, four, mail] = self.free_port_numbers(&book.ports())?;
+        let ports = InstancePorts { blue: SlotPorts { http: one, websocket: two }, green: SlotPorts { http: three, websocket: four } };
+        Ok((ports, mail))
+    }
+
+    /// Gives instances that are older than a kind of port one of it.
+    fn complete(&self, book: &mut Book) -> Result<()> {
+        let mut taken = book.ports();
+        for entry in book.instances.values_mut().filter(|entry| entry.mail == 0) {
+            let [mail] = self.free_port_numbers(&taken)?;
+            taken.insert(mail);
+            entry.mail = mail;
+        }
+        Ok(())
     }
 
     /// Ports that are neither allocated nor in use. Homes start looking at different places, so that several on one machine seldom meet.

@@ -17,9 +17,9 @@ async fn open(sandbox: &Sandbox) -> Result<Ledger> {
     Ok(Ledger::open(sandbox.config()).await?)
 }
 
-fn ports(allocation: &Allocation) -> [u16; 4] {
+fn ports(allocation: &Allocation) -> [u16; 5] {
     let ports = allocation.ports;
-    [ports.blue.http, ports.blue.websocket, ports.green.http, ports.green.websocket]
+    [ports.blue.http, ports.blue.websocket, ports.green.http, ports.green.websocket, allocation.mail]
 }
 
 #[tokio::test]
@@ -31,7 +31,7 @@ async fn instances_that_are_made_at_once_share_nothing() -> Result<()> {
     let allocations = try_join_all(instances.iter().enumerate().map(|(n, instance)| ledgers[n % 2].allocate(*instance))).await?;
     let uids: BTreeSet<u32> = allocations.iter().flat_map(|allocation| [allocation.postgres.uid, allocation.odoo.uid]).collect();
     let all_ports: BTreeSet<u16> = allocations.iter().flat_map(ports).collect();
-    assert_eq!((uids.len(), all_ports.len()), (12, 24));
+    assert_eq!((uids.len(), all_ports.len()), (12, 30));
     for (instance, allocation) in instances.iter().zip(&allocations) {
         assert_eq!(&ledgers[0].allocate(*instance).await?, allocation, "asking again gives the same");
         assert_eq!(nix::unistd::User::from_name(&allocation.odoo.name)?.map(|user| user.uid.as_raw()), Some(allocation.odoo.uid));
@@ -55,7 +55,29 @@ async fn a_damaged_ledger_is_put_together_again_without_clashes() -> Result<()> 
     let uids: BTreeSet<u32> =
         [&first, &again, &third].iter().flat_map(|allocation| [allocation.postgres.uid, allocation.odoo.uid]).collect();
     let all_ports: BTreeSet<u16> = [&first, &again, &third].into_iter().flat_map(ports).collect();
-    assert_eq!((uids.len(), all_ports.len()), (6, 12));
+    assert_eq!((uids.len(), all_ports.len()), (6, 15));
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_instance_from_before_there_were_mail_catchers_gets_a_port_for_one() -> Result<()> {
+    let sandbox = Sandbox::new()?;
+    let instances = [InstanceId::new(), InstanceId::new()];
+    let ledger = open(&sandbox).await?;
+    let allocations = try_join_all(instances.map(|instance| ledger.allocate(instance))).await?;
+    let mut book: serde_json::Value = serde_json::from_slice(&std::fs::read(sandbox.home().join("ledger.json"))?)?;
+    for instance in instances {
+        book["instances"][instance.to_string()].as_object_mut().and_then(|entry| entry.remove("mail")).expect("a port");
+    }
+    std::fs::write(sandbox.home().join("ledger.json"), book.to_string())?;
+    let ledger = open(&sandbox).await?;
+    let again = try_join_all(instances.map(|instance| ledger.allocate(instance))).await?;
+    let all_ports: BTreeSet<u16> = again.iter().flat_map(ports).collect();
+    assert_eq!(all_ports.len(), 10);
+    assert_eq!(
+        again.iter().map(|allocation| allocation.ports).collect::<Vec<_>>(),
+        allocations.iter().map(|allocation| allocation.ports).collect::<Vec<_>>()
+    );
     Ok(())
 }
 
