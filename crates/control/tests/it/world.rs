@@ -12,10 +12,10 @@ use std::{
 use async_trait::async_trait;
 use chrono::Utc;
 use ocore_host::{
-    BuildRelease, ByteStream, CheckImport, DataSource, Distribution, Egress, EgressReport, ExportedFile, Fence, Host, HostError,
-    HostFacts, ImportFacts, InstalledModule, InstanceObservation, Neutralize, Neutralized, NewDataSet, NewUpload, PoolFacts, Progress,
-    Release, ReleaseId, Result, RunModules, RunningSlot, ServableDataSet, SlotSpec, Snapshot, SnapshotEstimate, Source, SourceId,
-    SourceModule, SpaceReport, TakeSnapshot, TarStream, UploadPart, UploadedPart, Verification, WriteExport,
+    BuildRelease, ByteStream, CheckImport, DataSource, Distribution, Egress, EgressReport, ExportedFile, Fence, Host, HostError, HostFacts,
+    ImportFacts, InstalledModule, InstanceObservation, Neutralize, Neutralized, NewDataSet, NewUpload, PoolFacts, Progress, Release,
+    ReleaseId, Result, RunModules, RunningSlot, ServableDataSet, SlotSpec, Snapshot, SnapshotEstimate, Source, SourceId, SourceModule,
+    SpaceReport, TakeSnapshot, TarStream, UploadPart, UploadedPart, Verification, WriteExport,
 };
 use ocore_model::{
     edge::EdgeStatus,
