@@ -4,7 +4,10 @@
 //! other is [`Host::neutralize`](super::Host::neutralize), which fails closed. The server also writes the standing down with the data and refuses a
 //! slot on raw data whatever the caller says.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+};
 
 use ocore_model::ids::DataSetId;
 use serde::{Deserialize, Serialize};
@@ -94,8 +97,45 @@ pub struct NeutralizationReport {
     pub modules: Vec<ModuleCoverage>,
     /// Every column and parameter that looks like a credential, an endpoint or an address. Values are never in it.
     pub findings: Vec<Finding>,
+    /// The project's own scripts that ran, relative to its repository.
+    pub scripts: Vec<String>,
     /// Columns that were masked, `table.column`.
     pub masked: Vec<String>,
+}
+
+/// What is otherwise in a report than in the one of the copy before.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ReportChanges {
+    /// Findings at places where there was none.
+    pub new: Vec<Finding>,
+    /// Findings with another verdict than before.
+    pub changed: Vec<Finding>,
+    /// Places where there is nothing any more.
+    pub gone: Vec<String>,
+}
+
+impl NeutralizationReport {
+    /// What changed since an earlier copy. Numbers of rows do not count.
+    pub fn changes_since(&self, earlier: &Self) -> ReportChanges {
+        let before: BTreeMap<&str, &Finding> = earlier.findings.iter().map(|finding| (finding.place.as_str(), finding)).collect();
+        let mut changes = ReportChanges::default();
+        for finding in &self.findings {
+            match before.get(finding.place.as_str()) {
+                None => changes.new.push(finding.clone()),
+                Some(known) if known.verdict != finding.verdict => changes.changed.push(finding.clone()),
+                Some(_) => {}
+            }
+        }
+        let now: BTreeSet<&str> = self.findings.iter().map(|finding| finding.place.as_str()).collect();
+        changes.gone = before.into_keys().filter(|place| !now.contains(place)).map(ToOwned::to_owned).collect();
+        changes
+    }
+
+    /// Findings that a person should look at.
+    pub fn unknown(&self) -> impl Iterator<Item = &Finding> {
+        self.findings.iter().filter(|finding| finding.verdict == FindingVerdict::Unknown)
+    }
 }
 
 /// One thing that must hold in the database.
@@ -185,4 +225,29 @@ pub struct EgressReport {
     pub problem: Option<String>,
     /// The most frequent first.
     pub attempts: Vec<EgressAttempt>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn finding(place: &str, verdict: FindingVerdict, rows: u64) -> Finding {
+        Finding { place: place.to_owned(), module: None, kind: FindingKind::Credential, verdict, rows, reason: "because".to_owned() }
+    }
+
+    fn report(findings: Vec<Finding>) -> NeutralizationReport {
+        NeutralizationReport { findings, ..NeutralizationReport::default() }
+    }
+
+    #[test]
+    fn a_report_tells_what_is_otherwise_than_in_the_one_before() {
+        use FindingVerdict::{Handled, Unknown};
+        let earlier = report(vec![finding("a.key", Handled, 1), finding("b.key", Unknown, 1), finding("c.key", Unknown, 1)]);
+        let later = report(vec![finding("a.key", Handled, 7), finding("b.key", Handled, 1), finding("d.key", Unknown, 1)]);
+        let changes = later.changes_since(&earlier);
+        assert_eq!(changes.new, vec![finding("d.key", Unknown, 1)]);
+        assert_eq!(changes.changed, vec![finding("b.key", Handled, 1)]);
+        assert_eq!(changes.gone, vec!["c.key"]);
+        assert_eq!(later.unknown().count(), 1);
+    }
 }

@@ -1,8 +1,8 @@
 //! PostgreSQL clusters: one a data set, and one for the control plane itself, made and run by the same code.
 //!
 //! A cluster listens on no TCP port. Its socket lies in a directory that only its own user and the users of one group can enter, and who
-//! connects is known by the kernel (peer authentication): root and the cluster's own user as the superuser, the named users as the one role
-//! that owns the one database. All configuration is written anew at each start, so a copied cluster starts with its own socket and users.
+//! connects is known by the kernel (peer authentication): root and the cluster's own user as the superuser, root and the named users as the
+//! one role that owns the one database. All configuration is written anew at each start, so a copied cluster starts with its own socket and users.
 
 use std::{
     fmt::Write as _,
@@ -164,9 +164,19 @@ impl Cluster {
             .disable_statement_logging()
     }
 
-    /// A connection as the superuser to the one database.
+    /// A connection as the superuser to the one database. What its owner has put there (functions, triggers, views) would run with the
+    /// superuser's rights, so whoever looks at or changes the owner's tables uses [`Self::connect_as_owner`].
     pub async fn connect(&self) -> Result<PgConnection> {
-        PgConnection::connect_with(&self.options(SUPERUSER, self.tenant.name)).await.map_err(|error| {
+        self.connect_as(SUPERUSER).await
+    }
+
+    /// A connection as the role that owns the one database, which may do there what Odoo may, and nothing else.
+    pub async fn connect_as_owner(&self) -> Result<PgConnection> {
+        self.connect_as(self.tenant.name).await
+    }
+
+    async fn connect_as(&self, role: &str) -> Result<PgConnection> {
+        PgConnection::connect_with(&self.options(role, self.tenant.name)).await.map_err(|error| {
             HostError::machine_from(format!("the database in {} could not be reached: {error}", self.pgdata.display()), error)
         })
     }
@@ -267,6 +277,7 @@ impl Cluster {
         for administrator in [&ourselves, &self.user.name] {
             let _ = writeln!(text, "ocore {administrator} {SUPERUSER}");
         }
+        let _ = writeln!(text, "ocore {ourselves} {}", self.tenant.name);
         for os_user in &self.tenant.os_users {
             let _ = writeln!(text, "ocore {os_user} {}", self.tenant.name);
         }

@@ -12,7 +12,7 @@ impl LocalHost {
     /// The modules that Odoo knows, by name; none in a database that no Odoo has filled.
     pub(super) async fn modules_in_database(&self, claim: &Claim, data_set: DataSetId) -> Result<Vec<InstalledModule>> {
         let cluster = self.run_cluster(claim.instance, data_set).await?;
-        let mut connection = cluster.connect().await?;
+        let mut connection = cluster.connect_as_owner().await?;
         let query_error = |error| HostError::machine_from("the modules could not be read from the database", error);
         let is_filled: bool = sqlx::query_scalar("select to_regclass('public.ir_module_module') is not null")
             .fetch_one(&mut connection)

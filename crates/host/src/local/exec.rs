@@ -123,6 +123,7 @@ pub struct Program {
     env: BTreeMap<OsString, OsString>,
     cwd: PathBuf,
     run_as: Option<RunAs>,
+    has_network: bool,
     stdin: Vec<u8>,
     time_limit: Option<Duration>,
     output_limit: usize,
@@ -142,6 +143,7 @@ impl Program {
             env: env.into_iter().map(|(name, value)| (name.into(), value.into())).collect(),
             cwd: PathBuf::from("/"),
             run_as: None,
+            has_network: true,
             stdin: Vec::new(),
             time_limit: None,
             output_limit: DEFAULT_OUTPUT_LIMIT,
@@ -174,6 +176,13 @@ impl Program {
     /// Runs as another user without a way to gain privileges again. Needs root.
     pub fn run_as(mut self, user: RunAs) -> Self {
         self.run_as = Some(user);
+        self
+    }
+
+    /// Runs in a network namespace of its own, in which there is nothing, not even a loopback device. Unix sockets in the file system can
+    /// still be reached (network_namespaces(7)). Needs root.
+    pub fn without_network(mut self) -> Self {
+        self.has_network = false;
         self
     }
 
@@ -260,11 +269,14 @@ impl Program {
         Ok(child)
     }
 
-    /// `setsid` and `setpriv` replace themselves by the program, so the child's pid is the program's.
+    /// `setsid`, `unshare` and `setpriv` replace themselves by the program, so the child's pid is the program's.
     fn command(&self, own_session: bool) -> Command {
         let mut words: Vec<OsString> = Vec::new();
         if own_session {
             words.push("setsid".into());
+        }
+        if !self.has_network {
+            words.extend(["unshare".into(), "--net".into(), "--".into()]);
         }
         if let Some(user) = &self.run_as {
             words.extend(["setpriv".into(), format!("--reuid={}", user.uid).into(), format!("--regid={}", user.gid).into()]);
@@ -530,5 +542,24 @@ mod tests {
         let user = RunAs { uid: 41_234, gid: 41_235, groups: vec![41_236] };
         let finished = Program::new("id").run_as(user).run().await.unwrap();
         assert_eq!(finished.stdout_text(), "uid=41234 gid=41235 groups=41235,41236\n");
+    }
+
+    #[tokio::test]
+    async fn a_program_without_network_reaches_no_address_not_even_of_this_machine() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let connect = format!("exec 3<>/dev/tcp/127.0.0.1/{}", listener.local_addr().unwrap().port());
+        let program = |script: &str| Program::new("bash").args(["-c", script]).run_as(RunAs { uid: 41_234, gid: 41_234, groups: vec![] });
+        assert!(program(&connect).run().await.unwrap().status.success());
+        let finished = program(&connect).without_network().run().await.unwrap();
+        assert!(finished.stderr_text().contains("Network is unreachable"), "{}", finished.stderr_text());
+        let started = program("exec sleep 1000").without_network().start().unwrap();
+        let pid = started.pid().unwrap();
+        drop(started);
+        while std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z ")) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 }

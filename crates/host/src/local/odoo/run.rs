@@ -115,7 +115,7 @@ async fn hash_password(distribution: &InstalledDistribution, password: Option<&s
 
 /// Of the user that Odoo's own data calls `base.user_admin`, whatever its login is by now.
 async fn set_admin_password(cluster: &Cluster, hash: &str) -> Result<()> {
-    let mut connection = cluster.connect().await?;
+    let mut connection = cluster.connect_as_owner().await?;
     let done = sqlx::query(
         "update public.res_users set password = $1 where id = (select res_id from public.ir_model_data where module = 'base' and name = 'user_admin')",
     )
