@@ -98,4 +98,6 @@ rights! {
     ViewEnvironments, ManageEnvironments: Environments;
     ViewInstances, ManageInstances: Instances;
     ViewDeployments, ManageDeployments: Deployments;
+    ViewSnapshots, ManageSnapshots: Snapshots;
+    ViewProduction, ManageProduction: Production;
 }

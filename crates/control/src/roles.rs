@@ -46,7 +46,7 @@ pub(crate) fn description(role: SystemRole) -> &'static str {
     match role {
         SystemRole::Owner => "Everything, also the deletion of the organization.",
         SystemRole::Admin => "Everything but the organization itself.",
-        SystemRole::Developer => "Projects, environments, instances and deployments.",
+        SystemRole::Developer => "Projects, environments, instances, deployments and snapshots.",
         SystemRole::Viewer => "Reads.",
     }
 }

@@ -14,4 +14,5 @@ pub mod operation;
 pub mod permission;
 pub mod project;
 pub mod route;
+pub mod snapshot;
 pub mod state;

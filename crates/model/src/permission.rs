@@ -26,6 +26,9 @@ words! {
         Environments = "environments",
         Instances = "instances",
         Deployments = "deployments",
+        Snapshots = "snapshots",
+        /// What protects the data of production environments: which of their snapshots stay, and for how long.
+        Production = "production",
     }
 }
 
@@ -126,7 +129,7 @@ impl FromIterator<Permission> for PermissionSet {
 
 impl SystemRole {
     /// The permission table. (reference: Owner alone deletes the organization; Admin manages everything and the members; Developer works on
-    /// projects, environments, instances and deployments; Viewer reads.)
+    /// projects, environments, instances, deployments and snapshots, and takes nothing from production's safety; Viewer reads.)
     pub fn permissions(self) -> PermissionSet {
         Permission::all().filter(|permission| self.has(*permission)).collect()
     }
@@ -138,8 +141,8 @@ impl SystemRole {
             Self::Admin => action == Action::View || resource != R::Organization,
             Self::Developer => match resource {
                 // A person makes keys for what they may do themselves; a key cannot exceed its maker.
-                R::Projects | R::Environments | R::Instances | R::Deployments | R::ApiKeys => true,
-                R::Organization | R::Members | R::Roles | R::Servers => action == Action::View,
+                R::Projects | R::Environments | R::Instances | R::Deployments | R::Snapshots | R::ApiKeys => true,
+                R::Organization | R::Members | R::Roles | R::Servers | R::Production => action == Action::View,
             },
             Self::Viewer => action == Action::View && resource != R::ApiKeys,
         }

@@ -1,5 +1,5 @@
-//! What no row needs goes: slots that are not live, clusters that nobody uses, data sets that are neither live nor the ones before, instances
-//! that are deleted. A crash leaves such things, and a deployment that could not clean up behind itself.
+//! What no row needs goes: slots that are not live, clusters that nobody uses, data sets that are neither live nor the ones before nor becoming
+//! snapshots, instances that are deleted. A crash leaves such things, and a deployment that could not clean up behind itself.
 //!
 //! An instance that the store does not know is reported and left alone: its data may be all that there is after the store was lost.
 
@@ -68,7 +68,8 @@ fn leftovers(observation: &InstanceObservation, row: &IntendedRow) -> Leftovers 
     }
     let rests = row.status == InstanceStatus::Stopped;
     let is_live = |data_set: DataSetId| Some(data_set) == row.active_data_set_id;
-    let needed = |data_set: DataSetId| is_live(data_set) || Some(data_set) == row.previous_data_set_id;
+    let needed =
+        |data_set: DataSetId| is_live(data_set) || Some(data_set) == row.previous_data_set_id || row.retiring.contains(&data_set.as_uuid());
     Leftovers {
         whole: false,
         slots: observation
@@ -131,8 +132,9 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_live_or_was_live_before_stays() {
+    fn only_what_is_live_or_was_live_before_or_becomes_a_snapshot_stays() {
         let (live, before, lost) = (DataSetId::new(), DataSetId::new(), DataSetId::new());
+        let retiring = DataSetId::new();
         let mut row = IntendedRow {
             id: InstanceId::new(),
             organization_id: OrganizationId::new(),
@@ -145,6 +147,7 @@ mod tests {
             active_http: None,
             active_websocket: None,
             previous_data_set_id: Some(before),
+            retiring: vec![retiring.as_uuid()],
             operation_id: None,
             generation: 1,
             failed_starts: 0,
@@ -152,7 +155,7 @@ mod tests {
         };
         let observation = InstanceObservation {
             instance: row.id,
-            data_sets: vec![live, before, lost],
+            data_sets: vec![live, before, retiring, lost],
             clusters: vec![live, before, lost],
             slots: vec![slot(Color::Blue, live), slot(Color::Green, lost)],
         };

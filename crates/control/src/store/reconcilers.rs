@@ -7,6 +7,7 @@ use ocore_model::{
 };
 use serde_json::Value;
 use sqlx::PgConnection;
+use uuid::Uuid;
 
 use crate::Result;
 
@@ -25,6 +26,8 @@ pub(crate) struct IntendedRow {
     pub active_http: Option<String>,
     pub active_websocket: Option<String>,
     pub previous_data_set_id: Option<DataSetId>,
+    /// Data sets that are still to become snapshots.
+    pub retiring: Vec<Uuid>,
     pub operation_id: Option<OperationId>,
     pub generation: i64,
     pub failed_starts: i32,
@@ -38,6 +41,8 @@ pub(crate) async fn intended(connection: &mut PgConnection, server: ServerId) ->
         r#"select id as "id: InstanceId", organization_id as "organization_id: OrganizationId", name, status as "status: InstanceStatus",
                   settings, active_color as "active_color: Color", active_data_set_id as "active_data_set_id: DataSetId",
                   active_release, active_http, active_websocket, previous_data_set_id as "previous_data_set_id: DataSetId",
+                  array(select snapshots.data_set_id from snapshots
+                        where snapshots.instance_id = instances.id and snapshots.retires and snapshots.status = 'creating') as "retiring!",
                   operation_id as "operation_id: OperationId", generation, failed_starts, last_restart_at
            from instances where server_id = $1 order by id"#,
         server.as_uuid(),
@@ -83,11 +88,14 @@ pub(crate) async fn note_stable(connection: &mut PgConnection, instance: Instanc
     Ok(())
 }
 
-/// The releases that something on the server has or will have: what is live, what open deployments have built, and the last two that were
-/// live on each instance.
+/// The releases that something on the server has or will have: what is live, what snapshots ran on, what open deployments have built, and the
+/// last two that were live on each instance.
 pub(crate) async fn needed_releases(connection: &mut PgConnection, server: ServerId) -> Result<Vec<String>> {
     Ok(sqlx::query_scalar!(
         r#"select active_release as "release!" from instances where server_id = $1 and active_release is not null
+           union
+           select release from snapshots
+           where server_id = $1 and release is not null and removed_at is null and status in ('creating', 'ready')
            union
            select deployments.release from deployments join instances on instances.id = deployments.instance_id
            where instances.server_id = $1 and deployments.release is not null and deployments.status in ('queued', 'running')

@@ -13,9 +13,10 @@ use async_trait::async_trait;
 use chrono::Utc;
 use ocore_host::{
     BuildRelease, ByteStream, CheckImport, DataSource, Distribution, Egress, EgressReport, ExportedFile, Fence, Host, HostError, HostFacts,
-    ImportFacts, InstalledModule, InstanceObservation, Neutralize, Neutralized, NewDataSet, NewUpload, PoolFacts, Progress, Release,
-    ReleaseId, Result, RunModules, RunningSlot, ServableDataSet, SlotSpec, Snapshot, SnapshotEstimate, Source, SourceId, SourceModule,
-    SpaceReport, TakeSnapshot, TarStream, UploadPart, UploadedPart, Verification, WriteExport,
+    ImportFacts, InstalledModule, InstanceObservation, NeutralizationReport, Neutralize, Neutralized, NewDataSet, NewUpload, PoolFacts,
+    Progress, RawDataSet, Release, ReleaseId, Result, RunModules, RunningSlot, ServableDataSet, SlotSpec, Snapshot, SnapshotEstimate,
+    Source, SourceId, SourceModule, SpaceReport, Standing, TakeSnapshot, TarStream, UploadPart, UploadedPart, Usage, Verification,
+    WriteExport,
 };
 use ocore_model::{
     edge::EdgeStatus,
@@ -29,6 +30,9 @@ use tokio::{
     net::TcpListener,
     sync::Notify,
 };
+
+const DATABASE_BYTES: u64 = 40 << 20;
+const FILE_STORE_BYTES: u64 = 2 << 20;
 
 /// What a call does when a test has said so.
 #[derive(Debug, Clone)]
@@ -51,11 +55,46 @@ pub(crate) struct InstanceWorld {
     pub clusters: BTreeSet<DataSetId>,
     pub slots: BTreeMap<Color, (DataSetId, ReleaseId)>,
     pub egress: Option<Egress>,
+    /// Of the data sets that are not the instance's own.
+    pub standings: BTreeMap<DataSetId, Standing>,
+}
+
+impl InstanceWorld {
+    pub(crate) fn standing(&self, data_set: DataSetId) -> Standing {
+        self.standings.get(&data_set).copied().unwrap_or(Standing::Own)
+    }
+
+    /// Everything of a data set goes.
+    fn forget(&mut self, data_set: DataSetId) {
+        self.slots.retain(|_, (used, _)| *used != data_set);
+        self.clusters.remove(&data_set);
+        self.data_sets.remove(&data_set);
+        self.standings.remove(&data_set);
+    }
+
+    fn make(&mut self, data_set: DataSetId, content: Vec<String>, standing: Standing) -> NewDataSet {
+        self.data_sets.entry(data_set).or_insert(content);
+        if standing != Standing::Own {
+            self.standings.entry(data_set).or_insert(standing);
+        }
+        match self.standing(data_set) {
+            Standing::Raw => NewDataSet::Raw(RawDataSet::quarantined(data_set)),
+            Standing::Own | Standing::Neutralized => NewDataSet::Servable(ServableDataSet::proven(data_set)),
+        }
+    }
+
+    fn modules(&self, data_set: DataSetId) -> Vec<InstalledModule> {
+        let done = self.data_sets.get(&data_set).into_iter().flatten();
+        let names: BTreeSet<&str> = done.filter_map(|done| done.strip_prefix("installed ")).collect();
+        names.into_iter().map(|name| InstalledModule { name: name.to_owned(), state: "installed".to_owned(), version: None }).collect()
+    }
 }
 
 #[derive(Default)]
 struct State {
     instances: BTreeMap<InstanceId, InstanceWorld>,
+    /// Manifests, each with what was done in its data.
+    snapshots: BTreeMap<SnapshotId, (Snapshot, Vec<String>)>,
     sources: BTreeMap<SourceId, Source>,
     releases: BTreeMap<ReleaseId, Release>,
     routes: Option<RouteSnapshot>,
@@ -129,6 +168,16 @@ impl World {
         let data_set = DataSetId::new();
         self.state().instances.entry(instance).or_default().data_sets.insert(data_set, Vec::new());
         data_set
+    }
+
+    /// A snapshot's manifest, and what was done in its data.
+    pub(crate) fn snapshot(&self, snapshot: SnapshotId) -> Option<(Snapshot, Vec<String>)> {
+        self.state().snapshots.get(&snapshot).cloned()
+    }
+
+    /// Loses a snapshot behind everybody's back.
+    pub(crate) fn lose_snapshot(&self, snapshot: SnapshotId) {
+        self.state().snapshots.remove(&snapshot);
     }
 
     pub(crate) fn trouble(&self, call: &'static str, trouble: Trouble) {
@@ -206,6 +255,36 @@ impl World {
         }
         world.generation = fence.generation;
         effect(world)
+    }
+
+    /// Puts a data set's content aside, once.
+    fn keep(&self, request: &TakeSnapshot, live: bool) -> Result<Snapshot> {
+        let mut state = self.state();
+        if let Some((taken, _)) = state.snapshots.get(&request.snapshot) {
+            return Ok(taken.clone());
+        }
+        let absent = || HostError::NotFound { what: "data set", id: request.data_set.to_string() };
+        let world = state.instances.get(&request.instance).ok_or_else(absent)?;
+        let content = world.data_sets.get(&request.data_set).cloned().ok_or_else(absent)?;
+        let manifest = Snapshot {
+            id: request.snapshot,
+            instance: request.instance,
+            data_set: request.data_set,
+            release: request.release.clone(),
+            taken_at: Utc::now(),
+            live: live && world.clusters.contains(&request.data_set),
+            standing: world.standing(request.data_set),
+            postgres_version: "15".to_owned(),
+            modules: world.modules(request.data_set),
+            database_bytes: DATABASE_BYTES,
+            file_store_bytes: FILE_STORE_BYTES,
+            file_store_files: 3,
+            shares_blocks: true,
+            seconds: 0.01,
+            damaged_files: Vec::new(),
+        };
+        state.snapshots.insert(request.snapshot, (manifest.clone(), content));
+        Ok(manifest)
     }
 
     fn address(color: Color) -> SocketAddr {
@@ -337,30 +416,42 @@ impl Host for World {
     ) -> Result<NewDataSet> {
         self.fenced(instance, fence, |_| Ok(()))?;
         self.enter("create_data_set", false, Some(&progress.cancel)).await?;
-        self.fenced(instance, fence, |world| {
-            let content = match source {
-                DataSource::Fresh => Vec::new(),
-                DataSource::CopyOf(original) => {
+        let kept = match source {
+            DataSource::Snapshot { snapshot, .. } => {
+                Some(self.snapshot(snapshot).ok_or_else(|| HostError::NotFound { what: "snapshot", id: snapshot.to_string() })?)
+            }
+            DataSource::Import { .. } => return Err(HostError::machine("no test needs imports in memory yet")),
+            DataSource::Fresh | DataSource::CopyOf(_) => None,
+        };
+        let made = self.fenced(instance, fence, |world| {
+            let (content, standing) = match (source, kept) {
+                (DataSource::CopyOf(original), _) => {
                     world.slots.retain(|_, (used, _)| *used != original);
                     world.clusters.remove(&original);
-                    world.data_sets.get(&original).cloned().expect("a copy of a data set that is there")
+                    let content = world.data_sets.get(&original).cloned().expect("a copy of a data set that is there");
+                    (content, world.standing(original))
                 }
-                DataSource::Import { .. } => return Err(HostError::machine("no test needs imports in memory yet")),
-                DataSource::Snapshot { .. } => return Err(HostError::machine("no test needs snapshots in memory yet")),
+                (DataSource::Snapshot { as_own, .. }, Some((manifest, content))) => {
+                    let standing = match manifest.standing {
+                        Standing::Own if manifest.instance == instance => Standing::Own,
+                        Standing::Own | Standing::Raw if as_own => Standing::Own,
+                        Standing::Own | Standing::Raw => Standing::Raw,
+                        Standing::Neutralized => Standing::Neutralized,
+                    };
+                    (content, standing)
+                }
+                _ => (Vec::new(), Standing::Own),
             };
-            world.data_sets.entry(data_set).or_insert(content);
-            Ok(())
+            Ok(world.make(data_set, content, standing))
         })?;
         self.enter("create_data_set", true, Some(&progress.cancel)).await?;
-        Ok(NewDataSet::Servable(ServableDataSet::proven(data_set)))
+        Ok(made)
     }
 
     async fn remove_data_set(&self, instance: InstanceId, data_set: DataSetId, fence: Fence) -> Result<()> {
         self.enter("remove_data_set", false, None).await?;
         self.fenced(instance, fence, |world| {
-            world.slots.retain(|_, (used, _)| *used != data_set);
-            world.clusters.remove(&data_set);
-            world.data_sets.remove(&data_set);
+            world.forget(data_set);
             Ok(())
         })
     }
@@ -382,11 +473,7 @@ impl Host for World {
 
     async fn installed_modules(&self, instance: InstanceId, data_set: DataSetId, fence: Fence) -> Result<Vec<InstalledModule>> {
         self.enter("installed_modules", false, None).await?;
-        self.fenced(instance, fence, |world| {
-            let names: BTreeSet<String> =
-                world.data_sets[&data_set].iter().filter_map(|done| done.strip_prefix("installed ")).map(ToOwned::to_owned).collect();
-            Ok(names.into_iter().map(|name| InstalledModule { name, state: "installed".to_owned(), version: None }).collect())
-        })
+        self.fenced(instance, fence, |world| Ok(world.modules(data_set)))
     }
 
     async fn run_modules(&self, instance: InstanceId, request: RunModules, fence: Fence, progress: Progress) -> Result<()> {
@@ -406,6 +493,9 @@ impl Host for World {
         self.enter("start_slot", false, Some(&progress.cancel)).await?;
         self.fenced(instance, fence, |world| {
             assert!(world.data_sets.contains_key(&slot.data_set.id()), "a slot on a data set that is not there");
+            if world.standing(slot.data_set.id()) == Standing::Raw {
+                return Err(HostError::machine("a raw copy is not served"));
+            }
             world.clusters.insert(slot.data_set.id());
             world.slots.insert(slot.color, (slot.data_set.id(), slot.release.clone()));
             Ok(())
@@ -430,32 +520,67 @@ impl Host for World {
         })
     }
 
-    async fn take_snapshot(&self, _: TakeSnapshot, _: Progress) -> Result<Snapshot> {
-        Err(HostError::machine("no test needs it in memory yet"))
+    async fn take_snapshot(&self, request: TakeSnapshot, progress: Progress) -> Result<Snapshot> {
+        self.enter("take_snapshot", false, Some(&progress.cancel)).await?;
+        let taken = self.keep(&request, true)?;
+        self.enter("take_snapshot", true, Some(&progress.cancel)).await?;
+        Ok(taken)
     }
 
-    async fn retire_data_set(&self, _: TakeSnapshot, _: Fence, _: Progress) -> Result<Snapshot> {
-        Err(HostError::machine("no test needs it in memory yet"))
+    async fn retire_data_set(&self, request: TakeSnapshot, fence: Fence, progress: Progress) -> Result<Snapshot> {
+        self.fenced(request.instance, fence, |_| Ok(()))?;
+        self.enter("retire_data_set", false, Some(&progress.cancel)).await?;
+        let taken = self.keep(&request, false)?;
+        self.fenced(request.instance, fence, |world| {
+            world.forget(request.data_set);
+            Ok(())
+        })?;
+        self.enter("retire_data_set", true, Some(&progress.cancel)).await?;
+        Ok(taken)
     }
 
-    async fn estimate_snapshot(&self, _: InstanceId, _: DataSetId) -> Result<SnapshotEstimate> {
-        Err(HostError::machine("no test needs it in memory yet"))
+    async fn estimate_snapshot(&self, instance: InstanceId, data_set: DataSetId) -> Result<SnapshotEstimate> {
+        self.enter("estimate_snapshot", false, None).await?;
+        if !self.instance(instance).data_sets.contains_key(&data_set) {
+            return Err(HostError::NotFound { what: "data set", id: data_set.to_string() });
+        }
+        Ok(SnapshotEstimate {
+            database_bytes: DATABASE_BYTES,
+            file_store_bytes: FILE_STORE_BYTES,
+            file_store_files: 3,
+            needed_bytes: 4096,
+            available_bytes: 1 << 40,
+        })
     }
 
     async fn snapshots(&self) -> Result<Vec<Snapshot>> {
-        Err(HostError::machine("no test needs it in memory yet"))
+        self.enter("snapshots", false, None).await?;
+        let mut snapshots: Vec<Snapshot> = self.state().snapshots.values().map(|(manifest, _)| manifest.clone()).collect();
+        snapshots.sort_by_key(|manifest| manifest.taken_at);
+        Ok(snapshots)
     }
 
-    async fn verify_snapshot(&self, _: SnapshotId, _: Progress) -> Result<Verification> {
-        Err(HostError::machine("no test needs it in memory yet"))
+    async fn verify_snapshot(&self, snapshot: SnapshotId, progress: Progress) -> Result<Verification> {
+        self.enter("verify_snapshot", false, Some(&progress.cancel)).await?;
+        self.snapshot(snapshot).ok_or_else(|| HostError::NotFound { what: "snapshot", id: snapshot.to_string() })?;
+        Ok(Verification { checked_files: 3, damaged: Vec::new() })
     }
 
-    async fn remove_snapshot(&self, _: SnapshotId) -> Result<()> {
-        Err(HostError::machine("no test needs it in memory yet"))
+    async fn remove_snapshot(&self, snapshot: SnapshotId) -> Result<()> {
+        self.enter("remove_snapshot", false, None).await?;
+        self.state().snapshots.remove(&snapshot);
+        Ok(())
     }
 
     async fn space(&self) -> Result<SpaceReport> {
-        Err(HostError::machine("no test needs it in memory yet"))
+        let state = self.state();
+        let usage = Usage { referenced_bytes: DATABASE_BYTES + FILE_STORE_BYTES, exclusive_bytes: 4096 };
+        Ok(SpaceReport {
+            instances: state.instances.keys().map(|instance| (*instance, usage)).collect(),
+            snapshots: state.snapshots.keys().map(|snapshot| (*snapshot, usage)).collect(),
+            pool_total_bytes: 1 << 40,
+            pool_available_bytes: 1 << 39,
+        })
     }
 
     async fn open_upload(&self, _: &NewUpload) -> Result<UploadedPart> {
@@ -498,8 +623,17 @@ impl Host for World {
         Err(HostError::machine("no test needs imports and exports in memory yet"))
     }
 
-    async fn neutralize(&self, _: InstanceId, _: Neutralize, _: Fence, _: Progress) -> Result<Neutralized> {
-        Err(HostError::machine("no test needs it in memory yet"))
+    async fn neutralize(&self, instance: InstanceId, request: Neutralize, fence: Fence, progress: Progress) -> Result<Neutralized> {
+        self.fenced(instance, fence, |_| Ok(()))?;
+        self.enter("neutralize", false, Some(&progress.cancel)).await?;
+        let data_set = request.data_set.id();
+        self.fenced(instance, fence, |world| {
+            world.data_sets.get_mut(&data_set).expect("a raw copy that is there").push("neutralized".to_owned());
+            world.standings.insert(data_set, Standing::Neutralized);
+            Ok(())
+        })?;
+        self.enter("neutralize", true, Some(&progress.cancel)).await?;
+        Ok(Neutralized { data_set: ServableDataSet::proven(data_set), report: NeutralizationReport::default() })
     }
 
     async fn mail_address(&self, instance: InstanceId) -> Result<SocketAddr> {
