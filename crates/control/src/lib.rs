@@ -30,6 +30,8 @@ pub mod routes;
 pub mod secrets;
 pub mod servers;
 pub mod signals;
+pub mod snapshots;
+pub mod space;
 pub mod steps;
 pub mod store;
 

@@ -4,6 +4,7 @@
 //! follower the time of its slow poll, nothing more.
 
 use std::{
+    collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -13,7 +14,7 @@ use sqlx::{
     PgPool,
     postgres::{PgListener, PgNotification},
 };
-use tokio::sync::broadcast;
+use tokio::sync::{Notify, broadcast};
 
 /// The notification channel; the triggers of the schema write to it.
 const CHANNEL: &str = "ocore_events";
@@ -51,9 +52,20 @@ impl Signal {
 #[derive(Debug, Clone, Default)]
 pub struct Signals {
     sender: Arc<Mutex<Option<broadcast::Sender<Signal>>>>,
+    reconcilers: Arc<Mutex<BTreeMap<&'static str, Arc<Notify>>>>,
 }
 
 impl Signals {
+    /// Has a reconciler of this process run soon, or run again if it runs. In another process, and when none runs here, its timer does it.
+    pub fn wake(&self, reconciler: &'static str) {
+        self.waker(reconciler).notify_one();
+    }
+
+    /// What [`Self::wake`] notifies.
+    pub(crate) fn waker(&self, reconciler: &'static str) -> Arc<Notify> {
+        self.reconcilers.lock().unwrap_or_else(PoisonError::into_inner).entry(reconciler).or_default().clone()
+    }
+
     /// Signals from now on. Subscribe first and read the rows then: what comes in between is signalled.
     pub fn subscribe(&self, pool: &PgPool) -> Subscription {
         let mut sender = self.sender.lock().unwrap_or_else(PoisonError::into_inner);

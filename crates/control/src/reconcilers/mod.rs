@@ -9,6 +9,8 @@ mod logs;
 mod prune;
 mod routes;
 mod sessions;
+pub(crate) mod snapshot_work;
+mod snapshots;
 
 use std::{
     collections::BTreeMap,
@@ -59,6 +61,8 @@ const ALL: &[Reconciler] = &[
     Reconciler { name: "webhooks", every: Duration::from_mins(1), run: |control| Box::pin(git::webhooks(control)) },
     Reconciler { name: "branches", every: Duration::from_mins(5), run: |control| Box::pin(git::branches(control)) },
     Reconciler { name: "leftovers", every: Duration::from_mins(1), run: |control| Box::pin(leftovers::run(control)) },
+    Reconciler { name: "snapshots", every: Duration::from_mins(5), run: |control| Box::pin(snapshots::run(control)) },
+    Reconciler { name: snapshot_work::NAME, every: Duration::from_secs(5), run: |control| Box::pin(snapshot_work::run(control)) },
     Reconciler { name: "logs", every: Duration::from_mins(1), run: |control| Box::pin(logs::run(control)) },
     Reconciler { name: "mirrors", every: Duration::from_hours(24), run: |control| Box::pin(git::mirrors(control)) },
     Reconciler { name: "prune", every: Duration::from_hours(1), run: |control| Box::pin(prune::run(control)) },
@@ -80,7 +84,7 @@ impl Reconcilers {
         let tasks = TaskTracker::new();
         let mut signals = BTreeMap::new();
         for reconciler in ALL {
-            let signal = Arc::new(Notify::new());
+            let signal = control.signals.waker(reconciler.name);
             signals.insert(reconciler.name, signal.clone());
             tasks.spawn(keep(reconciler, control.clone(), signal, last.clone(), shutdown.clone()));
         }

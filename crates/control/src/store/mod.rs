@@ -22,9 +22,8 @@ pub(crate) mod repositories;
 pub(crate) mod roles;
 pub(crate) mod routes;
 pub(crate) mod servers;
-#[allow(dead_code, reason = "its callers land next")]
 pub mod snapshot_settings;
-#[allow(dead_code, reason = "its callers land next")]
+#[allow(dead_code, reason = "the deployments that make snapshots land next")]
 pub mod snapshots;
 pub(crate) mod steps;
 

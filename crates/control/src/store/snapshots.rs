@@ -14,6 +14,7 @@ use ocore_model::{
 };
 use serde_json::Value;
 use sqlx::PgConnection;
+use uuid::Uuid;
 
 use super::deployments::Page;
 use crate::{Result, authorization::Scope};
@@ -48,6 +49,8 @@ pub struct Snapshot {
     /// Of Odoo's `admin` in these data, sealed for the instance's row.
     pub admin_password: Option<Vec<u8>>,
     pub made_by_deployment_id: Option<DeploymentId>,
+    /// Where that deployment is; `None` when a person asked for the snapshot.
+    pub maker_status: Option<DeploymentStatus>,
     /// `own`, `raw` or `neutralized`; this and what follows is known when it is ready.
     pub standing: Option<String>,
     pub postgres_version: Option<String>,
@@ -87,7 +90,8 @@ macro_rules! select_snapshots {
                       snapshots.deployment_id as "deployment_id: DeploymentId", snapshots.commit_sha as "commit_sha: CommitSha",
                       snapshots.branch, snapshots.stage as "stage: Stage", snapshots.release,
                       snapshots.odoo_version as "odoo_version: OdooVersion", snapshots.admin_password,
-                      snapshots.made_by_deployment_id as "made_by_deployment_id: DeploymentId", snapshots.standing,
+                      snapshots.made_by_deployment_id as "made_by_deployment_id: DeploymentId",
+                      makers.status as "maker_status?: DeploymentStatus", snapshots.standing,
                       snapshots.postgres_version, snapshots.database_bytes, snapshots.file_store_bytes, snapshots.file_store_files,
                       snapshots.modules_count, snapshots.live, snapshots.shares_blocks, snapshots.seconds, snapshots.damaged_files,
                       snapshots.taken_at, snapshots.verify_requested_at, snapshots.verified_at, snapshots.verification,
@@ -98,6 +102,7 @@ macro_rules! select_snapshots {
                from snapshots
                    join environments on environments.id = snapshots.environment_id
                    left join users on users.id = snapshots.created_by
+                   left join deployments as makers on makers.id = snapshots.made_by_deployment_id
                where snapshots.removed_at is null and "# + $filter
             $(, $argument)*
         )
@@ -209,11 +214,23 @@ pub(crate) async fn list_of_server(connection: &mut PgConnection, server: Server
         .await?)
 }
 
-/// Those that a person asked for and that are still to be taken, the oldest first.
-pub(crate) async fn to_take(connection: &mut PgConnection, server: ServerId) -> Result<Vec<SnapshotId>> {
-    Ok(sqlx::query_scalar!(
-        r#"select id as "id: SnapshotId" from snapshots
-           where server_id = $1 and status = 'creating' and made_by_deployment_id is null and removed_at is null
+/// A snapshot for which something is to be done on the server.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wanted {
+    pub id: SnapshotId,
+    pub status: SnapshotStatus,
+}
+
+/// On a server: those that a person asked for and that are still to be taken, those that are to be removed, and the ready ones that somebody
+/// wants checked. The oldest first.
+pub(crate) async fn wanted(connection: &mut PgConnection, server: ServerId) -> Result<Vec<Wanted>> {
+    Ok(sqlx::query_as!(
+        Wanted,
+        r#"select id as "id: SnapshotId", status as "status: SnapshotStatus" from snapshots
+           where server_id = $1 and removed_at is null
+               and (status = 'removing'
+                    or (status = 'creating' and made_by_deployment_id is null)
+                    or (status = 'ready' and verify_requested_at is not null and (verified_at is null or verified_at < verify_requested_at)))
            order by created_at, id"#,
         server.as_uuid(),
     )
@@ -221,17 +238,11 @@ pub(crate) async fn to_take(connection: &mut PgConnection, server: ServerId) -> 
     .await?)
 }
 
-/// Those whose check somebody asked for and that are still to be checked, the oldest request first.
-pub(crate) async fn to_verify(connection: &mut PgConnection, server: ServerId) -> Result<Vec<SnapshotId>> {
-    Ok(sqlx::query_scalar!(
-        r#"select id as "id: SnapshotId" from snapshots
-           where server_id = $1 and status = 'ready' and removed_at is null
-               and verify_requested_at is not null and (verified_at is null or verified_at < verify_requested_at)
-           order by verify_requested_at, id"#,
-        server.as_uuid(),
-    )
-    .fetch_all(connection)
-    .await?)
+/// Which of these snapshots have been removed.
+pub(crate) async fn removed_among(connection: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<SnapshotId>> {
+    Ok(sqlx::query_scalar!(r#"select id as "id: SnapshotId" from snapshots where id = any($1) and removed_at is not null"#, ids)
+        .fetch_all(connection)
+        .await?)
 }
 
 /// What [`insert_of_live`] writes; the rest is what is live now.
@@ -404,6 +415,19 @@ pub(crate) async fn change(
     Ok(())
 }
 
+/// Says more of one that does not change otherwise.
+pub(crate) async fn set_message(connection: &mut PgConnection, id: SnapshotId, message: &str, now: DateTime<Utc>) -> Result<()> {
+    sqlx::query!(
+        "update snapshots set message = $2, updated_at = $3 where id = $1 and message <> $2 and removed_at is null",
+        id.as_uuid(),
+        message,
+        now
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
 /// It goes, for the reason in the message. The caller has locked it and knows that nobody needs it.
 pub(crate) async fn set_removing(connection: &mut PgConnection, id: SnapshotId, message: &str, now: DateTime<Utc>) -> Result<()> {
     sqlx::query!("update snapshots set status = 'removing', message = $2, updated_at = $3 where id = $1", id.as_uuid(), message, now,)
@@ -437,15 +461,4 @@ pub(crate) async fn set_verified(connection: &mut PgConnection, id: SnapshotId, 
         .execute(connection)
         .await?;
     Ok(())
-}
-
-/// Where the deployment that makes a snapshot is; `None` when a person asked for it.
-pub(crate) async fn maker(connection: &mut PgConnection, id: SnapshotId) -> Result<Option<DeploymentStatus>> {
-    Ok(sqlx::query_scalar!(
-        r#"select deployments.status as "status: DeploymentStatus"
-           from snapshots join deployments on deployments.id = snapshots.made_by_deployment_id where snapshots.id = $1"#,
-        id.as_uuid(),
-    )
-    .fetch_optional(connection)
-    .await?)
 }
