@@ -2,7 +2,11 @@
 //!
 //! The line has the path without its query: links that reset a password or share a document carry their secret there.
 
-use std::{net::IpAddr, sync::Arc, time::Instant};
+use std::{
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use http::{HeaderValue, Method, StatusCode};
 
@@ -25,6 +29,8 @@ pub(crate) struct Exchange {
     /// The answer was passed on to its end.
     complete: bool,
     bytes_sent: u64,
+    /// How long it waited for its instance to serve again; `None`: it did not need to.
+    pub(crate) held: Option<Duration>,
     /// What went wrong, for the operator.
     pub(crate) trouble: Option<String>,
 }
@@ -45,6 +51,7 @@ impl Exchange {
             is_websocket: false,
             complete: false,
             bytes_sent: 0,
+            held: None,
             trouble: None,
         }
     }
@@ -110,6 +117,7 @@ impl Drop for Exchange {
             outcome,
             bytes = self.bytes_sent,
             milliseconds = duration.as_millis() as u64,
+            held_milliseconds = self.held.map(|held| held.as_millis() as u64),
             instance = self.passage.as_ref().map(|passage| tracing::field::display(passage.instance().id())),
             trouble = self.trouble,
             "request"

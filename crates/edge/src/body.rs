@@ -80,6 +80,15 @@ impl RequestBody {
         Self { inner, is_on_its_way, remaining: limit, pause, timer: None, watch: BodyWatch::default() }
     }
 
+    /// How much of it, in bytes, the kernel may come to hold while nobody reads it; at most `buffer`, and nothing of one that the client keeps
+    /// until it is asked for.
+    pub(crate) fn received_unread(&self, buffer: u64) -> u64 {
+        match &self.inner {
+            Some(inner) if self.is_on_its_way => inner.size_hint().exact().unwrap_or(buffer).min(buffer),
+            _ => 0,
+        }
+    }
+
     pub(crate) fn empty() -> Self {
         Self { inner: None, is_on_its_way: false, remaining: 0, pause: Duration::ZERO, timer: None, watch: BodyWatch::default() }
     }

@@ -34,6 +34,30 @@ pub struct EdgeConfig {
     pub shutdown_timeout: Duration,
     /// Client connections at once; more wait in the kernel's queue. 8192.
     pub connection_limit: usize,
+    /// Bounds what is held for instances that come back in a moment.
+    pub hold: HoldLimits,
+}
+
+/// How much an edge holds at once. Beyond it requests get the page and the words that they would get without a hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HoldLimits {
+    /// Requests of one instance; 512.
+    pub requests: usize,
+    /// Handshakes of websockets of one instance, which wait apart from the requests; 256.
+    pub websockets: usize,
+    /// Both together of all instances; 2048, a fourth of the connections.
+    pub in_all: usize,
+    /// Bodies of all held requests, in bytes; 256 MiB. They are not read, so this counts what the kernel may have received of them: what a
+    /// request announces, and at most one receive buffer.
+    pub body_bytes: u64,
+    /// Released requests that an instance gets at once when it serves again; 4. Each answer lets one more in.
+    pub release_window: usize,
+}
+
+impl Default for HoldLimits {
+    fn default() -> Self {
+        Self { requests: 512, websockets: 256, in_all: 2048, body_bytes: 256 * 1024 * 1024, release_window: 4 }
+    }
 }
 
 impl EdgeConfig {
@@ -52,6 +76,7 @@ impl EdgeConfig {
             response_timeout: Duration::from_mins(30),
             shutdown_timeout: Duration::from_secs(30),
             connection_limit: 8192,
+            hold: HoldLimits::default(),
         }
     }
 }

@@ -7,11 +7,14 @@
 mod access;
 mod admin;
 mod body;
+mod client;
 mod closed;
 mod config;
 mod error;
 mod headers;
+mod hold;
 mod host_name;
+mod line;
 mod metrics;
 mod network;
 mod pages;
@@ -23,7 +26,7 @@ mod snapshot_file;
 mod traffic;
 mod upgrade;
 
-pub use config::EdgeConfig;
+pub use config::{EdgeConfig, HoldLimits};
 pub use error::EdgeError;
 pub use network::Network;
 pub use server::{Edge, run, runtime};

@@ -10,7 +10,7 @@ use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandl
 use crate::traffic::Traffic;
 
 /// Seconds.
-const DURATION_BUCKETS: [f64; 11] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0];
+const DURATION_BUCKETS: [f64; 13] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0, 60.0, 120.0];
 
 pub(crate) struct Metrics {
     handle: PrometheusHandle,
@@ -21,6 +21,8 @@ pub(crate) struct Metrics {
     websockets: Gauge,
     routes: Gauge,
     generation: Gauge,
+    held: Gauge,
+    pub(crate) hold: HoldMetrics,
     pub(crate) websockets_total: Counter,
     pub(crate) abandoned: Counter,
     pub(crate) retries: Counter,
@@ -28,6 +30,40 @@ pub(crate) struct Metrics {
     pub(crate) broken_answers: Counter,
     pub(crate) answer_timeouts: Counter,
     pub(crate) snapshots_refused: Counter,
+}
+
+/// What became of the requests and handshakes that had to wait.
+pub(crate) struct HoldMetrics {
+    pub(crate) held_total: Counter,
+    pub(crate) seconds: Histogram,
+    pub(crate) released: Counter,
+    pub(crate) overflowed: Counter,
+    pub(crate) timed_out: Counter,
+    pub(crate) dismissed: Counter,
+    pub(crate) abandoned: Counter,
+}
+
+impl HoldMetrics {
+    fn new() -> Self {
+        describe_gauge!("ocore_edge_held", "Requests and websocket handshakes that wait for their instance to serve again");
+        describe_counter!("ocore_edge_held_total", "Requests and websocket handshakes that had to wait");
+        describe_histogram!("ocore_edge_held_seconds", "How long they waited");
+        describe_counter!(
+            "ocore_edge_hold_ends_total",
+            "Ends of waiting: released, timed out, dismissed with a page, abandoned by the client"
+        );
+        describe_counter!("ocore_edge_hold_overflows_total", "Requests that found no place to wait");
+        let end = |outcome| counter!("ocore_edge_hold_ends_total", "outcome" => outcome);
+        Self {
+            held_total: counter!("ocore_edge_held_total"),
+            seconds: histogram!("ocore_edge_held_seconds"),
+            released: end("released"),
+            overflowed: counter!("ocore_edge_hold_overflows_total"),
+            timed_out: end("timed_out"),
+            dismissed: end("dismissed"),
+            abandoned: end("abandoned"),
+        }
+    }
 }
 
 impl Metrics {
@@ -57,6 +93,8 @@ impl Metrics {
                 websockets: gauge!("ocore_edge_websockets"),
                 routes: gauge!("ocore_edge_routes"),
                 generation: gauge!("ocore_edge_routes_generation"),
+                held: gauge!("ocore_edge_held"),
+                hold: HoldMetrics::new(),
                 websockets_total: counter!("ocore_edge_websockets_total"),
                 abandoned: counter!("ocore_edge_requests_abandoned_total"),
                 retries: counter!("ocore_edge_retries_total"),
@@ -82,6 +120,7 @@ impl Metrics {
         self.websockets.set(websockets as f64);
         self.routes.set(routes as f64);
         self.generation.set(generation as f64);
+        self.held.set(traffic.held() as f64);
         self.handle.render()
     }
 

@@ -72,7 +72,7 @@ impl Page {
             .hint("Databases are created, copied and removed with oCore.")
     }
 
-    /// The page for a route that leads to no Odoo now; `None` for one that serves.
+    /// The page for a route that leads to no Odoo now; `None` for one that serves. One that holds has its page, too.
     pub(crate) fn for_route(route: &Route) -> Option<Self> {
         let title = &route.title;
         Some(match &route.state {
@@ -83,7 +83,8 @@ impl Page {
                     .hint("This page reloads by itself and shows Odoo as soon as it is there.")
                     .reloading()
             }
-            RouteState::Updating { message } => {
+            // Of one that holds: for who finds no place, or has waited long enough.
+            RouteState::Updating { message } | RouteState::Holding { message, .. } => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "updating", Tone::Working, "Updating", format!("{title} is being updated"))
                     .detail(message)
                     .hint("Your data is safe. This page reloads by itself and shows Odoo as soon as it is back.")
@@ -107,6 +108,21 @@ impl Page {
             .detail("Odoo could not be reached, or broke off before it answered.")
             .hint("It may be starting again: this page looks for it by itself.")
             .reloading()
+    }
+
+    /// It serves again, and so many wait that this one's turn did not come in time.
+    pub(crate) fn crowded(route: &Route) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "updating", Tone::Working, "Updating", format!("{} is coming back", route.title))
+            .detail("It has just been updated and answers the requests that came before this one.")
+            .hint("Your data is safe. This page reloads by itself and shows Odoo as soon as it is back.")
+            .reloading()
+    }
+
+    /// The client closed its side while its request waited; nobody reads this, but the log says it.
+    pub(crate) fn abandoned() -> Self {
+        Self::new(StatusCode::REQUEST_TIMEOUT, "abandoned", Tone::Plain, "Gone", "The client went away")
+            .detail("It closed the connection before its request was passed on.")
+            .closing()
     }
 
     pub(crate) fn timed_out(route: &Route) -> Self {

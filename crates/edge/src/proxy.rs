@@ -10,24 +10,27 @@ use tokio::time::timeout;
 use crate::{
     access::Exchange,
     body::{BodyFault, BodyWatch, RequestBody, ResponseBody},
+    client::Client,
     closed,
     headers::{self, Origin, Scheme},
+    hold::Visit,
     host_name::HostName,
+    line::Kind,
     pages::{Form, Page},
     pool::Connection,
+    routes::Destination,
     server::Shared,
-    traffic::Passage,
     upgrade,
 };
 
 /// Answers one request of one client connection.
-pub(crate) async fn handle(shared: Arc<Shared>, request: Request<Incoming>, peer: IpAddr) -> Response<ResponseBody> {
+pub(crate) async fn handle(shared: Arc<Shared>, request: Request<Incoming>, peer: IpAddr, client: Client) -> Response<ResponseBody> {
     let request_id = headers::request_id(request.headers());
     let mut exchange =
         Exchange::new(Arc::clone(&shared.metrics), request.method().clone(), request.uri().path(), request_id, peer.to_canonical());
     let form = Form::wanted_by(request.headers());
     let is_head = request.method() == Method::HEAD;
-    match pass(&shared, request, &mut exchange).await {
+    match pass(&shared, request, &client, &mut exchange).await {
         Ok(Answer::Odoo(answer)) => {
             let (mut head, body) = answer.into_parts();
             headers::prepare_response(&mut head.headers, &exchange.request_id);
@@ -46,7 +49,7 @@ enum Answer {
     Websocket(Response<Incoming>, hyper::upgrade::OnUpgrade),
 }
 
-async fn pass(shared: &Shared, request: Request<Incoming>, exchange: &mut Exchange) -> Result<Answer, Page> {
+async fn pass(shared: &Shared, request: Request<Incoming>, connection: &Client, exchange: &mut Exchange) -> Result<Answer, Page> {
     let (head, body) = request.into_parts();
     // From here on, a body that nobody wants is drained, however this ends.
     let body = RequestBody::new(body, &head.headers, shared.config.body_size_limit, shared.config.body_timeout);
@@ -69,7 +72,9 @@ async fn pass(shared: &Shared, request: Request<Incoming>, exchange: &mut Exchan
     if closed::is_database_manager(request.uri().path()) {
         return Err(Page::database_manager_closed());
     }
-    if let Some(page) = Page::for_route(&destination.route) {
+    if !matches!(destination.route.state, RouteState::Holding { .. })
+        && let Some(page) = Page::for_route(&destination.route)
+    {
         return Err(page);
     }
     if request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok())
@@ -97,7 +102,7 @@ async fn pass(shared: &Shared, request: Request<Incoming>, exchange: &mut Exchan
     head.version = Version::HTTP_11;
 
     let outbound = Outbound { head, body, is_websocket: client.is_some() };
-    let answer = send(shared, outbound, &destination.route, &origin.host.name, exchange).await?;
+    let (answer, destination) = deliver(shared, outbound, destination, &origin.host.name, connection, exchange).await?;
     match client {
         Some(client) if answer.status() == StatusCode::SWITCHING_PROTOCOLS => {
             if upgrade::asks_for_websocket(answer.headers()) {
@@ -186,21 +191,63 @@ impl Outbound {
     }
 }
 
-/// Sends a request to the slot that its route names and waits for the head of the answer.
+/// Brings a request to an Odoo, waiting for one if need be, and waits for the head of the answer. A slot that went away is no failure as long
+/// as the request may be sent again and the route leads elsewhere by now.
+async fn deliver(
+    shared: &Shared,
+    outbound: Outbound,
+    destination: Arc<Destination>,
+    host: &HostName,
+    client: &Client,
+    exchange: &mut Exchange,
+) -> Result<(Response<Incoming>, Arc<Destination>), Page> {
+    let kind = if outbound.is_websocket { Kind::Websocket } else { Kind::Request };
+    let mut visit = Visit::new(shared, host, client, &outbound.body, kind);
+    let mut outbound = outbound;
+    let mut destination = visit.admit(destination, exchange).await?;
+    loop {
+        let route = &destination.route;
+        let Some(address) = address_for(route, exchange.path()) else { return Err(Page::unreachable(route)) };
+        let failed = match send(shared, outbound, address, route, exchange).await {
+            Ok(answer) => {
+                visit.answered();
+                return Ok((answer, destination));
+            }
+            Err(failed) => *failed,
+        };
+        let Some(again) = failed.again else { return Err(failed.page) };
+        let newer = visit.look_again(exchange)?;
+        if address_for(&newer.route, exchange.path()) == Some(address) {
+            return Err(failed.page);
+        }
+        shared.metrics.retries.increment(1);
+        exchange.trouble = None;
+        outbound = again;
+        destination = visit.admit(newer, exchange).await?;
+    }
+}
+
+/// A request that got no answer.
+struct Failed {
+    page: Page,
+    /// The request, when nothing of it has been sent or it may be sent twice.
+    again: Option<Outbound>,
+}
+
+/// Sends a request to a slot and waits for the head of the answer.
 async fn send(
     shared: &Shared,
     outbound: Outbound,
+    address: SocketAddr,
     route: &Route,
-    host: &HostName,
     exchange: &mut Exchange,
-) -> Result<Response<Incoming>, Page> {
-    let Some(mut address) = address_for(route, exchange.path()) else { return Err(Page::unreachable(route)) };
-
+) -> Result<Response<Incoming>, Box<Failed>> {
+    let give_up = |page: Page| Err(Box::new(Failed { page, again: None }));
     if outbound.is_repeatable() {
         while let Some(connection) = shared.pool.take_idle(address) {
             match exchange_on(shared, connection, outbound.repeated(), None).await {
                 Ok(answer) => return Ok(answer),
-                Err(Failure::TimedOut) => return Err(timed_out(shared, route, exchange)),
+                Err(Failure::TimedOut) => return give_up(timed_out(shared, route, exchange)),
                 Err(Failure::Broken(error)) => {
                     shared.metrics.retries.increment(1);
                     tracing::debug!(%address, %error, "a kept connection was closed; trying another");
@@ -211,32 +258,26 @@ async fn send(
 
     let connection = match shared.pool.connect(address).await {
         Ok(connection) => connection,
-        // Nothing was sent yet. The slot may have lost its route while this request was on its way: then the new one gets it.
-        Err(error) => match moved(shared, host, address, exchange) {
-            Some(newer) => {
-                address = newer;
-                shared.pool.connect(address).await.map_err(|error| unreachable(shared, route, exchange, &error))?
-            }
-            None => return Err(unreachable(shared, route, exchange, &error)),
-        },
+        Err(error) => return Err(Box::new(Failed { page: unreachable(shared, route, exchange, &error), again: Some(outbound) })),
     };
     let watch = outbound.body.watch();
-    match exchange_on(shared, connection, outbound.into_request(), Some(&watch)).await {
+    let (request, again) = if outbound.is_repeatable() { (outbound.repeated(), Some(outbound)) } else { (outbound.into_request(), None) };
+    match exchange_on(shared, connection, request, again.is_none().then_some(&watch)).await {
         Ok(answer) => Ok(answer),
         Err(failure) => match (watch.fault(), failure) {
             (Some(fault), _) => {
                 exchange.trouble = Some(fault.to_string());
-                Err(match fault {
+                give_up(match fault {
                     BodyFault::TooLarge => Page::too_large(shared.config.body_size_limit),
                     BodyFault::Stalled => Page::stalled(),
                     BodyFault::Broken => Page::bad_request(fault.to_string()),
                 })
             }
-            (None, Failure::TimedOut) => Err(timed_out(shared, route, exchange)),
+            (None, Failure::TimedOut) => give_up(timed_out(shared, route, exchange)),
             (None, Failure::Broken(error)) => {
                 shared.metrics.broken_answers.increment(1);
                 exchange.trouble = Some(format!("{address} broke off before it answered: {error}"));
-                Err(Page::unreachable(route))
+                Err(Box::new(Failed { page: Page::unreachable(route), again }))
             }
         },
     }
@@ -277,14 +318,6 @@ fn address_for(route: &Route, path: &str) -> Option<SocketAddr> {
         Some(websocket) if below("/websocket") || below("/longpolling") => Some(websocket),
         _ => Some(http),
     }
-}
-
-/// Where the host leads now, when that is somewhere else; the request is counted there then.
-fn moved(shared: &Shared, host: &HostName, from: SocketAddr, exchange: &mut Exchange) -> Option<SocketAddr> {
-    let (destination, passage): (_, Passage) = shared.routes.enter(host)?;
-    let address = address_for(&destination.route, exchange.path()).filter(|address| *address != from)?;
-    exchange.passage = Some(passage);
-    Some(address)
 }
 
 fn unreachable(shared: &Shared, route: &Route, exchange: &mut Exchange, error: &crate::pool::ConnectError) -> Page {

@@ -11,12 +11,14 @@ use std::{
 
 use ocore_model::{
     edge::{InstanceTraffic, RoutesApplied},
+    ids::InstanceId,
     route::{Route, RouteSnapshot, RouteState},
 };
 use thiserror::Error;
 
 use crate::{
     host_name::HostName,
+    line::Line,
     snapshot_file::SnapshotFile,
     traffic::{InstanceCounters, Open, Passage, Traffic},
 };
@@ -53,11 +55,19 @@ pub(crate) struct Destination {
     upstream: Option<Arc<Open>>,
 }
 
+impl Destination {
+    /// Where requests wait while the instance rests.
+    pub(crate) fn line(&self) -> &Arc<Line> {
+        self.instance.line()
+    }
+}
+
 impl Routes {
     /// Starts with what the file has, or with nothing.
     pub(crate) fn load(file: SnapshotFile, traffic: Arc<Traffic>) -> std::io::Result<Self> {
         let stored = file.load()?.unwrap_or(RouteSnapshot { generation: 0, routes: Vec::new() });
         let table = Table::new(Checked::new(stored), &traffic);
+        set_gates(&table.snapshot, &traffic);
         let stored = AtomicU64::new(table.snapshot.generation);
         Ok(Self { table: RwLock::new(table), changing: tokio::sync::Mutex::default(), file, stored, traffic })
     }
@@ -104,7 +114,11 @@ impl Routes {
         } else {
             let routes = offered.snapshot.routes.len();
             let offered = Table::new(offered, &self.traffic);
-            *self.table.write().unwrap_or_else(PoisonError::into_inner) = offered;
+            let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+            *table = offered;
+            // Under the same lock: who looks a held route up finds its gate closed, who is let go finds the new route.
+            set_gates(&table.snapshot, &self.traffic);
+            drop(table);
             tracing::info!(generation, routes, "routes in force");
         }
         Ok(RoutesApplied { generation, stored: self.store().await, left_out })
@@ -210,6 +224,24 @@ impl Table {
             by_host.extend(names.into_iter().map(|name| (name, Arc::clone(&destination))));
         }
         Self { snapshot: Arc::new(snapshot), by_host }
+    }
+}
+
+/// Holds the requests of the instances that ask for it, and lets all others go. An instance with several routes is held as a whole.
+fn set_gates(snapshot: &RouteSnapshot, traffic: &Traffic) {
+    let with = |wanted: fn(&RouteState) -> bool| -> HashSet<InstanceId> {
+        snapshot.routes.iter().filter(|route| wanted(&route.state)).map(|route| route.instance_id).collect()
+    };
+    let held = with(|state| matches!(state, RouteState::Holding { .. }));
+    let serving = with(|state| matches!(state, RouteState::Serving { .. }));
+    for instance in traffic.all() {
+        if held.contains(&instance.id()) {
+            instance.line().close();
+        } else if serving.contains(&instance.id()) {
+            instance.line().open();
+        } else {
+            instance.line().dismiss();
+        }
     }
 }
 

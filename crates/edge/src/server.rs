@@ -15,8 +15,8 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    admin, config::EdgeConfig, error::EdgeError, metrics::Metrics, pool::Pool, proxy, routes::Routes, snapshot_file::SnapshotFile,
-    traffic::Traffic,
+    admin, client::ClientStream, config::EdgeConfig, error::EdgeError, metrics::Metrics, pool::Pool, proxy, routes::Routes,
+    snapshot_file::SnapshotFile, traffic::Traffic,
 };
 
 /// hyper's own default, which it holds on the stack.
@@ -42,6 +42,8 @@ pub(crate) struct Shared {
     pub(crate) tunnels: TaskTracker,
     /// Ends both at once.
     pub(crate) cut: CancellationToken,
+    /// The routes do not change any more: nobody needs to wait for that.
+    pub(crate) stopping: CancellationToken,
 }
 
 /// An edge whose sockets are open; connections wait in the kernel until [`Edge::serve`].
@@ -70,7 +72,7 @@ impl Edge {
         let admin = admin::listen(&config.admin_socket).await?;
         let routes_file = |source| EdgeError::RoutesFile { path: config.routes_file.clone(), source };
         let file = SnapshotFile::open(&config.routes_file).map_err(routes_file)?;
-        let traffic = Arc::new(Traffic::new(Arc::new(SystemClock)));
+        let traffic = Arc::new(Traffic::new(Arc::new(SystemClock), config.hold));
         let routes = Routes::load(file, Arc::clone(&traffic)).map_err(routes_file)?;
         let metrics = Metrics::new().map_err(|error| EdgeError::Admin(io::Error::other(error)))?;
         let addresses = listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect();
@@ -84,6 +86,7 @@ impl Edge {
             connections: TaskTracker::new(),
             tunnels: TaskTracker::new(),
             cut: CancellationToken::new(),
+            stopping: CancellationToken::new(),
         };
         Ok(Self { shared: Arc::new(shared), listeners, admin })
     }
@@ -120,6 +123,7 @@ impl Edge {
         let _ = std::fs::remove_file(&shared.config.admin_socket);
         stop.cancel();
         while tasks.join_next().await.is_some() {}
+        shared.stopping.cancel();
         finish(&shared).await;
         outcome
     }
@@ -212,9 +216,10 @@ fn serve_connection(
     // Only a socket that is already gone refuses this.
     let _ = stream.set_nodelay(true);
     let shared = Arc::clone(shared);
+    let (stream, client) = ClientStream::new(stream);
     let service = service_fn(move |request: Request<Incoming>| {
-        let shared = Arc::clone(&shared);
-        async move { Ok::<_, Infallible>(proxy::handle(shared, request, peer.ip()).await) }
+        let (shared, client) = (Arc::clone(&shared), client.clone());
+        async move { Ok::<_, Infallible>(proxy::handle(shared, request, peer.ip(), client).await) }
     });
     let connection = server.serve_connection(TokioIo::new(stream), service).with_upgrades();
     async move {

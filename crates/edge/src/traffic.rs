@@ -16,12 +16,19 @@ use ocore_model::{
     ids::InstanceId,
 };
 
+use crate::{
+    config::HoldLimits,
+    line::{Line, Totals},
+};
+
 /// All counters of one edge. They start at zero with the process.
 pub(crate) struct Traffic {
     clock: Arc<dyn Clock>,
     started_at: DateTime<Utc>,
     connections: AtomicU64,
     unknown_host_requests: AtomicU64,
+    hold: HoldLimits,
+    held: Arc<Totals>,
     instances: Mutex<HashMap<InstanceId, Arc<InstanceCounters>>>,
 }
 
@@ -29,6 +36,7 @@ pub(crate) struct Traffic {
 pub(crate) struct InstanceCounters {
     id: InstanceId,
     open: Open,
+    line: Arc<Line>,
     requests_total: AtomicU64,
     errors_total: AtomicU64,
     websockets_total: AtomicU64,
@@ -51,12 +59,14 @@ impl Open {
 }
 
 impl Traffic {
-    pub(crate) fn new(clock: Arc<dyn Clock>) -> Self {
+    pub(crate) fn new(clock: Arc<dyn Clock>, hold: HoldLimits) -> Self {
         Self {
             started_at: clock.now(),
             clock,
             connections: AtomicU64::new(0),
             unknown_host_requests: AtomicU64::new(0),
+            hold,
+            held: Arc::default(),
             instances: Mutex::default(),
         }
     }
@@ -88,6 +98,7 @@ impl Traffic {
             Arc::new(InstanceCounters {
                 id,
                 open: Open::default(),
+                line: Arc::new(Line::new(self.hold, Arc::clone(&self.held))),
                 requests_total: AtomicU64::new(0),
                 errors_total: AtomicU64::new(0),
                 websockets_total: AtomicU64::new(0),
@@ -101,6 +112,20 @@ impl Traffic {
     pub(crate) fn count_request(&self, instance: &InstanceCounters) {
         instance.requests_total.fetch_add(1, Relaxed);
         instance.last_request_at.store(self.clock.now().timestamp_millis(), Relaxed);
+    }
+
+    /// Requests and handshakes that are held, of all instances.
+    pub(crate) fn held(&self) -> u64 {
+        self.held.held()
+    }
+
+    pub(crate) fn now(&self) -> DateTime<Utc> {
+        self.clock.now()
+    }
+
+    /// Everything that is counted, whether it has a route or not.
+    pub(crate) fn all(&self) -> Vec<Arc<InstanceCounters>> {
+        lock(&self.instances).values().cloned().collect()
     }
 
     /// Forgets what has no route and nothing open. Only to be called while no request can enter by other routes than the ones meant.
@@ -135,6 +160,10 @@ impl InstanceCounters {
         Arc::clone(lock(&self.upstreams).entry(http).or_default())
     }
 
+    pub(crate) fn line(&self) -> &Arc<Line> {
+        &self.line
+    }
+
     pub(crate) fn count_error(&self) {
         self.errors_total.fetch_add(1, Relaxed);
     }
@@ -147,6 +176,8 @@ impl InstanceCounters {
             requests_total: self.requests_total.load(Relaxed),
             errors_total: self.errors_total.load(Relaxed),
             websockets_total: self.websockets_total.load(Relaxed),
+            held: self.line.held(),
+            held_total: self.line.held_total(),
             last_request_at: match self.last_request_at.load(Relaxed) {
                 0 => None,
                 milliseconds => DateTime::from_timestamp_millis(milliseconds),
@@ -182,6 +213,14 @@ impl Passage {
 
     pub(crate) fn instance(&self) -> &Arc<InstanceCounters> {
         &self.instance
+    }
+
+    /// It waits, and goes to no slot until it enters again.
+    pub(crate) fn leave_upstream(&mut self) {
+        if let Some(upstream) = self.upstream.take() {
+            let count = if self.is_websocket { &upstream.websockets } else { &upstream.requests };
+            count.fetch_sub(1, Relaxed);
+        }
     }
 
     /// The request has become a websocket.
@@ -232,7 +271,7 @@ mod tests {
 
     #[test]
     fn a_passage_is_counted_where_it_is_until_it_ends() {
-        let traffic = Traffic::new(Arc::new(SystemClock));
+        let traffic = Traffic::new(Arc::new(SystemClock), HoldLimits::default());
         let id = InstanceId::new();
         let instance = traffic.instance(id);
         let (blue, green): (SocketAddr, SocketAddr) = ("127.0.0.1:1".parse().unwrap(), "127.0.0.1:2".parse().unwrap());

@@ -36,6 +36,12 @@ pub struct InstanceTraffic {
     /// Answers with a 5xx status, Odoo's and the edge's own.
     pub errors_total: u64,
     pub websockets_total: u64,
+    /// Requests and handshakes of websockets that wait for the instance to serve again. They are among `requests_in_flight`.
+    #[serde(default)]
+    pub held: u64,
+    /// Those that ever had to wait.
+    #[serde(default)]
+    pub held_total: u64,
     /// When the last request or websocket came; `None` since the edge's start.
     pub last_request_at: Option<DateTime<Utc>>,
     /// By the HTTP address that a route named, the drained ones included until their last request has ended.

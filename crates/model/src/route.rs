@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::ids::InstanceId;
@@ -40,8 +41,25 @@ pub enum RouteState {
     Building { message: String },
     /// A deployment works on the data. 503 with a page that reloads itself.
     Updating { message: String },
+    /// It comes back in a moment: requests wait and are passed on, in their order, to the slot that serves next. Who has no place, or waits
+    /// too long, gets what `Updating` gives.
+    Holding {
+        message: String,
+        /// Nobody waits any longer than this.
+        until: DateTime<Utc>,
+        /// One request waits at most so long.
+        #[serde(default = "default_hold_seconds")]
+        seconds: u32,
+    },
     /// Nobody used it, or somebody stopped it. 503 with a page.
     Stopped,
     /// 502 with a page.
     Failed { message: String },
+}
+
+/// For who does not know how long it takes.
+pub const DEFAULT_HOLD_SECONDS: u32 = 30;
+
+fn default_hold_seconds() -> u32 {
+    DEFAULT_HOLD_SECONDS
 }

@@ -44,6 +44,10 @@ pub struct Edge {
     pub port: u16,
     pub trusted_proxies: Vec<String>,
     pub max_body_bytes: u64,
+    pub held_requests: usize,
+    pub held_websockets: usize,
+    pub held_in_all: usize,
+    pub held_body_bytes: u64,
 }
 
 #[derive(Debug, Clone, Deserialize)]

@@ -17,6 +17,10 @@ pub fn run(config: &Config) -> Result<()> {
     std::fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
     let mut edge = EdgeConfig::new(addresses(config.edge.listen), config.edge_socket(), directory.join("routes.json"));
     edge.body_size_limit = config.edge.max_body_bytes;
+    edge.hold.requests = config.edge.held_requests;
+    edge.hold.websockets = config.edge.held_websockets;
+    edge.hold.in_all = config.edge.held_in_all;
+    edge.hold.body_bytes = config.edge.held_body_bytes;
     edge.trusted_proxies = config
         .edge
         .trusted_proxies

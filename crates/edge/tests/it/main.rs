@@ -4,6 +4,7 @@
 
 mod closed;
 mod headers;
+mod hold;
 mod pages;
 mod routes;
 mod shutdown;

@@ -181,6 +181,11 @@ pub(crate) fn serving(hosts: &[&str], http: SocketAddr) -> Route {
     route(hosts, RouteState::Serving { http, websocket: None })
 }
 
+/// For a minute.
+pub(crate) fn holding() -> RouteState {
+    RouteState::Holding { message: "Updating sale_extra".to_owned(), until: chrono::Utc::now() + Duration::from_mins(1), seconds: 60 }
+}
+
 pub(crate) fn route(hosts: &[&str], state: RouteState) -> Route {
     Route { instance_id: InstanceId::new(), hosts: hosts.iter().map(ToString::to_string).collect(), title: "The shop".to_owned(), state }
 }
