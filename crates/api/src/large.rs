@@ -18,6 +18,7 @@ use crate::{Problem, coalesce::Coalescer};
 pub(crate) enum LargeRead {
     Environments { organization: OrganizationId },
     ProjectEnvironments { organization: OrganizationId, project: ProjectId },
+    Space { organization: OrganizationId },
     Pipeline { organization: OrganizationId, project: ProjectId, recent_deployments: i64 },
 }
 

@@ -31,6 +31,8 @@ mod request_id;
 mod roles;
 mod router;
 mod servers;
+mod snapshots;
+mod space;
 mod wire;
 
 pub use problem::{Problem, ProblemBody};

@@ -6,7 +6,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
     AppState, accounts, api_keys, branches, deployments, docs, document, environments, events, git, health, instances, large::LargeReads,
-    members, metrics, observe, organizations, pipeline, problem, projects, repositories, roles, servers,
+    members, metrics, observe, organizations, pipeline, problem, projects, repositories, roles, servers, snapshots, space,
 };
 
 /// The API takes no larger body. (A push is not a call of the API.)
@@ -57,6 +57,14 @@ fn api() -> OpenApiRouter<AppState> {
         .routes(routes!(environments::list_of_project, environments::create))
         .routes(routes!(branches::commits_since))
         .routes(routes!(pipeline::pipeline))
+        // snapshots
+        .routes(routes!(snapshots::list, snapshots::create))
+        .routes(routes!(snapshots::estimate))
+        .routes(routes!(snapshots::settings, snapshots::set_settings))
+        .routes(routes!(snapshots::list_of_project))
+        .routes(routes!(snapshots::get, snapshots::update, snapshots::delete))
+        .routes(routes!(snapshots::verify))
+        .routes(routes!(space::show))
         // deployments
         .routes(routes!(deployments::list_of_project))
         .routes(routes!(deployments::deploy))

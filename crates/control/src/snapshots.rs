@@ -8,7 +8,7 @@ use ocore_host::SnapshotEstimate;
 use ocore_model::{
     environment::{EnvironmentStatus, Stage},
     ids::{DataSetId, EnvironmentId, ProjectId, SnapshotId},
-    snapshot::{SnapshotEvent, SnapshotKind, SnapshotStatus},
+    snapshot::{FailurePolicy, SnapshotEvent, SnapshotKind, SnapshotStatus},
 };
 use sqlx::PgConnection;
 
@@ -201,22 +201,32 @@ pub async fn settings(control: &Control, grant: &Grant<ViewSnapshots>, environme
     settings_of(&mut connection, environment.id).await
 }
 
-/// Sets all of them. More may be pinned already than `max_pinned` then allows; they stay.
+/// What of the settings changes; `None` stays.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SettingsPatch {
+    pub auto_enabled: Option<bool>,
+    pub failure_policy: Option<FailurePolicy>,
+    pub max_pinned: Option<i32>,
+    pub retention_days: Option<i32>,
+    pub timeout_seconds: Option<i32>,
+}
+
+/// Changes what is given. More may be pinned already than `max_pinned` then allows; they stay.
 pub async fn set_settings(
     control: &Control,
     grant: &Grant<ManageSnapshots>,
     environment: EnvironmentId,
-    settings: SnapshotSettings,
+    patch: SettingsPatch,
 ) -> Result<SnapshotSettings> {
     let mut fields = Vec::new();
-    let mut within = |field: &str, value: i32, range: std::ops::RangeInclusive<i32>| {
-        if !range.contains(&value) {
+    let mut within = |field: &str, value: Option<i32>, range: std::ops::RangeInclusive<i32>| {
+        if value.is_some_and(|value| !range.contains(&value)) {
             fields.push(FieldError { field: field.to_owned(), message: format!("use {} to {}", range.start(), range.end()) });
         }
     };
-    within("maxPinned", settings.max_pinned, 0..=PINNED_MOST);
-    within("retentionDays", settings.retention_days, RETENTION_DAYS);
-    within("timeoutSeconds", settings.timeout_seconds, TIMEOUT_SECONDS);
+    within("maxPinned", patch.max_pinned, 0..=PINNED_MOST);
+    within("retentionDays", patch.retention_days, RETENTION_DAYS);
+    within("timeoutSeconds", patch.timeout_seconds, TIMEOUT_SECONDS);
     if !fields.is_empty() {
         return Err(Error::Invalid { fields });
     }
@@ -225,7 +235,16 @@ pub async fn set_settings(
     if environment.stage == Stage::Production {
         production(grant)?;
     }
-    settings_of(&mut transaction, environment.id).await?;
+    // Locked, so that of two who change something different neither is lost.
+    store::environments::lock(&mut transaction, environment.id).await?;
+    let before = settings_of(&mut transaction, environment.id).await?;
+    let settings = SnapshotSettings {
+        auto_enabled: patch.auto_enabled.unwrap_or(before.auto_enabled),
+        failure_policy: patch.failure_policy.unwrap_or(before.failure_policy),
+        max_pinned: patch.max_pinned.unwrap_or(before.max_pinned),
+        retention_days: patch.retention_days.unwrap_or(before.retention_days),
+        timeout_seconds: patch.timeout_seconds.unwrap_or(before.timeout_seconds),
+    };
     store::snapshot_settings::set(&mut transaction, environment.id, &settings, control.clock.now()).await?;
     transaction.commit().await?;
     Ok(settings)

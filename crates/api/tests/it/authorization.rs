@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use axum::http::{Method, StatusCode};
 use ocore_control::{api_keys, authorization::Scope, members, projects, roles};
 use ocore_model::{
-    ids::{DeploymentId, EnvironmentId, InstanceId},
+    ids::{DeploymentId, EnvironmentId, InstanceId, SnapshotId},
     permission::{Permission, SystemRole},
     project::ModuleSelection,
 };
@@ -108,6 +108,18 @@ const OPERATIONS: &[(&str, Needs)] = &[
     ("POST /deployments/{id}/cancel", Right("manage:deployments")),
     ("GET /deployments/{id}/logs", Right("view:deployments")),
     ("GET /deployments/{id}/events", Right("view:deployments")),
+    // snapshots
+    ("GET /environments/{id}/snapshots", Right("view:snapshots")),
+    ("POST /environments/{id}/snapshots", Right("manage:snapshots")),
+    ("GET /environments/{id}/snapshots/estimate", Right("view:snapshots")),
+    ("GET /environments/{id}/snapshot-settings", Right("view:snapshots")),
+    ("PUT /environments/{id}/snapshot-settings", Right("manage:snapshots")),
+    ("GET /projects/{projectId}/snapshots", Right("view:snapshots")),
+    ("GET /snapshots/{id}", Right("view:snapshots")),
+    ("PATCH /snapshots/{id}", Right("manage:snapshots")),
+    ("DELETE /snapshots/{id}", Right("manage:snapshots")),
+    ("POST /snapshots/{id}/verify", Right("manage:snapshots")),
+    ("GET /space", Right("view:snapshots")),
     // instances
     ("GET /instances", Right("view:instances")),
     ("POST /instances", Right("manage:instances")),
@@ -159,6 +171,7 @@ impl Things {
         };
         let project = projects::create(control, &scope.grant()?, project).await?;
         let (instance, environment, deployment) = insert_deployed(api, scope, project.id.as_uuid()).await?;
+        let snapshot = insert_snapshot(api, environment).await?;
         Ok(Self(BTreeMap::from([
             ("/members/", member.context("the member")?.id.as_uuid()),
             ("/roles/", role.id.as_uuid()),
@@ -169,6 +182,7 @@ impl Things {
             ("/instances/", instance.as_uuid()),
             ("/environments/", environment.as_uuid()),
             ("/deployments/", deployment.as_uuid()),
+            ("/snapshots/", snapshot.as_uuid()),
         ])))
     }
 
@@ -223,6 +237,23 @@ async fn insert_deployed(api: &TestApi, scope: &Scope, project: Uuid) -> Result<
     .execute(pool)
     .await?;
     Ok((instance, environment, deployment))
+}
+
+/// A snapshot of an environment, as if it had been taken.
+async fn insert_snapshot(api: &TestApi, environment: EnvironmentId) -> Result<SnapshotId> {
+    let snapshot = SnapshotId::new();
+    sqlx::query(
+        "insert into snapshots (id, organization_id, project_id, environment_id, instance_id, server_id, name, kind, status, data_set_id,
+                                branch, stage, odoo_version, taken_at)
+         select $1, environments.organization_id, environments.project_id, environments.id, instances.id, instances.server_id, 'kept',
+                'manual', 'ready', $1, branch, stage, odoo_version, now()
+         from environments join instances on instances.id = environments.instance_id where environments.id = $2",
+    )
+    .bind(snapshot.as_uuid())
+    .bind(environment.as_uuid())
+    .execute(&api.store.control.pool)
+    .await?;
+    Ok(snapshot)
 }
 
 /// A path template with one id in every place.
