@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
 
-use super::{ClientOptions, failure::Failure, http::Api, output::Output, select};
+use super::{ClientOptions, failure::Failure, http::Api, output, output::Output, select};
 
 #[derive(Debug, Subcommand)]
 pub enum EnvironmentCommand {
@@ -39,6 +39,8 @@ pub enum EnvironmentCommand {
     Build { environment: String },
     /// How to log in to its Odoo
     Credentials { environment: String },
+    /// How its snapshots are made and kept
+    SnapshotSettings(super::snapshot::Settings),
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -104,7 +106,11 @@ impl EnvironmentCommand {
             }
             Self::Delete { environment, yes } => {
                 let environment = select::environment(&api, &environment).await?;
-                if !yes && !confirm(&format!("Delete {} with its database and files?", environment["branch"].as_str().unwrap_or_default()))?
+                if !yes
+                    && !output::confirm(&format!(
+                        "Delete {} with its database and files?",
+                        environment["branch"].as_str().unwrap_or_default()
+                    ))?
                 {
                     return Err(Failure::Usage("nothing was deleted".to_owned()).into());
                 }
@@ -127,6 +133,7 @@ impl EnvironmentCommand {
                 let path = format!("/instances/{}/credentials", environment["instanceId"].as_str().unwrap_or_default());
                 output.show(&api.get(&path).await?, &[("Login", "/login"), ("Password", "/password")]);
             }
+            Self::SnapshotSettings(command) => command.run(&api, output).await?,
         }
         Ok(())
     }
@@ -157,12 +164,4 @@ impl Open {
         println!("{url}");
         Ok(())
     }
-}
-
-fn confirm(question: &str) -> Result<bool> {
-    use std::io::IsTerminal;
-    if !std::io::stdin().is_terminal() {
-        return Err(Failure::Usage(format!("{question} There is no terminal to ask at; give --yes")).into());
-    }
-    dialoguer::Confirm::new().with_prompt(question).default(false).interact().context("cannot ask")
 }

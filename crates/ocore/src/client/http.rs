@@ -68,6 +68,10 @@ impl Api {
         self.request(Method::PUT, path, Some(body)).await
     }
 
+    pub async fn patch(&self, path: &str, body: Value) -> Result<Value> {
+        self.request(Method::PATCH, path, Some(body)).await
+    }
+
     pub async fn delete(&self, path: &str) -> Result<Value> {
         self.request(Method::DELETE, path, None).await
     }

@@ -12,6 +12,8 @@ mod output;
 mod profile;
 mod project;
 mod select;
+mod snapshot;
+mod space;
 mod sse;
 
 use anyhow::Result;
@@ -56,6 +58,11 @@ pub enum ClientCommand {
     /// Environments: branches of a project, each with a running Odoo
     #[command(subcommand)]
     Env(environment::EnvironmentCommand),
+    /// Snapshots: what is kept of an environment's data
+    #[command(subcommand)]
+    Snapshot(snapshot::SnapshotCommand),
+    /// The space that environments and snapshots need, alone and shared
+    Space,
     /// Build a branch or commit and bring it live
     Deploy(deployment::Deploy),
     /// List deployments
@@ -86,6 +93,8 @@ pub async fn run(command: ClientCommand, options: ClientOptions) -> Result<()> {
         ClientCommand::Org(command) => command.run(&options, output).await,
         ClientCommand::Project(command) => command.run(&options, output).await,
         ClientCommand::Env(command) => command.run(&options, output).await,
+        ClientCommand::Snapshot(command) => command.run(&options, output).await,
+        ClientCommand::Space => space::show(&options, output).await,
         ClientCommand::Deploy(command) => command.run(&options, output).await,
         ClientCommand::Deployments(command) => command.run(&options, output).await,
         ClientCommand::Deployment(command) => command.run(&options, output).await,

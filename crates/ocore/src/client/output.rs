@@ -2,8 +2,11 @@
 
 use std::io::IsTerminal;
 
+use anyhow::{Context, Result};
 use comfy_table::{ContentArrangement, Table, presets::NOTHING};
 use serde_json::Value;
+
+use super::failure::Failure;
 
 #[derive(Debug, Clone, Copy)]
 pub struct Output {
@@ -58,6 +61,26 @@ impl Output {
     }
 }
 
+/// Asks a person. Without a terminal there is nobody to ask, which is an error that says so.
+pub fn confirm(question: &str) -> Result<bool> {
+    if !std::io::stdin().is_terminal() {
+        return Err(Failure::Usage(format!("{question} There is no terminal to ask at; give --yes")).into());
+    }
+    dialoguer::Confirm::new().with_prompt(question).default(false).interact().context("cannot ask")
+}
+
+/// A number of bytes for people: three digits at most, in powers of 1024.
+pub fn bytes(bytes: u64) -> String {
+    let mut size = bytes as f64;
+    let mut units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"].into_iter();
+    let mut unit = units.next().unwrap_or_default();
+    while size >= 999.5 {
+        let Some(larger) = units.next() else { break };
+        (size, unit) = (size / 1024.0, larger);
+    }
+    if size >= 9.95 || unit == "B" { format!("{size:.0} {unit}") } else { format!("{size:.1} {unit}") }
+}
+
 fn trim_lines(table: &str) -> String {
     table.lines().map(str::trim_end).collect::<Vec<_>>().join("\n")
 }
@@ -71,5 +94,15 @@ fn text(value: Option<&Value>) -> String {
         },
         Some(Value::Array(values)) => values.iter().map(|value| text(Some(value))).collect::<Vec<_>>().join(", "),
         Some(other) => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn bytes_are_short_and_never_four_digits() {
+        let sizes = [0, 999, 1000, 1024, 10_000, 1_048_575, 5 << 20, 40 << 20, 3 << 30, u64::MAX];
+        let texts: Vec<String> = sizes.into_iter().map(super::bytes).collect();
+        assert_eq!(texts, ["0 B", "999 B", "1.0 KiB", "1.0 KiB", "9.8 KiB", "1.0 MiB", "5.0 MiB", "40 MiB", "3.0 GiB", "16384 PiB"]);
     }
 }

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::{failure::Failure, http::Api};
 
-fn one(what: &str, wanted: &str, found: Vec<Value>) -> Result<Value> {
+pub fn one(what: &str, wanted: &str, found: Vec<Value>) -> Result<Value> {
     let mut found = found.into_iter();
     match (found.next(), found.next()) {
         (Some(only), None) => Ok(only),
