@@ -95,7 +95,7 @@ async fn the_last_of_two_pushes_is_what_goes_live() -> Result<()> {
     Ok(())
 }
 
-async fn json_rpc(scene: &Scene, environment: &Value, service: &str, method: &str, arguments: Value) -> Result<Value> {
+pub async fn json_rpc(scene: &Scene, environment: &Value, service: &str, method: &str, arguments: Value) -> Result<Value> {
     let host = environment["autoSubdomain"].as_str().context("no host")?;
     let body =
         json!({ "jsonrpc": "2.0", "method": "call", "id": 1, "params": { "service": service, "method": method, "args": arguments } });

@@ -5,6 +5,7 @@
 mod behaviors;
 mod broken_pushes;
 mod command_line;
+mod copies;
 mod crashes;
 mod journey;
 mod machine_trouble;

@@ -1,0 +1,330 @@
+//! Clones and rollbacks with real data: what of a production is live in its clone (nothing), what comes back with a rollback (everything).
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use ocore_testkit::{
+    Options,
+    module::{write_module, write_page},
+    wait::eventually,
+};
+use serde_json::{Value, json};
+
+use crate::{
+    journey::json_rpc,
+    scene::{DEPLOYMENT_LIMIT, Scene},
+};
+
+/// "the first invoice", as Odoo takes files.
+const INVOICE: &str = "dGhlIGZpcnN0IGludm9pY2U=";
+const TOKEN: &str = "sk_live_0123456789abcdef";
+
+/// Odoo's administrator of one environment.
+struct Admin<'a> {
+    scene: &'a Scene,
+    environment: Value,
+    user: Value,
+    password: Value,
+}
+
+impl<'a> Admin<'a> {
+    async fn of(scene: &'a Scene, branch: &str) -> Result<Self> {
+        let environment = scene.environment(branch).await?;
+        let path = format!("/instances/{}/credentials", environment["instanceId"].as_str().unwrap_or_default());
+        let credentials = scene.owner.get(&path).await?;
+        let password = credentials["password"].clone();
+        let user = json_rpc(scene, &environment, "common", "login", json!(["odoo", credentials["login"], password])).await?;
+        ensure!(user.as_i64().is_some_and(|id| id > 0), "the password that oCore knows is not the one of {branch}'s Odoo: {user}");
+        Ok(Self { scene, environment, user, password })
+    }
+
+    async fn call(&self, model: &str, method: &str, arguments: Value) -> Result<Value> {
+        let arguments = json!(["odoo", self.user, self.password, model, method, arguments]);
+        json_rpc(self.scene, &self.environment, "object", "execute_kw", arguments).await
+    }
+
+    /// The values of one field of all records that match.
+    async fn values(&self, model: &str, domain: Value, field: &str) -> Result<Vec<Value>> {
+        let rows = self.call(model, "search_read", json!([domain, [field]])).await?;
+        Ok(rows.as_array().into_iter().flatten().map(|row| row[field].clone()).collect())
+    }
+
+    async fn parameter(&self, key: &str) -> Result<Value> {
+        self.call("ir.config_parameter", "get_param", json!([key])).await
+    }
+}
+
+/// What a production has that a copy must not have.
+async fn furnish(admin: &Admin<'_>) -> Result<()> {
+    let server = json!([{ "name": "Real", "smtp_host": "smtp.example.com", "smtp_port": 25, "smtp_user": "shop", "smtp_pass": "secret" }]);
+    admin.call("ir.mail_server", "create", server).await?;
+    admin.call("ir.config_parameter", "set_param", json!(["thirdparty.api_token", TOKEN])).await?;
+    let model = admin.values("ir.model", json!([["model", "=", "res.users"]]), "id").await?;
+    let code = "env['res.users.apikeys']._generate('rpc', 'a program', datetime.datetime.now() + datetime.timedelta(days=30))";
+    let action = json!([{ "name": "key", "model_id": model[0], "state": "code", "code": code }]);
+    let action = admin.call("ir.actions.server", "create", action).await?;
+    admin.call("ir.actions.server", "run", json!([[action]])).await?;
+    ensure!(!admin.values("res.users.apikeys", json!([]), "name").await?.is_empty(), "the production has no API key to lose");
+    Ok(())
+}
+
+/// Asks a page again and again until it is told to stop; every answer that was not 200.
+struct Visitor {
+    stop: Arc<AtomicBool>,
+    task: tokio::task::JoinHandle<(usize, Vec<String>)>,
+}
+
+impl Visitor {
+    fn start(scene: &Scene, environment: &Value, path: &'static str) -> Result<Self> {
+        let host = environment["autoSubdomain"].as_str().context("no host")?.to_owned();
+        let url = format!("http://{}{path}", scene.installation.edge_address);
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let task = tokio::spawn(async move {
+            let client = reqwest::Client::new();
+            let (mut answers, mut bad) = (0, Vec::new());
+            while !stopped.load(Ordering::Relaxed) {
+                match client.get(&url).header("host", &host).send().await {
+                    Ok(answer) if answer.status() == 200 => {}
+                    Ok(answer) => bad.push(answer.status().to_string()),
+                    Err(error) => bad.push(error.to_string()),
+                }
+                answers += 1;
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            (answers, bad)
+        });
+        Ok(Self { stop, task })
+    }
+
+    async fn was_served(self) -> Result<()> {
+        self.stop.store(true, Ordering::Relaxed);
+        let (answers, bad) = self.task.await?;
+        ensure!(answers > 0 && bad.is_empty(), "of {answers} answers these were bad: {bad:?}");
+        Ok(())
+    }
+}
+
+async fn clone(scene: &Scene, branch: &str, body: Value) -> Result<(Value, Value)> {
+    let source = scene.environment(branch).await?;
+    let clone = scene.owner.post(&format!("/environments/{}/clone", id(&source)), &body).await?;
+    let deployment = scene.owner.deployments(&clone).await?.first().context("no deployment")?.clone();
+    Ok((clone, deployment))
+}
+
+fn id(value: &Value) -> &str {
+    value["id"].as_str().unwrap_or_default()
+}
+
+async fn snapshots(scene: &Scene, branch: &str) -> Result<Vec<Value>> {
+    let environment = scene.environment(branch).await?;
+    let answer = scene.owner.get(&format!("/environments/{}/snapshots", id(&environment))).await?;
+    Ok(answer["snapshots"].as_array().cloned().unwrap_or_default())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clone_of_a_serving_production_has_nothing_live_and_a_rollback_brings_everything_back() -> Result<()> {
+    let scene = Scene::new(Options::default()).await?;
+    write_module(&scene.repository, "shop", "version 1")?;
+    scene.repository.commit("A shop")?;
+    let push = scene.push("main")?;
+    ensure!(push.success, "{}", push.output);
+    let production = Admin::of(&scene, "main").await?;
+    furnish(&production).await?;
+    let attachment = json!([{ "name": "invoice.txt", "datas": INVOICE }]);
+    production.call("ir.attachment", "create", attachment).await?;
+    production.call("res.partner", "create", json!([{ "name": "Charles Babbage", "email": "charles@example.com" }])).await?;
+
+    // The clone, while somebody uses the production.
+    let visitor = Visitor::start(&scene, &production.environment, "/shop")?;
+    let (clone_of_it, deployment) = clone(&scene, "main", json!({ "targetBranch": "try", "targetType": "staging" })).await?;
+    ensure!(clone_of_it["isNeutralized"] == false && clone_of_it["clonedFromId"] == production.environment["id"], "{clone_of_it}");
+    let ended = scene.owner.ended(&deployment, DEPLOYMENT_LIMIT).await?;
+    ensure!(ended["status"] == "succeeded" && ended["triggerType"] == "clone", "{ended}");
+    visitor.was_served().await?;
+    ensure!(scene.page("try", "/shop").await?.contains("version 1"));
+    let copy = Admin::of(&scene, "try").await?;
+    ensure!(copy.environment["isNeutralized"] == true && copy.environment["environmentType"] == "staging", "{}", copy.environment);
+
+    // Nothing of the production is live in it, and its people and files are there.
+    let hosts = copy.values("ir.mail_server", json!([["active", "=", true]]), "smtp_host").await?;
+    ensure!(!hosts.is_empty() && hosts.iter().all(|host| host == "127.0.0.1"), "{hosts:?}");
+    ensure!(copy.values("res.users.apikeys", json!([]), "name").await?.is_empty(), "an API key of the production works in the copy");
+    ensure!(copy.parameter("web.base.url").await? == copy.environment["url"], "{}", copy.parameter("web.base.url").await?);
+    ensure!(copy.parameter("database.uuid").await? != production.parameter("database.uuid").await?);
+    ensure!(copy.values("res.partner", json!([["name", "=", "Charles Babbage"]]), "name").await?.len() == 1);
+    let datas = copy.values("ir.attachment", json!([["name", "=", "invoice.txt"]]), "datas").await?;
+    ensure!(datas == [json!(INVOICE)], "{datas:?}");
+    let path = format!("/environments/{}/neutralization", id(&copy.environment));
+    let report = scene.owner.get(&path).await?;
+    let facts = report["facts"].as_array().context("no facts")?;
+    ensure!(!facts.is_empty() && facts.iter().all(|fact| fact["holds"] == true), "{report}");
+    let findings = report["findings"].as_array().context("no findings")?;
+    let token = findings.iter().find(|finding| finding["place"].as_str().is_some_and(|place| place.contains("thirdparty.api_token")));
+    ensure!(token.is_some(), "the token of a third party is not in the report: {report}");
+    ensure!(!report.to_string().contains(TOKEN), "the report tells the token");
+    ensure!(report["changes"].is_null(), "there was no copy before");
+
+    // The production has what it had.
+    ensure!(production.parameter("thirdparty.api_token").await? == TOKEN);
+    let hosts = production.values("ir.mail_server", json!([]), "smtp_host").await?;
+    ensure!(hosts == [json!("smtp.example.com")], "{hosts:?}");
+
+    // A push to the clone's branch deploys there, with the data that it has.
+    copy.call("res.partner", "create", json!([{ "name": "Only in the copy" }])).await?;
+    write_page(&scene.repository, "shop", "version of the copy")?;
+    scene.repository.commit("Try something")?;
+    let push = scene.push("try")?;
+    ensure!(push.success, "{}", push.output);
+    ensure!(scene.page("try", "/shop").await?.contains("version of the copy"));
+    let copy = Admin::of(&scene, "try").await?;
+    ensure!(copy.environment["isNeutralized"] == true, "{}", copy.environment);
+    ensure!(copy.values("res.partner", json!([["name", "=", "Only in the copy"]]), "name").await?.len() == 1);
+    ensure!(scene.page("main", "/shop").await?.contains("version 1"));
+
+    // A change that destroys, in the production; and back.
+    write_page(&scene.repository, "shop", "version 2")?;
+    scene.repository.commit("Version 2")?;
+    let push = scene.push("main")?;
+    ensure!(push.success, "{}", push.output);
+    let after = Admin::of(&scene, "main").await?;
+    let doomed = after.values("res.partner", json!([["name", "=", "Charles Babbage"]]), "id").await?;
+    after.call("res.partner", "unlink", json!([doomed])).await?;
+    let invoices = after.values("ir.attachment", json!([["name", "=", "invoice.txt"]]), "id").await?;
+    after.call("ir.attachment", "unlink", json!([invoices])).await?;
+    after.call("res.partner", "create", json!([{ "name": "Written since" }])).await?;
+    let before = snapshots(&scene, "main").await?;
+    let snapshot = before.iter().find(|snapshot| snapshot["kind"] == "automatic").context("no automatic snapshot")?;
+    let path = format!("/environments/{}/rollback", id(&after.environment));
+    let rollback = scene.owner.post(&path, &json!({ "snapshotId": snapshot["id"] })).await?;
+    let ended = scene.owner.ended(&json!({ "id": rollback["deploymentId"] }), DEPLOYMENT_LIMIT).await?;
+    ensure!(ended["status"] == "succeeded" && ended["triggerType"] == "rollback", "{ended}");
+    ensure!(scene.page("main", "/shop").await?.contains("version 1"), "the code of that moment");
+    let back = Admin::of(&scene, "main").await?;
+    ensure!(back.environment["isNeutralized"] == false, "{}", back.environment);
+    ensure!(back.values("res.partner", json!([["name", "=", "Charles Babbage"]]), "name").await?.len() == 1, "the rows of that moment");
+    ensure!(back.values("res.partner", json!([["name", "=", "Written since"]]), "name").await?.is_empty());
+    ensure!(
+        back.values("ir.attachment", json!([["name", "=", "invoice.txt"]]), "datas").await? == [json!(INVOICE)],
+        "the files of that moment"
+    );
+    let logs = scene.owner.get(&format!("/environments/{}/rollback-logs", id(&back.environment))).await?;
+    let safety = logs["rollbackLogs"][0]["safetySnapshotId"].clone();
+    ensure!(safety.is_string() && logs["rollbackLogs"][0]["status"] == "succeeded", "{logs}");
+
+    // What was written since is in the safety snapshot, which the clone's environment gets as a neutralized copy.
+    let body = json!({ "snapshotId": safety, "targetEnvironmentId": copy.environment["id"] });
+    let rollback = scene.owner.post(&path, &body).await?;
+    let ended = scene.owner.ended(&json!({ "id": rollback["deploymentId"] }), DEPLOYMENT_LIMIT).await?;
+    ensure!(ended["status"] == "succeeded", "{ended}");
+    let copy = Admin::of(&scene, "try").await?;
+    ensure!(copy.environment["isNeutralized"] == true, "{}", copy.environment);
+    ensure!(copy.values("res.partner", json!([["name", "=", "Written since"]]), "name").await?.len() == 1);
+    ensure!(copy.values("res.users.apikeys", json!([]), "name").await?.is_empty());
+    let report = scene.owner.get(&format!("/environments/{}/neutralization", id(&copy.environment))).await?;
+    ensure!(report["changes"].is_array(), "there was a copy before: {report}");
+
+    // Another tenant finds none of it.
+    let stranger = scene.installation.owner("eve@example.com", "Elsewhere").await?;
+    let (status, _) = stranger.request(reqwest::Method::POST, &path, Some(&json!({ "snapshotId": snapshot["id"] }))).await?;
+    ensure!(status == 404, "{status}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_in_each_step_of_a_clone_and_of_a_rollback_it_converges_and_leaks_nothing() -> Result<()> {
+    let mut scene = Scene::new(Options::default()).await?;
+    write_module(&scene.repository, "shop", "version 0")?;
+    scene.repository.commit("Version 0")?;
+    let push = scene.push("main")?;
+    ensure!(push.success, "{}", push.output);
+    for step in ["snapshot", "copy", "neutralize", "start"] {
+        kill_in(&mut scene, step).await?;
+        let (clone, deployment) = clone(&scene, "main", json!({ "targetBranch": format!("kill-{step}") })).await?;
+        killed(&mut scene, &deployment, step).await.with_context(|| format!("a clone, killed in {step}"))?;
+        scene.page_says(&format!("kill-{step}"), "/shop", "version 0", Duration::from_secs(20)).await?;
+        ensure!(scene.page("main", "/shop").await?.contains("version 0"));
+        ensure!(snapshots(&scene, "main").await?.iter().all(|snapshot| snapshot["kind"] != "clone"), "the clone's snapshot is still there");
+        scene.owner.delete(&format!("/environments/{}", id(&clone))).await?;
+        scene.settles_to_one_of_each().await.with_context(|| format!("after a clone that was killed in {step}"))?;
+    }
+    write_page(&scene.repository, "shop", "version 1")?;
+    scene.repository.commit("Version 1")?;
+    let push = scene.push("main")?;
+    ensure!(push.success, "{}", push.output);
+    for (number, step) in ["copy", "start", "switch", "verify"].iter().enumerate() {
+        let environment = scene.environment("main").await?;
+        let newest = snapshots(&scene, "main").await?.first().context("no snapshot")?.clone();
+        kill_in(&mut scene, step).await?;
+        let path = format!("/environments/{}/rollback", id(&environment));
+        let rollback = scene.owner.post(&path, &json!({ "snapshotId": newest["id"] })).await?;
+        killed(&mut scene, &json!({ "id": rollback["deploymentId"] }), step)
+            .await
+            .with_context(|| format!("a rollback, killed in {step}"))?;
+        // Each goes back to what the one before took away.
+        let version = format!("version {}", number % 2);
+        scene.page_says("main", "/shop", &version, Duration::from_secs(20)).await.with_context(|| format!("killed in {step}"))?;
+        scene.settles_to_one_of_each().await.with_context(|| format!("after a rollback that was killed in {step}"))?;
+        let settled = eventually(Duration::from_secs(90), async || {
+            let snapshots = snapshots(&scene, "main").await.ok()?;
+            (snapshots.len() == number + 2 && snapshots.iter().all(|snapshot| snapshot["status"] == "ready")).then_some(())
+        })
+        .await;
+        ensure!(settled.is_some(), "after a rollback that was killed in {step}: {:?}", snapshots(&scene, "main").await?);
+    }
+    Ok(())
+}
+
+/// The next server stops in a step, for good.
+async fn kill_in(scene: &mut Scene, step: &str) -> Result<()> {
+    scene.installation.terminate_server().await?;
+    scene.installation.serve(&[("FAILPOINTS", &format!("deploy::{step}=sleep(60000)"))]).await
+}
+
+/// Kills the server in the step and starts it again; the deployment succeeds.
+async fn killed(scene: &mut Scene, deployment: &Value, step: &str) -> Result<()> {
+    let path = format!("/deployments/{}", id(deployment));
+    let begun = eventually(DEPLOYMENT_LIMIT, async || {
+        let current = scene.owner.get(&path).await.ok()?;
+        current["steps"].as_array()?.iter().find(|candidate| candidate["name"] == step && candidate["status"] == "running").map(|_| ())
+    })
+    .await;
+    ensure!(begun.is_some(), "{step} never began: {}", scene.owner.get(&path).await?);
+    scene.installation.kill_server()?;
+    scene.installation.serve(&[]).await?;
+    let ended = scene.owner.ended(deployment, DEPLOYMENT_LIMIT).await?;
+    ensure!(ended["status"] == "succeeded", "{ended}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_neutralize_script_that_fails_keeps_the_copy_from_everybody_and_its_correction_clones_again() -> Result<()> {
+    let scene = Scene::new(Options::default()).await?;
+    write_module(&scene.repository, "shop", "version 0")?;
+    scene.repository.write("neutralize.sql", "update no_such_table set secret = null;\n")?;
+    scene.repository.commit("A shop")?;
+    let push = scene.push("main")?;
+    ensure!(push.success, "{}", push.output);
+    let (clone, deployment) = clone(&scene, "main", json!({ "targetBranch": "try" })).await?;
+    let ended = scene.owner.ended(&deployment, DEPLOYMENT_LIMIT).await?;
+    ensure!(ended["status"] == "failed", "{ended}");
+    let message = ended["errorMessage"].as_str().unwrap_or_default();
+    ensure!(message.contains("neutralize.sql"), "{message}");
+    let answer = scene.installation.through_edge(&clone, "/web/login").await?;
+    ensure!(answer.status() != 200, "a copy that is not harmless is served");
+    scene.settles_to_one_of_each().await?;
+    scene.repository.write("neutralize.sql", "update res_partner set email = null;\n")?;
+    scene.repository.commit("Correct it")?;
+    let push = scene.push("try")?;
+    ensure!(push.success, "{}", push.output);
+    let copy = Admin::of(&scene, "try").await?;
+    ensure!(copy.environment["isNeutralized"] == true, "{}", copy.environment);
+    ensure!(copy.values("res.partner", json!([["email", "!=", false]]), "email").await?.is_empty());
+    Ok(())
+}
