@@ -14,7 +14,7 @@ use ocore_control::{
     store::deployments::{Deployment, Page, Step},
 };
 use ocore_model::{
-    deployment::{DeploymentStatus, StepName, StepStatus, Trigger},
+    deployment::{DataMode, DataOrigin, DeploymentStatus, StepName, StepStatus, Trigger},
     evidence::{Finding, GateEvidence, Risk, SuccessVerdict},
     instance::Color,
     names::InvalidName,
@@ -30,7 +30,7 @@ use crate::{
     extract::{FromPath, FromQuery, Input},
 };
 
-const TAG: &str = "Deployments";
+pub(crate) const TAG: &str = "Deployments";
 const PAGE: i64 = 20;
 const PAGE_MOST: i64 = 100;
 const LINES: i64 = 1000;
@@ -61,13 +61,17 @@ pub(crate) struct DeploymentBody {
     /// What was live when it was asked for.
     previous_commit_sha: Option<String>,
     previous_deployment_id: Option<Uuid>,
-    /// `fresh` or `keep`.
-    data_mode: String,
+    /// What its modules find: nothing (`fresh`), or data (`keep`).
+    #[schema(value_type = String)]
+    data_mode: DataMode,
+    /// Where its data come from.
+    #[schema(value_type = Object)]
+    data_origin: DataOrigin,
     /// The slot that it made live.
     active_color: Option<Color>,
     /// The release.
     image_tag: Option<String>,
-    /// The data as it was before.
+    /// The snapshot that keeps the data as they were before.
     snapshot_id: Option<Uuid>,
     cancel_requested_at: Option<DateTime<Utc>>,
     /// Why it did not succeed, in one sentence.
@@ -107,10 +111,11 @@ impl DeploymentBody {
             commit_message: deployment.commit_message.clone(),
             previous_commit_sha: deployment.previous_commit_sha.as_ref().map(ToString::to_string),
             previous_deployment_id: deployment.previous_deployment_id.map(Uuid::from),
-            data_mode: deployment.data_mode.clone(),
+            data_mode: deployment.data_origin.mode(),
+            data_origin: *deployment.data_origin,
             active_color: deployment.color,
             image_tag: deployment.release.clone(),
-            snapshot_id: deployment.snapshot_data_set_id.map(Uuid::from),
+            snapshot_id: deployment.snapshot_id.map(Uuid::from),
             cancel_requested_at: deployment.cancel_requested_at,
             error_message: deployment.error_message.clone(),
             error_excerpt: deployment.error_excerpt.clone(),

@@ -180,7 +180,7 @@ pub(crate) async fn get(
     answer(StatusCode::OK, &environment, &state)
 }
 
-fn answer(status: StatusCode, environment: &environments::Environment, state: &AppState) -> Result<Response, Problem> {
+pub(crate) fn answer(status: StatusCode, environment: &environments::Environment, state: &AppState) -> Result<Response, Problem> {
     let mut response = crate::large::json_response(body_of(&EnvironmentBody::new(environment, &state.control.settings))?);
     *response.status_mut() = status;
     Ok(response)

@@ -5,8 +5,9 @@ use tower_http::catch_panic::CatchPanicLayer;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
-    AppState, accounts, api_keys, branches, deployments, docs, document, environments, events, git, health, instances, large::LargeReads,
-    members, metrics, observe, organizations, pipeline, problem, projects, repositories, roles, servers, snapshots, space,
+    AppState, accounts, api_keys, branches, clones, deployments, docs, document, environments, events, git, health, instances,
+    large::LargeReads, members, metrics, neutralizations, observe, organizations, pipeline, problem, projects, repositories, roles,
+    rollbacks, servers, snapshots, space,
 };
 
 /// The API takes no larger body. (A push is not a call of the API.)
@@ -54,6 +55,10 @@ fn api() -> OpenApiRouter<AppState> {
         .routes(routes!(environments::update_commit_behavior))
         .routes(routes!(environments::list_deployments))
         .routes(routes!(environments::trigger_build))
+        .routes(routes!(clones::clone))
+        .routes(routes!(neutralizations::report))
+        .routes(routes!(rollbacks::roll_back))
+        .routes(routes!(rollbacks::logs))
         .routes(routes!(environments::list_of_project, environments::create))
         .routes(routes!(branches::commits_since))
         .routes(routes!(pipeline::pipeline))
@@ -72,6 +77,7 @@ fn api() -> OpenApiRouter<AppState> {
         .routes(routes!(deployments::cancel))
         .routes(routes!(deployments::logs))
         .routes(routes!(deployments::follow))
+        .routes(routes!(rollbacks::progress))
         // instances
         .routes(routes!(instances::list, instances::create))
         .routes(routes!(instances::get, instances::update, instances::delete))

@@ -1,8 +1,8 @@
 //! What a push means: branch heads, pending commits, the environments that follow, the deployments that begin.
 
 use ocore_model::{
-    deployment::Trigger,
-    environment::{CommitBehavior, EnvironmentStatus},
+    deployment::{DataOrigin, Trigger},
+    environment::{CommitBehavior, EnvironmentStatus, Stage},
     ids::{DeploymentId, EnvironmentId, InstanceId, ProjectId, UserId},
     names::{BranchName, CommitSha},
     project::stage_for_new_branch,
@@ -12,9 +12,9 @@ use sqlx::PgConnection;
 use crate::{
     Control, Error, Result,
     authorization::{Grant, ViewProjects},
-    deployments, environments,
+    clones, deployments, environments,
     git::{self, Commit},
-    operations,
+    instances, operations,
     store::{
         self,
         branches::PushedProject,
@@ -94,6 +94,13 @@ struct Note<'a> {
 impl Note<'_> {
     async fn gone(&mut self, connection: &mut PgConnection, branch: BranchName) -> Result<PushOutcome> {
         let known = store::branches::set_deleted(connection, self.project.id, branch.as_str()).await?;
+        // Not locked yet: an instance is locked before its environment.
+        let follower = store::environments::find_by_branch(connection, self.project.id, branch.as_str()).await?;
+        if let Some(clone) = follower.filter(|follower| known && follower.auto_destroy_on_merge && follower.cloned_from_id.is_some()) {
+            self.destroy(connection, &clone).await?;
+            let message = format!("{branch} is deleted; so is its environment {}, which was made to go with it", clone.name);
+            return Ok(PushOutcome { branch, environment_id: Some(clone.id), deployment_id: None, message });
+        }
         let environment = store::environments::lock_by_branch(connection, self.project.id, branch.as_str()).await?;
         let message = match &environment {
             Some(environment) if environment.status == EnvironmentStatus::Active => {
@@ -109,9 +116,35 @@ impl Note<'_> {
         Ok(PushOutcome { branch, environment_id: environment.map(|environment| environment.id), deployment_id: None, message })
     }
 
+    /// A clone that goes with its branch. One that has become production stays.
+    async fn destroy(&mut self, connection: &mut PgConnection, clone: &Environment) -> Result<()> {
+        if clone.status == EnvironmentStatus::Active && clone.stage != Stage::Production {
+            instances::remove(connection, clone.organization_id, clone.instance_id).await?;
+            self.wake.push(clone.instance_id);
+        }
+        Ok(())
+    }
+
+    /// The clones of an environment that this push has merged into its branch go.
+    async fn destroy_merged(
+        &mut self,
+        connection: &mut PgConnection,
+        source: &Environment,
+        before: Option<&CommitSha>,
+        after: &CommitSha,
+    ) -> Result<String> {
+        let Some(before) = before else { return Ok(String::new()) };
+        let mut message = String::new();
+        for clone in clones::merged(connection, self.control, self.project.id, source.id, before, after).await? {
+            self.destroy(connection, &clone).await?;
+            message.push_str(&format!("; {} is merged, and its environment goes", clone.branch));
+        }
+        Ok(message)
+    }
+
     async fn moved(&mut self, connection: &mut PgConnection, branch: BranchName, head: &Commit) -> Result<PushOutcome> {
         let known = store::branches::find(connection, self.project.id, branch.as_str()).await?;
-        let nothing_new = known.is_some_and(|known| known.head_sha == head.sha && known.deleted_at.is_none());
+        let nothing_new = known.as_ref().is_some_and(|known| known.head_sha == head.sha && known.deleted_at.is_none());
         if !nothing_new {
             store::branches::set_head(connection, self.project.id, branch.as_str(), head).await?;
         }
@@ -149,7 +182,9 @@ impl Note<'_> {
             store::environments::set_message(connection, environment.id, "").await?;
         }
         let (deployment, message) = self.apply(connection, &environment, head).await?;
-        Ok(outcome(Some(&environment), deployment, format!("{prefix}{message}")))
+        let before = known.as_ref().map(|known| &known.head_sha);
+        let merged = self.destroy_merged(connection, &environment, before, &head.sha).await?;
+        Ok(outcome(Some(&environment), deployment, format!("{prefix}{message}{merged}")))
     }
 
     /// The environment that a branch mapping leads the branch to: it follows this branch from now on. An instance that serves no environment
@@ -192,7 +227,7 @@ impl Note<'_> {
         Ok((environment, format!("new {stage} environment {address}; ")))
     }
 
-    async fn stage(&self, connection: &mut PgConnection, branch: &BranchName) -> Result<ocore_model::environment::Stage> {
+    async fn stage(&self, connection: &mut PgConnection, branch: &BranchName) -> Result<Stage> {
         let production = store::environments::production_of(connection, self.project.id).await?;
         Ok(stage_for_new_branch(branch.as_str(), production.is_some()))
     }
@@ -233,10 +268,10 @@ impl Note<'_> {
         }
         let deployment = deployments::queue(connection, environment, head, self.trigger, self.user).await?;
         self.wake.push(environment.instance_id);
-        let how = match deployments::data_mode(environment) {
-            ocore_model::deployment::DataMode::Fresh => "with a fresh database",
-            ocore_model::deployment::DataMode::Keep if environment.live_commit_sha.is_some() => "with the data that is there",
-            ocore_model::deployment::DataMode::Keep => "for the first time",
+        let how = match deployments::data_origin(environment) {
+            DataOrigin::Fresh => "with a fresh database",
+            _ if environment.live_commit_sha.is_some() => "with the data that is there",
+            _ => "for the first time",
         };
         Ok((Some(deployment), format!("{short} is deployed to {} {how}", self.control.settings.instance_url(&environment.instance_slug))))
     }

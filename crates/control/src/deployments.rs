@@ -4,7 +4,7 @@ use std::{fmt, pin::Pin, str::FromStr, time::Duration};
 
 use futures::{Stream, stream};
 use ocore_model::{
-    deployment::{DataMode, DeploymentStatus, StepName, StepStatus, Trigger},
+    deployment::{DataOrigin, DeploymentStatus, StepName, StepStatus, Trigger},
     environment::{CommitBehavior, EnvironmentStatus, Stage},
     ids::{DeploymentId, EnvironmentId, InstanceId, ProjectId, UserId},
     names::{BranchName, CommitSha},
@@ -25,13 +25,13 @@ use crate::{
     },
 };
 
-/// What a deployment of this environment does to its data. `Keep` means that of the moment when it runs: with nothing live by then, the
-/// database is fresh. So a deployment that waits behind the first one never throws away what the first one made.
-pub fn data_mode(environment: &Environment) -> DataMode {
+/// Where the data of a deployment of this environment come from. `Live` means that of the moment when it runs: with nothing live by then, the
+/// database is fresh, or a clone. So a deployment that waits behind the first one never throws away what the first one made.
+pub fn data_origin(environment: &Environment) -> DataOrigin {
     match (environment.commit_behavior, environment.stage) {
-        (CommitBehavior::CreateNewBuild, Stage::Development) => DataMode::Fresh,
+        (CommitBehavior::CreateNewBuild, Stage::Development) => DataOrigin::Fresh,
         // A fresh database in production or staging would throw away data that somebody entered.
-        _ => DataMode::Keep,
+        _ => DataOrigin::Live,
     }
 }
 
@@ -45,9 +45,24 @@ pub async fn queue(
     user: Option<UserId>,
 ) -> Result<DeploymentId> {
     let open = store::deployments::open_of_environment(connection, environment.id).await?;
-    if let Some(newest) = open.first().filter(|newest| newest.commit_sha == commit.sha) {
+    // A rollback to this commit brings other data, and is no answer.
+    let answers = |data: DataOrigin| matches!(data, DataOrigin::Fresh | DataOrigin::Live | DataOrigin::Environment { .. });
+    if let Some(newest) = open.first().filter(|newest| newest.commit_sha == commit.sha && answers(*newest.data_origin)) {
         return Ok(newest.id);
     }
+    insert(connection, environment, commit, trigger, user, data_origin(environment), true).await
+}
+
+/// Writes a deployment with data from somewhere, and its operation; supersedes older ones of the environment that have changed nothing yet.
+pub(crate) async fn insert(
+    connection: &mut PgConnection,
+    environment: &Environment,
+    commit: &Commit,
+    trigger: Trigger,
+    user: Option<UserId>,
+    data_origin: DataOrigin,
+    keeps_previous: bool,
+) -> Result<DeploymentId> {
     let new = NewDeployment {
         id: DeploymentId::new(),
         organization_id: environment.organization_id,
@@ -63,7 +78,8 @@ pub async fn queue(
         commit_message: commit.message.clone(),
         previous_commit_sha: environment.live_commit_sha.clone(),
         previous_deployment_id: environment.active_deployment_id,
-        data_mode: data_mode(environment),
+        data_origin,
+        keeps_previous,
     };
     store::deployments::insert(connection, &new).await?;
     operations::supersede(connection, environment.id, new.id).await?;

@@ -43,7 +43,7 @@ pub async fn find(control: &Control, grant: &Grant<ViewEnvironments>, id: Enviro
     read(&mut *control.pool.acquire().await?, grant, id).await
 }
 
-async fn read(connection: &mut PgConnection, scope: &Scope, id: EnvironmentId) -> Result<Environment> {
+pub(crate) async fn read(connection: &mut PgConnection, scope: &Scope, id: EnvironmentId) -> Result<Environment> {
     let found = store::environments::find(connection, scope, id).await?;
     found.filter(|environment| environment.status != EnvironmentStatus::Deleted).ok_or(Error::NotFound { what: "environment" })
 }
@@ -200,7 +200,7 @@ pub async fn delete(control: &Control, grant: &Grant<ManageEnvironments>, id: En
     if environment.status != EnvironmentStatus::Active {
         return Ok(environment.status);
     }
-    instances::remove(&mut transaction, grant, environment.instance_id).await?;
+    instances::remove(&mut transaction, grant.organization_id, environment.instance_id).await?;
     transaction.commit().await?;
     operations::wake(control, environment.instance_id).await;
     Ok(EnvironmentStatus::Removing)

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use ocore_host::OdooSettings;
 use ocore_model::{
     environment::Stage,
-    ids::{InstanceId, ProjectId, ServerId},
+    ids::{InstanceId, OrganizationId, ProjectId, ServerId},
     instance::{ControlAction, InstanceEvent, InstanceStatus},
     names::{BranchName, OdooVersion, Slug, slug_from},
 };
@@ -316,7 +316,7 @@ pub async fn control(control: &Control, grant: &Grant<ManageInstances>, id: Inst
 /// Has an instance torn down with all its data, and its environment with it. A second call finds that it is on its way, or done.
 pub async fn delete(control: &Control, grant: &Grant<ManageInstances>, id: InstanceId) -> Result<InstanceStatus> {
     let mut transaction = control.pool.begin().await?;
-    let status = remove(&mut transaction, grant, id).await?.ok_or(Error::NotFound { what: "instance" })?;
+    let status = remove(&mut transaction, grant.organization_id, id).await?.ok_or(Error::NotFound { what: "instance" })?;
     transaction.commit().await?;
     operations::wake(control, id).await;
     Ok(status)
@@ -324,8 +324,8 @@ pub async fn delete(control: &Control, grant: &Grant<ManageInstances>, id: Insta
 
 /// Marks an instance and the environment that it serves, and asks for their end. Returns the instance's status then; `None` when the
 /// organization has no such instance. Locks the instance before the environment, as operations do.
-pub(crate) async fn remove(connection: &mut PgConnection, scope: &Scope, id: InstanceId) -> Result<Option<InstanceStatus>> {
-    let Some(instance) = store::instances::lock(connection, scope.organization_id, id).await? else { return Ok(None) };
+pub(crate) async fn remove(connection: &mut PgConnection, organization: OrganizationId, id: InstanceId) -> Result<Option<InstanceStatus>> {
+    let Some(instance) = store::instances::lock(connection, organization, id).await? else { return Ok(None) };
     if matches!(instance.status, InstanceStatus::Removing | InstanceStatus::Deleted) {
         return Ok(Some(instance.status));
     }
@@ -334,7 +334,7 @@ pub(crate) async fn remove(connection: &mut PgConnection, scope: &Scope, id: Ins
     }
     let to = instance.status.next(InstanceEvent::RemovalRequested)?;
     store::instances::set_status(connection, id, instance.status, to, "it is being deleted").await?;
-    operations::enqueue(connection, scope.organization_id, id, OperationKind::Destroy).await?;
+    operations::enqueue(connection, organization, id, OperationKind::Destroy).await?;
     Ok(Some(to))
 }
 

@@ -2,7 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::state::{IllegalTransition, words};
+use crate::{
+    environment::Stage,
+    ids::{EnvironmentId, ImportId, InstanceId, SnapshotId},
+    state::{IllegalTransition, words},
+};
 
 words! {
     /// Where a deployment is. `Queued` and `Running` are open, the others are ends.
@@ -52,14 +56,23 @@ words! {
         Webhook = "webhook",
         Manual = "manual",
         Api = "api",
+        /// Somebody cloned another environment into this one.
+        Clone = "clone",
+        /// Somebody went back to a snapshot.
+        Rollback = "rollback",
+        /// Somebody brought in the data of an Odoo that ran elsewhere.
+        Import = "import",
     }
 }
 
 words! {
-    /// The nodes of a deployment, in the order in which they run.
+    /// The nodes of a deployment, in the order in which they run. Which of them one has follows from where its data come from
+    /// ([`DataOrigin::steps`]).
     StepName, "deployment step" {
         /// The commit and its submodules, exported from the mirror.
         Checkout = "checkout",
+        /// The data of the environment that is cloned, at one moment, while it serves.
+        Snapshot = "snapshot",
         /// Which modules are installed, which are updated, on which data.
         Plan = "plan",
         /// The immutable release: source, Python environment, addons path.
@@ -68,6 +81,8 @@ words! {
         Copy = "copy",
         /// Odoo installs and updates modules in the new data set.
         Update = "update",
+        /// A raw copy is made harmless, checked and reported on.
+        Neutralize = "neutralize",
         /// The other slot's Odoo starts and is proven by real requests.
         Start = "start",
         /// The edge points to it.
@@ -90,13 +105,71 @@ words! {
     }
 }
 
-/// What a deployment does to the data of the instance.
+/// Where the data come from that a deployment brings its commit live on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum DataOrigin {
+    /// An empty database; modules are installed.
+    Fresh,
+    /// A copy of what is live in the instance; modules are updated. With nothing live, a clone of the environment that this one was cloned
+    /// from, or a fresh database.
+    Live,
+    /// A snapshot, with the release that ran on it. Nothing is updated.
+    Snapshot {
+        snapshot: SnapshotId,
+        /// The instance whose data it holds. Another's are made harmless, unless the target is production.
+        of: InstanceId,
+    },
+    /// The live data of another environment, at the moment when the deployment runs.
+    Environment {
+        environment: EnvironmentId,
+        /// What is taken of it then; removed when the deployment has ended.
+        snapshot: SnapshotId,
+    },
+    /// A backup that came from elsewhere.
+    Import { import: ImportId },
+}
+
+impl DataOrigin {
+    /// Whether the data come into the instance as a raw copy, which is made harmless before anybody reaches it.
+    pub fn is_raw(self, instance: InstanceId, stage: Stage) -> bool {
+        match self {
+            Self::Fresh | Self::Live => false,
+            Self::Snapshot { of, .. } => of != instance && stage != Stage::Production,
+            // There is no clone into production.
+            Self::Environment { .. } => true,
+            Self::Import { .. } => stage != Stage::Production,
+        }
+    }
+
+    /// The steps of a deployment with data from here, in their order.
+    pub fn steps(self, instance: InstanceId, stage: Stage) -> Vec<StepName> {
+        let is_raw = self.is_raw(instance, stage);
+        let needed = |step: StepName| match step {
+            StepName::Checkout | StepName::Plan | StepName::Update => !matches!(self, Self::Snapshot { .. }),
+            StepName::Snapshot => matches!(self, Self::Environment { .. }),
+            StepName::Neutralize => is_raw,
+            StepName::Build | StepName::Copy | StepName::Start | StepName::Switch | StepName::Verify => true,
+        };
+        StepName::ALL.iter().copied().filter(|step| needed(*step)).collect()
+    }
+
+    /// What the modules find.
+    pub fn mode(self) -> DataMode {
+        match self {
+            Self::Fresh => DataMode::Fresh,
+            Self::Live | Self::Snapshot { .. } | Self::Environment { .. } | Self::Import { .. } => DataMode::Keep,
+        }
+    }
+}
+
+/// What a deployment's modules find in the database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DataMode {
-    /// An empty database; modules are installed.
+    /// Nothing; they are installed.
     Fresh,
-    /// A copy of the live data; modules are updated.
+    /// Data; they are updated.
     Keep,
 }
 
@@ -110,4 +183,31 @@ pub struct ModulePlan {
     pub update: Vec<String>,
     /// Why, in words, a line each.
     pub reasons: Vec<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_deployment_has_the_steps_that_its_data_need() {
+        let (own, other) = (InstanceId::new(), InstanceId::new());
+        let words = |origin: DataOrigin, stage| {
+            let words: Vec<&str> = origin.steps(own, stage).into_iter().map(StepName::as_str).collect();
+            words.join(" ")
+        };
+        let usual = "checkout plan build copy update start switch verify";
+        assert_eq!(words(DataOrigin::Fresh, Stage::Production), usual);
+        assert_eq!(words(DataOrigin::Live, Stage::Development), usual);
+        let back = DataOrigin::Snapshot { snapshot: SnapshotId::new(), of: own };
+        assert_eq!(words(back, Stage::Development), "build copy start switch verify");
+        let across = DataOrigin::Snapshot { snapshot: SnapshotId::new(), of: other };
+        assert_eq!(words(across, Stage::Staging), "build copy neutralize start switch verify");
+        assert_eq!(words(across, Stage::Production), "build copy start switch verify");
+        let clone = DataOrigin::Environment { environment: EnvironmentId::new(), snapshot: SnapshotId::new() };
+        assert_eq!(words(clone, Stage::Staging), "checkout snapshot plan build copy update neutralize start switch verify");
+        let import = DataOrigin::Import { import: ImportId::new() };
+        assert_eq!(words(import, Stage::Production), usual);
+        assert_eq!(words(import, Stage::Staging), "checkout plan build copy update neutralize start switch verify");
+    }
 }

@@ -29,7 +29,7 @@ pub struct Scenario {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Seen {
     pub status: String,
-    pub data_mode: String,
+    pub data_origin: String,
     pub commit: String,
 }
 
@@ -136,11 +136,12 @@ impl Scenario {
     }
 
     pub async fn seen(&self, id: DeploymentId) -> Result<Seen> {
-        let row: (String, String, String) = sqlx::query_as("select status, data_mode, commit_sha from deployments where id = $1")
-            .bind(id.as_uuid())
-            .fetch_one(&self.store.control.pool)
-            .await?;
-        Ok(Seen { status: row.0, data_mode: row.1, commit: row.2 })
+        let row: (String, String, String) =
+            sqlx::query_as("select status, data_origin ->> 'kind', commit_sha from deployments where id = $1")
+                .bind(id.as_uuid())
+                .fetch_one(&self.store.control.pool)
+                .await?;
+        Ok(Seen { status: row.0, data_origin: row.1, commit: row.2 })
     }
 }
 

@@ -97,6 +97,10 @@ const OPERATIONS: &[(&str, Needs)] = &[
     ("PUT /environments/{id}/commit-behavior", Right("manage:environments")),
     ("GET /environments/{id}/deployments", Right("view:deployments")),
     ("POST /environments/{id}/trigger-build", Right("manage:deployments")),
+    ("POST /environments/{id}/clone", Right("manage:environments")),
+    ("GET /environments/{id}/neutralization", Right("view:environments")),
+    ("POST /environments/{id}/rollback", Right("manage:deployments")),
+    ("GET /environments/{id}/rollback-logs", Right("view:deployments")),
     ("GET /projects/{projectId}/environments", Right("view:environments")),
     ("POST /projects/{projectId}/environments", Right("manage:environments")),
     ("GET /projects/{projectId}/commits-since", Right("view:projects")),
@@ -108,6 +112,7 @@ const OPERATIONS: &[(&str, Needs)] = &[
     ("POST /deployments/{id}/cancel", Right("manage:deployments")),
     ("GET /deployments/{id}/logs", Right("view:deployments")),
     ("GET /deployments/{id}/events", Right("view:deployments")),
+    ("GET /deployments/{id}/rollback/progress", Right("view:deployments")),
     // snapshots
     ("GET /environments/{id}/snapshots", Right("view:snapshots")),
     ("POST /environments/{id}/snapshots", Right("manage:snapshots")),
@@ -225,8 +230,8 @@ async fn insert_deployed(api: &TestApi, scope: &Scope, project: Uuid) -> Result<
     .await?;
     sqlx::query(
         "insert into deployments (id, organization_id, project_id, environment_id, instance_id, status, trigger_type, branch, commit_sha,
-                                  commit_author, commit_author_email, commit_message, data_mode)
-         values ($1, $2, $3, $4, $5, 'succeeded', 'push', 'main', $6, 'Ada', 'ada@example.com', 'First', 'fresh')",
+                                  commit_author, commit_author_email, commit_message, data_origin)
+         values ($1, $2, $3, $4, $5, 'succeeded', 'push', 'main', $6, 'Ada', 'ada@example.com', 'First', '{\"kind\": \"fresh\"}')",
     )
     .bind(deployment.as_uuid())
     .bind(organization)

@@ -7,7 +7,6 @@ use serde_json::Value;
 
 /// Operations of the contract whose machinery does not exist yet. They are absent: nothing pretends.
 const NOT_BUILT_YET: &[(&str, &str)] = &[
-    ("/environments/{id}/clone", "post"),
     ("/environments/{id}/mail", "get"),
     ("/environments/{id}/promote", "post"),
     ("/projects/{projectId}/test-gates", "get"),

@@ -80,6 +80,24 @@ pub async fn find_commit(control: &Control, project: ProjectId, sha: &CommitSha)
     Ok(commits::named(&mirror, &control.settings, &[sha.to_string()]).await?.pop())
 }
 
+/// Whether the first commit is the second or lies in its history. A commit that the mirror does not have lies in none.
+pub async fn is_ancestor(control: &Control, project: ProjectId, ancestor: &CommitSha, descendant: &CommitSha) -> Result<bool> {
+    let mirror = Mirror::of_project(&control.settings, project).await?;
+    let git = mirror.git(&control.settings, "merge-base")?.args(["--is-ancestor", ancestor.as_str(), descendant.as_str()]);
+    Ok(git.succeeds().await?)
+}
+
+/// Makes a branch at a commit. False when its name clashes with a branch that is there (`a` beside `a/b`), or when it is there at another
+/// commit; there at this one is done.
+pub async fn create_branch(control: &Control, project: ProjectId, branch: &BranchName, commit: &CommitSha) -> Result<bool> {
+    let mirror = Mirror::of_project(&control.settings, project).await?;
+    let input = format!("create {} {commit}\n", commits::branch_ref(branch));
+    if mirror.git(&control.settings, "update-ref")?.arg("--stdin").input(input).succeeds().await? {
+        return Ok(true);
+    }
+    Ok(branch_head(control, project, branch).await?.is_some_and(|head| head.sha == *commit))
+}
+
 /// The commit that a tag names, also through an annotated tag. A name that no tag can have names none.
 pub async fn tag_commit(control: &Control, project: ProjectId, tag: &str) -> Result<Option<Commit>> {
     // Tags and branches are named by the same rules.

@@ -28,7 +28,7 @@ pub use engine::{Engine, Injection};
 
 use self::{
     engine::Outcome,
-    saga::{Execution, Failure, Graph, Operations},
+    saga::{Execution, Failure, Operations},
 };
 use crate::{
     Control, Error, Result,
@@ -37,7 +37,7 @@ use crate::{
 
 /// Of the graphs below. Raise it when a node's name, place or output changes: operations of another version are unwound, not resumed, so
 /// the undo nodes of the version before must stay registered.
-pub const SCHEMA_VERSION: i32 = 1;
+pub const SCHEMA_VERSION: i32 = 2;
 
 /// What an operation does, with its parameters.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,25 +64,26 @@ impl OperationKind {
         }
     }
 
-    fn new_graph(&self) -> Graph {
+    fn registry(&self) -> Arc<ActionRegistry<Operations>> {
         match self {
-            Self::Deploy { .. } => deploy::graph(),
+            Self::Deploy { .. } => deploy::nodes(),
             Self::Control { .. } => control::graph(),
             Self::Destroy => destroy::graph(),
         }
-    }
-
-    fn registry(&self) -> Arc<ActionRegistry<Operations>> {
-        self.new_graph().into_registry()
+        .into_registry()
     }
 
     /// The graph with its parameters, fixed now and for the whole run: nobody else changes the instance while it is held.
     async fn graph(&self, control: &Control, row: &OperationRow) -> Result<(Arc<ActionRegistry<Operations>>, Arc<SagaDag>), Failure> {
-        let graph = self.new_graph();
         Ok(match self {
-            Self::Deploy { deployment_id } => graph.build(self.word(), &deploy::parameters(control, *deployment_id).await?)?,
-            Self::Control { action } => graph.build(self.word(), &control::parameters(control, row.instance_id, *action).await?)?,
-            Self::Destroy => graph.build(self.word(), &destroy::parameters(control, row.instance_id).await?)?,
+            Self::Deploy { deployment_id } => {
+                let parameters = deploy::parameters(control, *deployment_id).await?;
+                deploy::graph(&parameters).build(self.word(), &parameters)?
+            }
+            Self::Control { action } => {
+                control::graph().build(self.word(), &control::parameters(control, row.instance_id, *action).await?)?
+            }
+            Self::Destroy => destroy::graph().build(self.word(), &destroy::parameters(control, row.instance_id).await?)?,
         })
     }
 
@@ -146,7 +147,7 @@ pub async fn enqueue(
     };
     store::operations::insert(connection, new).await?;
     if let Some(deployment) = deployment_id {
-        store::steps::create(connection, deployment).await?;
+        deploy::draw(connection, deployment).await?;
     }
     push_next(connection, instance).await?;
     Ok(id)

@@ -188,7 +188,7 @@ fn unreadable(error: ActionError) -> Failure {
 /// A registry of actions and a graph that grows together with it: an operation's file names each node once, its undo beside it.
 pub(super) struct Graph {
     registry: ActionRegistry<Operations>,
-    nodes: Vec<Node>,
+    nodes: Vec<(&'static str, Node)>,
 }
 
 impl Default for Graph {
@@ -231,15 +231,22 @@ impl Graph {
         graph.then(name, action)
     }
 
+    /// Leaves out the nodes that are not wanted; their actions stay registered.
+    #[must_use]
+    pub(super) fn only(mut self, wanted: impl Fn(&str) -> bool) -> Self {
+        self.nodes.retain(|(name, _)| wanted(name));
+        self
+    }
+
     fn add(&mut self, name: &'static str, action: Arc<dyn Action<Operations>>) {
-        self.nodes.push(Node::action(name, name, &*action));
+        self.nodes.push((name, Node::action(name, name, &*action)));
         self.registry.register(action);
     }
 
     /// The actions by name, and the graph for these parameters: one node after the other.
     pub(super) fn build<P: Serialize>(self, name: &str, parameters: &P) -> Result<(Arc<ActionRegistry<Operations>>, Arc<SagaDag>), Error> {
         let mut builder = DagBuilder::new(SagaName::new(name));
-        for node in self.nodes {
+        for (_, node) in self.nodes {
             builder.append(node);
         }
         let dag = builder.build().map_err(|error| Error::internal("building an operation's graph", error))?;

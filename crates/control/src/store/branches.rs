@@ -49,6 +49,12 @@ pub async fn find_project(connection: &mut PgConnection, scope: &Scope, id: Proj
     .await?)
 }
 
+/// Whether the project's repository is our own, where branches can be made.
+pub async fn is_built_in(connection: &mut PgConnection, id: ProjectId) -> Result<bool> {
+    let kind = sqlx::query_scalar!("select repository_kind from projects where id = $1", id.as_uuid()).fetch_one(connection).await?;
+    Ok(kind == "built_in")
+}
+
 /// A branch as it was when oCore last looked.
 #[derive(Debug, Clone)]
 pub struct Branch {

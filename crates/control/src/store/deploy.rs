@@ -2,13 +2,14 @@
 
 use chrono::{DateTime, Utc};
 use ocore_model::{
-    deployment::{DataMode, DeploymentStatus},
-    ids::{DataSetId, DeploymentId, EnvironmentId, InstanceId, ProjectId},
+    deployment::{DataOrigin, DeploymentStatus},
+    environment::Stage,
+    ids::{DataSetId, DeploymentId, EnvironmentId, InstanceId, ProjectId, SnapshotId},
     instance::{Color, InstanceStatus},
     names::{CommitSha, OdooVersion},
 };
 use serde_json::Value;
-use sqlx::PgConnection;
+use sqlx::{PgConnection, types::Json};
 
 use crate::Result;
 
@@ -17,11 +18,18 @@ use crate::Result;
 pub(crate) struct DeployRow {
     pub project_id: ProjectId,
     pub environment_id: EnvironmentId,
+    pub stage: Stage,
+    /// The data that are live are a copy that was made harmless.
+    pub is_neutralized: bool,
+    /// The environment that this one was cloned from, while it stands.
+    pub cloned_from_id: Option<EnvironmentId>,
     pub instance_id: InstanceId,
+    pub slug: String,
     pub status: DeploymentStatus,
     pub branch: String,
     pub commit_sha: CommitSha,
-    pub data_mode: String,
+    pub data_origin: Json<DataOrigin>,
+    pub keeps_previous: bool,
     pub odoo_version: OdooVersion,
     /// An [`ocore_model::project::ModuleSelection`].
     pub module_selection: Value,
@@ -34,13 +42,17 @@ pub(crate) async fn find(connection: &mut PgConnection, deployment: DeploymentId
     Ok(sqlx::query_as!(
         DeployRow,
         r#"select deployments.project_id as "project_id: ProjectId",
-                  deployments.environment_id as "environment_id: EnvironmentId", deployments.instance_id as "instance_id: InstanceId",
+                  deployments.environment_id as "environment_id: EnvironmentId", environments.stage as "stage: Stage",
+                  environments.is_neutralized, sources.id as "cloned_from_id?: EnvironmentId",
+                  deployments.instance_id as "instance_id: InstanceId", instances.slug,
                   deployments.status as "status: DeploymentStatus", deployments.branch, deployments.commit_sha as "commit_sha: CommitSha",
-                  deployments.data_mode, instances.odoo_version as "odoo_version: OdooVersion", projects.module_selection,
-                  projects.with_demo, instances.settings
+                  deployments.data_origin as "data_origin: Json<DataOrigin>", deployments.keeps_previous,
+                  instances.odoo_version as "odoo_version: OdooVersion", projects.module_selection, projects.with_demo, instances.settings
            from deployments
+               join environments on environments.id = deployments.environment_id
                join instances on instances.id = deployments.instance_id
                join projects on projects.id = deployments.project_id
+               left join environments as sources on sources.id = environments.cloned_from_id and sources.status = 'active'
            where deployments.id = $1"#,
         deployment.as_uuid(),
     )
@@ -67,23 +79,48 @@ pub(crate) async fn set_place(
     deployment: DeploymentId,
     color: Color,
     data_set: DataSetId,
-    snapshot: Option<DataSetId>,
-    data: DataMode,
+    origin: DataOrigin,
 ) -> Result<()> {
-    let data = match data {
-        DataMode::Fresh => "fresh",
-        DataMode::Keep => "keep",
-    };
     sqlx::query!(
-        "update deployments set color = $2, data_set_id = $3, snapshot_data_set_id = $4, data_mode = $5 where id = $1",
+        "update deployments set color = $2, data_set_id = $3, data_origin = $4 where id = $1",
         deployment.as_uuid(),
         color.as_str(),
         data_set.as_uuid(),
-        snapshot.map(DataSetId::as_uuid),
-        data,
+        Json(origin) as _,
     )
     .execute(connection)
     .await?;
+    Ok(())
+}
+
+/// What of another environment's instance is live now, for a copy of it.
+#[derive(Debug, Clone)]
+pub(crate) struct SourceRow {
+    pub name: String,
+    pub instance_id: InstanceId,
+    pub data_set_id: Option<DataSetId>,
+    pub release: Option<String>,
+}
+
+/// `None` when the environment is gone.
+pub(crate) async fn source(connection: &mut PgConnection, environment: EnvironmentId) -> Result<Option<SourceRow>> {
+    Ok(sqlx::query_as!(
+        SourceRow,
+        r#"select environments.name, instances.id as "instance_id: InstanceId", instances.active_data_set_id as "data_set_id: DataSetId",
+                  instances.active_release as release
+           from environments join instances on instances.id = environments.instance_id
+           where environments.id = $1 and environments.status = 'active'"#,
+        environment.as_uuid(),
+    )
+    .fetch_optional(connection)
+    .await?)
+}
+
+/// The snapshot that the deployment brings to life: it is not removed while the deployment is open.
+pub(crate) async fn set_source_snapshot(connection: &mut PgConnection, deployment: DeploymentId, snapshot: SnapshotId) -> Result<()> {
+    sqlx::query!("update deployments set source_snapshot_id = $2 where id = $1", deployment.as_uuid(), snapshot.as_uuid())
+        .execute(connection)
+        .await?;
     Ok(())
 }
 
@@ -250,6 +287,25 @@ pub(crate) struct NewLive<'a> {
     pub status_message: &'a str,
     /// The live slot rests.
     pub updating: bool,
+    /// The data are a copy that was made harmless.
+    pub is_neutralized: bool,
+}
+
+/// Locks an instance for a claim. False when a newer one holds it.
+pub(crate) async fn holds(connection: &mut PgConnection, instance: InstanceId, generation: i64) -> Result<bool> {
+    let held =
+        sqlx::query_scalar!("select id from instances where id = $1 and generation = $2 for no key update", instance.as_uuid(), generation)
+            .fetch_optional(connection)
+            .await?;
+    Ok(held.is_some())
+}
+
+/// Whether the data that are live in the environment are a copy that was made harmless. Written where they become live and nowhere else.
+pub(crate) async fn set_neutralized(connection: &mut PgConnection, environment: EnvironmentId, is_neutralized: bool) -> Result<()> {
+    sqlx::query!("update environments set is_neutralized = $2 where id = $1", environment.as_uuid(), is_neutralized)
+        .execute(connection)
+        .await?;
+    Ok(())
 }
 
 /// Makes a slot, a data set and a release the live ones; an instance that is being removed stays so. False when a newer claim holds the instance.
@@ -382,9 +438,4 @@ pub(crate) async fn set_branch_place(
     .execute(connection)
     .await?;
     Ok(())
-}
-
-/// The label of an instance's host name.
-pub(crate) async fn slug(connection: &mut PgConnection, instance: InstanceId) -> Result<String> {
-    Ok(sqlx::query_scalar!("select slug from instances where id = $1", instance.as_uuid()).fetch_one(connection).await?)
 }

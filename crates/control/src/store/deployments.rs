@@ -2,8 +2,8 @@
 
 use chrono::{DateTime, Utc};
 use ocore_model::{
-    deployment::{DataMode, DeploymentStatus, StepName, StepStatus, Trigger},
-    ids::{DataSetId, DeploymentId, EnvironmentId, InstanceId, OrganizationId, ProjectId, StepId, UserId},
+    deployment::{DataOrigin, DeploymentStatus, StepName, StepStatus, Trigger},
+    ids::{DeploymentId, EnvironmentId, InstanceId, OrganizationId, ProjectId, SnapshotId, StepId, UserId},
     instance::Color,
     names::CommitSha,
 };
@@ -32,12 +32,11 @@ pub struct Deployment {
     pub commit_message: String,
     pub previous_commit_sha: Option<CommitSha>,
     pub previous_deployment_id: Option<DeploymentId>,
-    /// `fresh` or `keep`.
-    pub data_mode: String,
+    pub data_origin: Json<DataOrigin>,
     pub color: Option<Color>,
     pub release: Option<String>,
-    /// The data as it was before.
-    pub snapshot_data_set_id: Option<DataSetId>,
+    /// What keeps the data as they were before.
+    pub snapshot_id: Option<SnapshotId>,
     pub cancel_requested_at: Option<DateTime<Utc>>,
     pub error_message: Option<String>,
     pub error_excerpt: Option<String>,
@@ -74,9 +73,10 @@ macro_rules! select_deployments {
                       users.name as "triggered_by?", deployments.branch, deployments.commit_sha as "commit_sha: CommitSha",
                       deployments.commit_author, deployments.commit_author_email, deployments.commit_message,
                       deployments.previous_commit_sha as "previous_commit_sha: CommitSha",
-                      deployments.previous_deployment_id as "previous_deployment_id: DeploymentId", deployments.data_mode,
+                      deployments.previous_deployment_id as "previous_deployment_id: DeploymentId",
+                      deployments.data_origin as "data_origin: Json<DataOrigin>",
                       deployments.color as "color: Color", deployments.release,
-                      deployments.snapshot_data_set_id as "snapshot_data_set_id: DataSetId", deployments.cancel_requested_at,
+                      deployments.snapshot_id as "snapshot_id: SnapshotId", deployments.cancel_requested_at,
                       deployments.error_message, deployments.error_excerpt, deployments.created_at, deployments.started_at,
                       deployments.completed_at, deployments.updated_at,
                       (select coalesce(jsonb_agg(to_jsonb(deployment_steps) order by sort_order), '[]')
@@ -185,14 +185,17 @@ pub struct NewDeployment {
     pub commit_message: String,
     pub previous_commit_sha: Option<CommitSha>,
     pub previous_deployment_id: Option<DeploymentId>,
-    pub data_mode: DataMode,
+    pub data_origin: DataOrigin,
+    /// What was live before becomes a snapshot, as far as the environment's settings want one.
+    pub keeps_previous: bool,
 }
 
-/// The word of a data mode in the store and in the API.
-pub fn data_mode_word(mode: DataMode) -> &'static str {
-    match mode {
-        DataMode::Fresh => "fresh",
-        DataMode::Keep => "keep",
+impl NewDeployment {
+    fn source_snapshot(&self) -> Option<SnapshotId> {
+        match self.data_origin {
+            DataOrigin::Snapshot { snapshot, .. } => Some(snapshot),
+            _ => None,
+        }
     }
 }
 
@@ -201,8 +204,8 @@ pub async fn insert(connection: &mut PgConnection, new: &NewDeployment) -> Resul
     sqlx::query!(
         "insert into deployments (id, organization_id, project_id, environment_id, instance_id, status, trigger_type, triggered_by, branch,
                                   commit_sha, commit_author, commit_author_email, commit_message, previous_commit_sha,
-                                  previous_deployment_id, data_mode, created_at)
-         values ($1, $2, $3, $4, $5, 'queued', $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, clock_timestamp())",
+                                  previous_deployment_id, data_origin, keeps_previous, source_snapshot_id, created_at)
+         values ($1, $2, $3, $4, $5, 'queued', $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, clock_timestamp())",
         new.id.as_uuid(),
         new.organization_id.as_uuid(),
         new.project_id.as_uuid(),
@@ -217,7 +220,9 @@ pub async fn insert(connection: &mut PgConnection, new: &NewDeployment) -> Resul
         new.commit_message,
         new.previous_commit_sha.as_ref().map(CommitSha::as_str),
         new.previous_deployment_id.map(DeploymentId::as_uuid),
-        data_mode_word(new.data_mode),
+        Json(new.data_origin) as _,
+        new.keeps_previous,
+        new.source_snapshot().map(SnapshotId::as_uuid),
     )
     .execute(connection)
     .await?;
@@ -229,6 +234,7 @@ pub async fn insert(connection: &mut PgConnection, new: &NewDeployment) -> Resul
 pub struct Open {
     pub id: DeploymentId,
     pub commit_sha: CommitSha,
+    pub data_origin: Json<DataOrigin>,
     /// It works on the instance; from then on it runs to its end.
     pub changing: bool,
 }
@@ -237,7 +243,8 @@ pub struct Open {
 pub async fn open_of_environment(connection: &mut PgConnection, environment: EnvironmentId) -> Result<Vec<Open>> {
     Ok(sqlx::query_as!(
         Open,
-        r#"select id as "id: DeploymentId", commit_sha as "commit_sha: CommitSha", changing
+        r#"select id as "id: DeploymentId", commit_sha as "commit_sha: CommitSha",
+                  data_origin as "data_origin: Json<DataOrigin>", changing
            from deployments where environment_id = $1 and status in ('queued', 'running')
            order by created_at desc, id desc"#,
         environment.as_uuid()
@@ -312,7 +319,8 @@ pub async fn stream_after(
                   entries.payload as "payload?: Json<serde_json::Value>"
            from deployments
            left join lateral (
-               (select id as position, kind, payload from events where deployment_id = deployments.id and id > $2 order by id limit $3)
+               (select id as position, kind, payload from events
+                where deployment_id = deployments.id and kind in ('deployment.status', 'deployment.step') and id > $2 order by id limit $3)
                union all
                (select step_log_lines.id, 'line', jsonb_build_object('step', deployment_steps.name, 'text', step_log_lines.text)
                 from step_log_lines join deployment_steps on deployment_steps.id = step_log_lines.step_id

@@ -188,6 +188,49 @@ pub async fn insert(connection: &mut PgConnection, new: &NewEnvironment) -> sqlx
     Ok(())
 }
 
+/// Makes one that was just written a clone of another.
+pub async fn set_clone(
+    connection: &mut PgConnection,
+    id: EnvironmentId,
+    source: EnvironmentId,
+    auto_destroy_on_merge: bool,
+    behavior: CommitBehavior,
+) -> Result<()> {
+    sqlx::query!(
+        "update environments set cloned_from_id = $2, auto_destroy_on_merge = $3, commit_behavior = $4 where id = $1",
+        id.as_uuid(),
+        source.as_uuid(),
+        auto_destroy_on_merge,
+        behavior.as_str(),
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// The clones of an environment that go when their branch is merged into its own. Not locked: who removes one locks it.
+pub async fn clones_to_destroy(connection: &mut PgConnection, source: EnvironmentId) -> Result<Vec<Environment>> {
+    Ok(select_environments!(
+        "where environments.cloned_from_id = $1 and environments.auto_destroy_on_merge and environments.status = 'active'
+            and environments.stage <> 'production'
+         order by environments.created_at, environments.id",
+        source.as_uuid()
+    )
+    .fetch_all(connection)
+    .await?)
+}
+
+/// The one that follows a branch, as [`lock_by_branch`], not locked.
+pub async fn find_by_branch(connection: &mut PgConnection, project: ProjectId, branch: &str) -> Result<Option<Environment>> {
+    Ok(select_environments!(
+        "where environments.project_id = $1 and environments.branch = $2 and environments.status <> 'deleted'",
+        project.as_uuid(),
+        branch
+    )
+    .fetch_optional(connection)
+    .await?)
+}
+
 /// Changes what is given.
 pub async fn rename(
     connection: &mut PgConnection,

@@ -343,6 +343,9 @@ pub(crate) async fn lock_unchanging_of_environment(
            from operations join deployments on deployments.id = operations.deployment_id
            where deployments.environment_id = $1 and deployments.id <> $2 and operations.status in ('queued', 'running')
                and not deployments.changing
+               -- What somebody asked of the data is done before a later push.
+               and (deployments.data_origin ->> 'kind' not in ('snapshot', 'import')
+                    or (select data_origin ->> 'kind' from deployments as newer where newer.id = $2) in ('snapshot', 'import'))
            order by operations.id for update of operations"#,
         environment.as_uuid(),
         except.as_uuid(),

@@ -9,16 +9,26 @@ use sqlx::PgConnection;
 
 use crate::Result;
 
-/// Writes all steps of a deployment, so that the list can be drawn before it runs. A second time changes nothing.
-pub(crate) async fn create(connection: &mut PgConnection, deployment: DeploymentId) -> Result<()> {
-    for (sort_order, name) in StepName::ALL.iter().enumerate() {
+/// Writes the steps that a deployment has, so that the list can be drawn before it runs. Called again, it makes the list what it should be;
+/// what has begun stays.
+pub(crate) async fn create(connection: &mut PgConnection, deployment: DeploymentId, steps: &[StepName]) -> Result<()> {
+    let names: Vec<String> = steps.iter().map(|name| name.as_str().to_owned()).collect();
+    sqlx::query!(
+        "delete from deployment_steps where deployment_id = $1 and status = 'pending' and name <> all ($2)",
+        deployment.as_uuid(),
+        &names
+    )
+    .execute(&mut *connection)
+    .await?;
+    for name in steps {
+        let place = StepName::ALL.iter().position(|step| step == name).unwrap_or_default();
         sqlx::query!(
             "insert into deployment_steps (id, deployment_id, name, sort_order, status) values ($1, $2, $3, $4, 'pending')
              on conflict (deployment_id, name) do nothing",
             StepId::new().as_uuid(),
             deployment.as_uuid(),
             name.as_str(),
-            sort_order as i32,
+            place as i32,
         )
         .execute(&mut *connection)
         .await?;

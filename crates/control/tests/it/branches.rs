@@ -80,7 +80,7 @@ async fn update_previous_build_keeps_the_data() -> Result<()> {
     let sha = scenario.commit("second")?;
     let outcome = scenario.push("main").await?;
     let deployment = scenario.seen(outcome.deployment_id.context("it is deployed")?).await?;
-    assert_eq!((deployment.data_mode.as_str(), deployment.commit), ("keep", sha));
+    assert_eq!((deployment.data_origin.as_str(), deployment.commit), ("live", sha));
     assert!(outcome.message.ends_with(" with the data that is there"), "{}", outcome.message);
     Ok(())
 }
@@ -93,9 +93,9 @@ async fn create_new_build_makes_a_fresh_database_in_development_only() -> Result
     assert_eq!(development.commit_behavior, CommitBehavior::CreateNewBuild);
     behave(&scenario, &production, CommitBehavior::CreateNewBuild).await?;
     scenario.commit("second")?;
-    for (branch, data_mode) in [("feature/x", "fresh"), ("main", "keep")] {
+    for (branch, origin) in [("feature/x", "fresh"), ("main", "live")] {
         let outcome = scenario.push(branch).await?;
-        assert_eq!(scenario.seen(outcome.deployment_id.context("it is deployed")?).await?.data_mode, data_mode, "{branch}");
+        assert_eq!(scenario.seen(outcome.deployment_id.context("it is deployed")?).await?.data_origin, origin, "{branch}");
     }
     Ok(())
 }

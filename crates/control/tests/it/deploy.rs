@@ -4,8 +4,9 @@
 
 use ocore_control::operations::{self, Cancellation, Injection};
 use ocore_model::{
-    deployment::{DeploymentStatus, StepName, StepStatus},
-    ids::{DataSetId, DeploymentId},
+    deployment::{DataOrigin, DeploymentStatus, StepName, StepStatus},
+    environment::Stage,
+    ids::{DeploymentId, SnapshotId},
     instance::Color,
     operation::OperationStatus,
     route::RouteState,
@@ -29,6 +30,7 @@ const NODES: &[&str] = &[
     "deploy::undo_switch",
     "deploy::switch",
     "deploy::verify",
+    "deploy::let_go",
 ];
 /// The calls of the host in which a deployment with kept data can be interrupted.
 const CALLS: &[&str] = &[
@@ -42,7 +44,7 @@ const CALLS: &[&str] = &[
     "start_slot",
     "apply_routes",
     "edge_status",
-    "stop_cluster",
+    "retire_data_set",
 ];
 
 #[tokio::test(flavor = "multi_thread")]
@@ -51,8 +53,9 @@ async fn a_first_deployment_goes_live_with_all_its_steps_and_their_logs() {
     let place = scene.place("main").await;
     let commit = scene.commit(&[("a", "1"), ("b", "1")]).await;
     let engine = scene.engine().await;
-    let deployment = scene.deploy(place, &commit, "keep").await;
-    assert_eq!(scene.steps(deployment).await.len(), StepName::ALL.len(), "the steps can be drawn before they run");
+    let deployment = scene.deploy(place, &commit, "live").await;
+    let drawn: Vec<StepName> = scene.steps(deployment).await.into_iter().map(|(name, _)| name).collect();
+    assert_eq!(drawn, DataOrigin::Live.steps(place.instance, Stage::Development), "the steps can be drawn before they run");
     assert_eq!(scene.ended(deployment).await, DeploymentStatus::Succeeded, "{:?}", scene.message(deployment).await);
     engine.stop().await;
 
@@ -70,27 +73,67 @@ async fn a_first_deployment_goes_live_with_all_its_steps_and_their_logs() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn kept_data_are_updated_in_a_copy_and_the_copy_before_is_kept() {
+async fn kept_data_are_updated_in_a_copy_and_those_before_become_a_snapshot() {
     let scene = Scene::new().await;
     let place = scene.place("main").await;
     scene.live(place, &[("a", "1"), ("b", "1")]).await;
     let first = scene.instance(place).await;
-    let second = update(&scene, place, &[("a", "2"), ("b", "1"), ("c", "1")]).await;
-    assert_eq!(second, DeploymentStatus::Succeeded);
+    let commit = scene.commit(&[("a", "2"), ("b", "1"), ("c", "1")]).await;
+    let deployment = scene.deploy(place, &commit, "live").await;
+    let engine = scene.engine().await;
+    assert_eq!(scene.ended(deployment).await, DeploymentStatus::Succeeded);
+    engine.stop().await;
 
     let row = scene.instance(place).await;
-    assert_eq!((row.active_color.as_deref(), row.previous_data_set_id), (Some("green"), first.active_data_set_id));
+    assert_eq!((row.active_color.as_deref(), row.previous_data_set_id), (Some("green"), None));
     assert_eq!(row.admin_password, first.admin_password);
     let world = scene.world.instance(place.instance);
-    assert_eq!(world.data_sets[&row.live()], ["installed a", "installed b", "installed c", "updated a"]);
-    assert_eq!(world.data_sets[&first.live()], ["installed a", "installed b"]);
+    let updated = done(&["installed a", "installed b", "installed c", "updated a"]);
+    assert_eq!(world.data_sets.iter().collect::<Vec<_>>(), [(&row.live(), &updated)]);
     assert_eq!(world.slots.keys().collect::<Vec<_>>(), [&Color::Green]);
     assert_eq!(world.clusters.iter().collect::<Vec<_>>(), [&row.live()]);
+    let [snapshot] = scene.snapshots(place).await.try_into().unwrap();
+    assert_eq!((snapshot.kind.as_str(), snapshot.status.as_str(), snapshot.data_set_id), ("automatic", "ready", first.live().as_uuid()));
+    assert_eq!(snapshot.release, first.active_release, "the release that ran on them is kept with them");
+    let (manifest, content) = scene.world.snapshot(SnapshotId(snapshot.id)).unwrap();
+    assert_eq!((manifest.data_set, content), (first.live(), done(&["installed a", "installed b"])));
+    let kept: Option<uuid::Uuid> = scene.column("select snapshot_id from deployments where id = $1", deployment.as_uuid()).await;
+    assert_eq!(kept, Some(snapshot.id));
+}
 
-    assert_eq!(update(&scene, place, &[("a", "3"), ("b", "1"), ("c", "1")]).await, DeploymentStatus::Succeeded);
+#[tokio::test(flavor = "multi_thread")]
+async fn without_automatic_snapshots_the_data_before_are_removed() {
+    let scene = Scene::new().await;
+    let place = scene.place("main").await;
+    scene.live(place, &[("a", "1")]).await;
+    sqlx::query(
+        "insert into snapshot_settings (environment_id, auto_enabled, failure_policy, max_pinned, retention_days, timeout_seconds)
+         values ($1, false, 'fail', 5, 7, 600)",
+    )
+    .bind(place.environment.as_uuid())
+    .execute(&scene.control().pool)
+    .await
+    .unwrap();
+    assert_eq!(update(&scene, place, &[("a", "2")]).await, DeploymentStatus::Succeeded);
+    assert_eq!(scene.world.instance(place.instance).data_sets.len(), 1);
+    assert!(scene.snapshots(place).await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn data_that_cannot_be_retired_now_stay_until_they_can() {
+    let scene = Scene::new().await;
+    let place = scene.place("main").await;
+    scene.live(place, &[("a", "1")]).await;
+    let first = scene.instance(place).await;
+    scene.world.trouble("retire_data_set", Trouble::Break("the disk does not answer"));
+    assert_eq!(update(&scene, place, &[("a", "2")]).await, DeploymentStatus::Succeeded, "what is live is live");
+    scene.world.relieve("retire_data_set");
+    let [snapshot] = scene.snapshots(place).await.try_into().unwrap();
+    assert_eq!((snapshot.status.as_str(), snapshot.data_set_id), ("creating", first.live().as_uuid()));
+    ocore_control::reconcilers::run_all(scene.control()).await.unwrap();
     let world = scene.world.instance(place.instance);
-    assert!(!world.data_sets.contains_key(&first.live()), "the data of two deployments ago are gone");
-    assert_eq!(world.data_sets.len(), 2);
+    let kept = world.data_sets.contains_key(&first.live()) || scene.world.snapshot(SnapshotId(snapshot.id)).is_some();
+    assert!(kept, "no reconciler throws away what is to become a snapshot");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -124,7 +167,7 @@ async fn whichever_node_fails_the_world_is_as_before_and_the_next_deployment_goe
         // The first deployment: nothing is there before, nothing is there after.
         let commit = scene.commit(&[("a", "1")]).await;
         for node in NODES {
-            let deployment = fail_at(&scene, place, &commit, "keep", node, repeat_undo).await;
+            let deployment = fail_at(&scene, place, &commit, "live", node, repeat_undo).await;
             let world = scene.world.instance(place.instance);
             assert!(world.data_sets.is_empty() && world.slots.is_empty() && world.clusters.is_empty(), "{node}: {world:?}");
             let row = scene.instance(place).await;
@@ -135,7 +178,7 @@ async fn whichever_node_fails_the_world_is_as_before_and_the_next_deployment_goe
         // A later one: what was live is live again.
         scene.live(place, &[("a", "1")]).await;
         let commit = scene.commit(&[("a", "2")]).await;
-        for data in ["keep", "fresh"] {
+        for data in ["live", "fresh"] {
             for node in NODES {
                 let (row, world) = (scene.instance(place).await, scene.world.instance(place.instance));
                 let route = scene.world.route(place.instance);
@@ -160,15 +203,16 @@ async fn every_node_may_run_twice() {
     scene.live(place, &[("a", "1")]).await;
     let first = scene.instance(place).await;
     let commit = scene.commit(&[("a", "2")]).await;
-    let deployment = scene.deploy(place, &commit, "keep").await;
+    let deployment = scene.deploy(place, &commit, "live").await;
     let engine = scene.engine_with(NODES.iter().map(|node| Injection::Repeat(node)).collect()).await;
     assert_eq!(scene.ended(deployment).await, DeploymentStatus::Succeeded, "{:?}", scene.message(deployment).await);
     engine.stop().await;
     let row = scene.instance(place).await;
     let world = scene.world.instance(place.instance);
     assert_eq!(world.data_sets[&row.live()], ["installed a", "updated a"], "the update ran once on what is live");
-    assert_eq!(row.previous_data_set_id, first.active_data_set_id);
-    assert_eq!((world.data_sets.len(), world.slots.len(), world.clusters.len()), (2, 1, 1));
+    assert_eq!((world.data_sets.len(), world.slots.len(), world.clusters.len()), (1, 1, 1));
+    let [snapshot] = scene.snapshots(place).await.try_into().unwrap();
+    assert_eq!((snapshot.status.as_str(), Some(snapshot.data_set_id)), ("ready", first.active_data_set_id));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -177,14 +221,16 @@ async fn a_deployment_that_was_interrupted_in_any_call_goes_on_at_the_next_start
         let scene = Scene::new().await;
         let place = scene.place("main").await;
         scene.live(place, &[("a", "0")]).await;
+        let mut deployments = 0;
         for (number, call) in CALLS.iter().enumerate() {
-            if matches!(trouble, Trouble::HoldAfter) && !matches!(*call, "build_release" | "create_data_set" | "run_modules" | "start_slot")
+            if matches!(trouble, Trouble::HoldAfter)
+                && !matches!(*call, "build_release" | "create_data_set" | "run_modules" | "start_slot" | "retire_data_set")
             {
                 continue;
             }
             let commit = scene.commit(&[("a", &format!("{}", number + 1))]).await;
             scene.world.trouble(call, trouble.clone());
-            let deployment = scene.deploy(place, &commit, "keep").await;
+            let deployment = scene.deploy(place, &commit, "live").await;
             let engine = scene.engine().await;
             scene.world.held(call).await;
             // The process goes while the call is under way.
@@ -208,10 +254,13 @@ async fn a_deployment_that_was_interrupted_in_any_call_goes_on_at_the_next_start
             assert_eq!(again, expected, "{call}: finished nodes are not repeated, the interrupted one is");
             let row = scene.instance(place).await;
             let world = scene.world.instance(place.instance);
-            assert_eq!((world.data_sets.len(), world.slots.len(), world.clusters.len()), (2, 1, 1), "{call}: {world:?}");
+            assert_eq!((world.data_sets.len(), world.slots.len(), world.clusters.len()), (1, 1, 1), "{call}: {world:?}");
+            deployments += 1;
             let updates = world.data_sets[&row.live()].iter().filter(|done| *done == "updated a").count();
-            let before = world.data_sets[&DataSetId(row.previous_data_set_id.unwrap())].iter().filter(|done| *done == "updated a").count();
-            assert_eq!(updates, before + 1, "{call}: the update ran once on what is live");
+            assert_eq!(updates, deployments, "{call}: the update ran once on what is live");
+            let snapshots = scene.snapshots(place).await;
+            assert_eq!(snapshots.len(), deployments, "{call}: each has kept what was before it, once");
+            assert!(snapshots.iter().all(|snapshot| snapshot.status == "ready"), "{call}: {snapshots:?}");
         }
     }
 }
@@ -242,8 +291,8 @@ async fn a_cancelled_deployment_stops_inside_its_step_and_takes_back_what_it_did
     let commit = scene.commit(&[("a", "2")]).await;
     scene.world.trouble("run_modules", Trouble::Hold);
     let engine = scene.engine().await;
-    let running = scene.deploy(place, &commit, "keep").await;
-    let queued = scene.deploy(place, &commit, "keep").await;
+    let running = scene.deploy(place, &commit, "live").await;
+    let queued = scene.deploy(place, &commit, "live").await;
     scene.world.held("run_modules").await;
     assert_eq!(cancel(&scene, queued).await, Cancellation::Done);
     assert_eq!(scene.status(queued).await, DeploymentStatus::Cancelled);
@@ -267,17 +316,17 @@ async fn a_second_push_supersedes_what_has_changed_nothing_and_waits_for_what_ha
     let commit = scene.commit(&[("a", "2")]).await;
     scene.world.trouble("build_release", Trouble::Hold);
     let engine = scene.engine().await;
-    let building = scene.deploy(place, &commit, "keep").await;
+    let building = scene.deploy(place, &commit, "live").await;
     scene.world.held("build_release").await;
-    let queued = scene.deploy(place, &commit, "keep").await;
-    let newest = scene.deploy(place, &commit, "keep").await;
+    let queued = scene.deploy(place, &commit, "live").await;
+    let newest = scene.deploy(place, &commit, "live").await;
     assert_eq!(supersede(&scene, place, newest).await.len(), 2);
     assert_eq!(scene.ended(building).await, DeploymentStatus::Superseded);
     assert_eq!(scene.ended(queued).await, DeploymentStatus::Superseded);
     scene.world.trouble("run_modules", Trouble::Hold);
     scene.world.relieve("build_release");
     scene.world.held("run_modules").await;
-    let later = scene.deploy(place, &commit, "keep").await;
+    let later = scene.deploy(place, &commit, "live").await;
     assert!(supersede(&scene, place, later).await.is_empty(), "what changes something is not superseded");
     scene.world.relieve("run_modules");
     assert_eq!(scene.ended(newest).await, DeploymentStatus::Succeeded);
@@ -293,7 +342,7 @@ async fn an_undo_that_fails_leaves_the_operation_stuck_until_the_next_start_undo
     let mut before = scene.world.instance(place.instance);
     let row = scene.instance(place).await;
     let commit = scene.commit(&[("a", "2")]).await;
-    let deployment = scene.deploy(place, &commit, "keep").await;
+    let deployment = scene.deploy(place, &commit, "live").await;
     let engine = scene.engine_with(vec![Injection::Fail("deploy::start"), Injection::FailUndo("deploy::undo_copy")]).await;
     assert_eq!(scene.ended(deployment).await, DeploymentStatus::Failed);
     engine.stop().await;
@@ -302,7 +351,7 @@ async fn an_undo_that_fails_leaves_the_operation_stuck_until_the_next_start_undo
     let held = scene.instance(place).await;
     assert_eq!(held.operation_id, Some(operation.as_uuid()), "nobody else touches the instance");
     assert!(held.status_message.contains("attention"), "{}", held.status_message);
-    let waiting = scene.deploy(place, &commit, "keep").await;
+    let waiting = scene.deploy(place, &commit, "live").await;
 
     let engine = scene.engine().await;
     assert_eq!(scene.operation_ended(operation).await, OperationStatus::Failed);
@@ -310,8 +359,9 @@ async fn an_undo_that_fails_leaves_the_operation_stuck_until_the_next_start_undo
     engine.stop().await;
     let after = scene.world.instance(place.instance);
     before.generation = after.generation;
-    assert!(after.data_sets.contains_key(&row.live()));
-    assert_eq!(after.data_sets.len(), 2);
+    assert_eq!(after.data_sets.len(), 1);
+    let snapshots = scene.snapshots(place).await;
+    assert_eq!(snapshots.iter().map(|snapshot| snapshot.data_set_id).collect::<Vec<_>>(), [row.live().as_uuid()]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -323,7 +373,7 @@ async fn an_operation_of_another_version_is_taken_back_and_not_resumed() {
         let (row, mut world) = (scene.instance(place).await, scene.world.instance(place.instance));
         let commit = scene.commit(&[("a", "2")]).await;
         scene.world.trouble(call, Trouble::Hold);
-        let deployment = scene.deploy(place, &commit, "keep").await;
+        let deployment = scene.deploy(place, &commit, "live").await;
         let engine = scene.engine().await;
         scene.world.held(call).await;
         let stopping = tokio::spawn(engine.stop());
@@ -345,9 +395,13 @@ async fn an_operation_of_another_version_is_taken_back_and_not_resumed() {
     }
 }
 
+fn done(done: &[&str]) -> Vec<String> {
+    done.iter().map(|done| (*done).to_owned()).collect()
+}
+
 async fn update(scene: &Scene, place: Place, modules: &[(&str, &str)]) -> DeploymentStatus {
     let commit = scene.commit(modules).await;
-    let deployment = scene.deploy(place, &commit, "keep").await;
+    let deployment = scene.deploy(place, &commit, "live").await;
     let engine = scene.engine().await;
     let status = scene.ended(deployment).await;
     engine.stop().await;

@@ -10,6 +10,7 @@ use ocore_control::{
     pipeline,
 };
 use ocore_model::{
+    deployment::DataOrigin,
     environment::{CommitBehavior, EnvironmentStatus, Stage},
     ids::{EnvironmentId, InstanceId},
     instance::{ControlAction, InstanceStatus},
@@ -174,7 +175,7 @@ async fn a_build_is_triggered_when_something_is_pending_or_failed() -> Result<()
     let sha = scenario.commit("second")?;
     scenario.push("main").await?;
     let deployment = environments::trigger_build(control, &grant, environment.id).await?;
-    assert_eq!((deployment.commit_sha.as_str(), deployment.data_mode.as_str()), (sha.as_str(), "keep"));
+    assert_eq!((deployment.commit_sha.as_str(), *deployment.data_origin), (sha.as_str(), DataOrigin::Live));
     assert_eq!(deployment.previous_commit_sha, environment.live_commit_sha);
     // It is on its way: asking again is answered with it.
     assert_eq!(environments::trigger_build(control, &grant, environment.id).await?.id, deployment.id);

@@ -2,6 +2,7 @@
 
 mod accounts;
 mod branches;
+mod copies;
 mod deploy;
 mod environments;
 mod events;

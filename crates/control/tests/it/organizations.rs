@@ -29,8 +29,8 @@ async fn insert_history(store: &Store, owner: &Owned) -> Result<()> {
         ),
         (
             "insert into deployments (id, organization_id, project_id, environment_id, instance_id, status, trigger_type, branch, commit_sha,
-                                      commit_author, commit_author_email, commit_message, data_mode)
-             values ($1, $2, $3, $4, $5, 'succeeded', 'push', 'main', 'a', 'Ada', 'ada@example.com', 'First', 'fresh')",
+                                      commit_author, commit_author_email, commit_message, data_origin)
+             values ($1, $2, $3, $4, $5, 'succeeded', 'push', 'main', 'a', 'Ada', 'ada@example.com', 'First', '{\"kind\": \"fresh\"}')",
             vec![deployment, organization, project, environment, instance],
         ),
         (

@@ -65,6 +65,17 @@ pub(crate) struct InstanceRow {
     pub operation_id: Option<uuid::Uuid>,
 }
 
+/// A snapshot's row, as far as the tests look at it.
+#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
+pub(crate) struct SnapshotRow {
+    pub id: uuid::Uuid,
+    pub kind: String,
+    pub status: String,
+    pub data_set_id: uuid::Uuid,
+    pub release: Option<String>,
+    pub standing: Option<String>,
+}
+
 impl InstanceRow {
     pub(crate) fn live(&self) -> DataSetId {
         DataSetId(self.active_data_set_id.expect("something is live"))
@@ -160,8 +171,8 @@ impl Scene {
         let mut transaction = self.control().pool.begin().await.unwrap();
         sqlx::query(
             "insert into deployments (id, organization_id, project_id, environment_id, instance_id, status, trigger_type, branch, commit_sha,
-                                      commit_author, commit_author_email, commit_message, data_mode)
-             values ($1, $2, $3, $4, $5, 'queued', 'push', 'main', $6, 'Ada', 'ada@example.com', 'a change', $7)",
+                                      commit_author, commit_author_email, commit_message, data_origin)
+             values ($1, $2, $3, $4, $5, 'queued', 'push', 'main', $6, 'Ada', 'ada@example.com', 'a change', jsonb_build_object('kind', $7::text))",
         )
         .bind(deployment.as_uuid())
         .bind(self.scope.organization_id.as_uuid())
@@ -270,6 +281,18 @@ impl Scene {
         )
         .bind(place.instance.as_uuid())
         .fetch_one(&self.control().pool)
+        .await
+        .unwrap()
+    }
+
+    /// The snapshots of an environment that have not been removed, the oldest first.
+    pub(crate) async fn snapshots(&self, place: Place) -> Vec<SnapshotRow> {
+        sqlx::query_as(
+            "select id, kind, status, data_set_id, release, standing from snapshots
+             where environment_id = $1 and removed_at is null order by created_at, id",
+        )
+        .bind(place.environment.as_uuid())
+        .fetch_all(&self.control().pool)
         .await
         .unwrap()
     }

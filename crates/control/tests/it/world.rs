@@ -175,6 +175,11 @@ impl World {
         self.state().snapshots.get(&snapshot).cloned()
     }
 
+    /// Every snapshot that is there.
+    pub(crate) fn snapshots_taken(&self) -> Vec<SnapshotId> {
+        self.state().snapshots.keys().copied().collect()
+    }
+
     /// Loses a snapshot behind everybody's back.
     pub(crate) fn lose_snapshot(&self, snapshot: SnapshotId) {
         self.state().snapshots.remove(&snapshot);
@@ -628,7 +633,10 @@ impl Host for World {
         self.enter("neutralize", false, Some(&progress.cancel)).await?;
         let data_set = request.data_set.id();
         self.fenced(instance, fence, |world| {
-            world.data_sets.get_mut(&data_set).expect("a raw copy that is there").push("neutralized".to_owned());
+            let done = world.data_sets.get_mut(&data_set).expect("a raw copy that is there");
+            if done.last().is_none_or(|last| last != "neutralized") {
+                done.push("neutralized".to_owned());
+            }
             world.standings.insert(data_set, Standing::Neutralized);
             Ok(())
         })?;

@@ -55,6 +55,11 @@ pub enum NewDataSet {
 }
 
 impl NewDataSet {
+    /// It has to be made harmless before anything serves it.
+    pub fn is_raw(self) -> bool {
+        matches!(self, Self::Raw(_))
+    }
+
     pub fn id(self) -> DataSetId {
         match self {
             Self::Servable(data_set) => data_set.id(),

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand, ValueEnum};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{ClientOptions, failure::Failure, http::Api, output, output::Output, select};
 
@@ -35,12 +35,60 @@ pub enum EnvironmentCommand {
         #[arg(value_enum)]
         behavior: Behavior,
     },
+    /// Make a harmless copy of it, with its live data, on a branch of its own
+    Clone(Clone),
+    /// What was checked and found when its copy was made harmless
+    Neutralization {
+        environment: String,
+        /// A table for a spreadsheet
+        #[arg(long)]
+        csv: bool,
+    },
     /// Build the commits that wait
     Build { environment: String },
     /// How to log in to its Odoo
     Credentials { environment: String },
     /// How its snapshots are made and kept
     SnapshotSettings(super::snapshot::Settings),
+}
+
+#[derive(Debug, Args)]
+pub struct Clone {
+    /// The source; it serves on
+    environment: String,
+    /// The clone's branch, made when the built-in repository does not have it
+    #[arg(long)]
+    branch: Option<String>,
+    #[arg(long = "type", value_enum, default_value = "development")]
+    stage: CloneStage,
+    /// The clone goes when its branch is merged into the source's, or deleted
+    #[arg(long)]
+    auto_destroy: bool,
+    /// Return at once
+    #[arg(long)]
+    no_wait: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum CloneStage {
+    Staging,
+    Development,
+}
+
+impl Clone {
+    async fn run(self, api: &Api, output: Output) -> Result<()> {
+        let source = select::environment(api, &self.environment).await?;
+        let body = json!({ "targetBranch": self.branch, "targetType": word(&self.stage), "autoDestroy": self.auto_destroy });
+        let clone = api.post(&format!("/environments/{}/clone", select::id(&source)), body).await?;
+        let deployments = api.get(&format!("/environments/{}/deployments?limit=1", select::id(&clone))).await?;
+        match deployments["deployments"].get(0) {
+            Some(deployment) if !self.no_wait => super::deployment::follow(api, output, deployment).await,
+            _ => {
+                output.show(&clone, FIELDS);
+                Ok(())
+            }
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -123,6 +171,16 @@ impl EnvironmentCommand {
                 let answer = api.put(&path, json!({ "behavior": word(&behavior) })).await?;
                 output.done(&answer, answer["message"].as_str().unwrap_or("Done."));
             }
+            Self::Clone(clone) => clone.run(&api, output).await?,
+            Self::Neutralization { environment, csv } => {
+                let environment = select::environment(&api, &environment).await?;
+                let path = format!("/environments/{}/neutralization", select::id(&environment));
+                if csv {
+                    print!("{}", api.text(&format!("{path}?format=csv")).await?);
+                } else {
+                    show_neutralization(output, &api.get(&path).await?);
+                }
+            }
             Self::Build { environment } => {
                 let environment = select::environment(&api, &environment).await?;
                 let deployment = api.post(&format!("/environments/{}/trigger-build", select::id(&environment)), json!({})).await?;
@@ -136,6 +194,30 @@ impl EnvironmentCommand {
             Self::SnapshotSettings(command) => command.run(&api, output).await?,
         }
         Ok(())
+    }
+}
+
+fn show_neutralization(output: Output, report: &Value) {
+    let rows = |key: &str| report[key].as_array().cloned().unwrap_or_default();
+    if output.json {
+        println!("{report:#}");
+        return;
+    }
+    for fact in rows("facts") {
+        let mark = if fact["holds"] == true { "✔" } else { "✘" };
+        println!("{mark} {}", fact["statement"].as_str().unwrap_or_default());
+    }
+    let count = |verdict: &str| rows("findings").iter().filter(|finding| finding["verdict"] == verdict).count();
+    println!("\n{} findings handled, {} harmless, {} unknown", count("handled"), count("harmless"), count("unknown"));
+    let unknown: Vec<Value> = rows("findings").into_iter().filter(|finding| finding["verdict"] == "unknown").collect();
+    if !unknown.is_empty() {
+        let columns = [("to look at", "/place"), ("kind", "/kind"), ("module", "/module"), ("rows", "/rows"), ("", "/reason")];
+        output.list(report, &unknown, &columns, "");
+    }
+    let changes = rows("changes");
+    if !changes.is_empty() {
+        println!("\nSince the copy before:");
+        output.list(report, &changes, &[("place", "/place"), ("change", "/change"), ("before", "/before"), ("now", "/after")], "");
     }
 }
 

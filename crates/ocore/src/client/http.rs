@@ -60,6 +60,11 @@ impl Api {
         self.request(Method::GET, path, None).await
     }
 
+    /// An answer that is no JSON.
+    pub async fn text(&self, path: &str) -> Result<String> {
+        self.send(Method::GET, path, None, &[]).await?.text().await.context("the answer broke off")
+    }
+
     pub async fn post(&self, path: &str, body: Value) -> Result<Value> {
         self.request(Method::POST, path, Some(body)).await
     }

@@ -11,6 +11,7 @@ mod organization;
 mod output;
 mod profile;
 mod project;
+mod rollback;
 mod select;
 mod snapshot;
 mod space;
@@ -70,6 +71,10 @@ pub enum ClientCommand {
     /// One deployment: show it, follow it, cancel it
     #[command(subcommand)]
     Deployment(deployment::DeploymentCommand),
+    /// Put an environment back to a snapshot: database, files and release together
+    Rollback(rollback::Rollback),
+    /// List an environment's rollbacks
+    Rollbacks(rollback::Rollbacks),
     /// The log of an environment's Odoo
     Logs(instance::Logs),
     /// Start, stop or restart an environment's Odoo
@@ -98,6 +103,8 @@ pub async fn run(command: ClientCommand, options: ClientOptions) -> Result<()> {
         ClientCommand::Deploy(command) => command.run(&options, output).await,
         ClientCommand::Deployments(command) => command.run(&options, output).await,
         ClientCommand::Deployment(command) => command.run(&options, output).await,
+        ClientCommand::Rollback(command) => command.run(&options, output).await,
+        ClientCommand::Rollbacks(command) => command.run(&options, output).await,
         ClientCommand::Logs(command) => command.run(&options, output).await,
         ClientCommand::Instance(command) => command.run(&options, output).await,
         ClientCommand::Open(command) => command.run(&options, output).await,

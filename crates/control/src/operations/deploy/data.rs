@@ -3,15 +3,18 @@
 use std::sync::Arc;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
-use ocore_host::{DataSource, HostError, RunModules};
+use ocore_host::{DataSource, HostError, NewDataSet, RunModules};
 use ocore_model::{
-    deployment::{DataMode, DeploymentStatus, ModulePlan},
+    deployment::{DataMode, DataOrigin, DeploymentStatus, ModulePlan},
     ids::InstanceId,
     names::ModuleName,
 };
 use rand::{RngExt, distr::Alphanumeric};
 
-use super::step::{Step, UndoStep};
+use super::{
+    Parameters,
+    step::{Step, UndoStep},
+};
 use crate::{
     operations::saga::Failure,
     routes,
@@ -21,13 +24,13 @@ use crate::{
 
 const PASSWORD_LENGTH: usize = 24;
 
-/// A data set of its own: a copy of the live one, which rests from here on, or a fresh one beside it.
-pub(super) async fn copy(step: Arc<Step>) -> Result<((), String), Failure> {
+/// A data set of its own, beside the live one. Where it is a copy of the live one, the live slot rests from here on.
+pub(super) async fn copy(step: Arc<Step>) -> Result<(NewDataSet, String), Failure> {
     let parameters = &step.parameters;
     let control = step.control();
     // From this transaction on a later push waits instead of taking this one's place. The instance is locked first, as everywhere.
     let mut transaction = control.pool.begin().await?;
-    let rests = parameters.live_to_rest().is_some();
+    let rests = parameters.rests_to_copy();
     step.held(store::deploy::set_updating(&mut transaction, parameters.instance, step.fence().generation, rests).await?)?;
     if !store::deploy::begin_changing(&mut transaction, parameters.deployment).await? {
         let standing = store::deploy::standing(&mut transaction, parameters.deployment).await?;
@@ -38,23 +41,38 @@ pub(super) async fn copy(step: Arc<Step>) -> Result<((), String), Failure> {
         routes::raise(&mut transaction, parameters.instance).await?;
     }
     transaction.commit().await?;
-    let source = match parameters.live_to_rest() {
-        Some(live) => {
-            // A page instead of errors while the old Odoo rests. Without it the deployment is as good.
-            step.apply_routes_or_say().await;
-            DataSource::CopyOf(live.data_set)
-        }
-        None => DataSource::Fresh,
-    };
+    if rests {
+        // A page instead of errors while the old Odoo rests. Without it the deployment is as good.
+        step.apply_routes_or_say().await;
+    }
     control.host.create_instance(parameters.instance, step.fence()).await?;
-    control.host.create_data_set(parameters.instance, parameters.data_set, source, step.fence(), step.progress()).await?;
-    let summary = match source {
+    let made = create(&step).await?;
+    let summary = match source(parameters) {
         DataSource::CopyOf(_) => "the live data, copied aside",
         DataSource::Fresh => "an empty database",
-        DataSource::Snapshot { .. } => "a snapshot",
-        DataSource::Import { .. } => "an imported backup",
+        DataSource::Import { .. } => "the data of the backup",
+        DataSource::Snapshot { .. } if made.is_raw() => "a raw copy, in quarantine",
+        DataSource::Snapshot { .. } => "the data of the snapshot",
     };
-    Ok(((), summary.to_owned()))
+    Ok((made, summary.to_owned()))
+}
+
+fn source(parameters: &Parameters) -> DataSource {
+    let as_own = !parameters.is_raw();
+    match parameters.origin {
+        DataOrigin::Fresh => DataSource::Fresh,
+        DataOrigin::Live => parameters.live.as_ref().map_or(DataSource::Fresh, |live| DataSource::CopyOf(live.data_set)),
+        // The instance's own snapshot keeps its standing in any case.
+        DataOrigin::Snapshot { snapshot, of } => DataSource::Snapshot { snapshot, as_own: as_own && of != parameters.instance },
+        DataOrigin::Environment { snapshot, .. } => DataSource::Snapshot { snapshot, as_own: false },
+        DataOrigin::Import { import } => DataSource::Import { import, as_own },
+    }
+}
+
+async fn create(step: &Step) -> Result<NewDataSet, Failure> {
+    let parameters = &step.parameters;
+    let host = &step.control().host;
+    Ok(host.create_data_set(parameters.instance, parameters.data_set, source(parameters), step.fence(), step.progress()).await?)
 }
 
 pub(super) async fn undo_copy(step: Arc<UndoStep>) -> Result<(), Failure> {
@@ -102,8 +120,7 @@ pub(super) async fn update(step: Arc<Step>) -> Result<(Option<String>, String), 
         // Odoo commits module by module: what an interrupted run left is neither the old state nor the new one.
         step.say("this step was interrupted; it begins again with a new copy");
         control.host.remove_data_set(parameters.instance, parameters.data_set, step.fence()).await?;
-        let source = parameters.live_to_rest().map_or(DataSource::Fresh, |live| DataSource::CopyOf(live.data_set));
-        control.host.create_data_set(parameters.instance, parameters.data_set, source, step.fence(), step.progress()).await?;
+        create(&step).await?;
     }
     let password = match plan.data {
         DataMode::Fresh => Some(new_password()),

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use ocore_host::{BuildRelease, ReleaseId, SourceId};
-use ocore_model::deployment::{DataMode, ModulePlan};
+use ocore_host::{BuildRelease, CheckImport, InstalledModule, Release, ReleaseId, Snapshot, SourceId};
+use ocore_model::deployment::{DataMode, DataOrigin, ModulePlan};
 
 use super::{short, step::Step};
 use crate::{
@@ -17,14 +17,19 @@ use crate::{
 
 /// The commit and its submodules as a sealed source tree.
 pub(super) async fn checkout(step: Arc<Step>) -> Result<(SourceId, String), Failure> {
-    let parameters = &step.parameters;
-    step.say(&format!("commit {} of {}", parameters.commit, parameters.branch));
-    let source = git::export(step.control(), parameters.project, &parameters.commit, step.progress()).await?;
-    let modules = match source.modules.len() {
+    let (source, modules) = export(&step).await?;
+    let modules = match modules {
         1 => "1 module".to_owned(),
         count => format!("{count} modules"),
     };
-    Ok((source.id, format!("{} with {modules}", short(&parameters.commit))))
+    Ok((source, format!("{} with {modules}", short(&step.parameters.commit))))
+}
+
+async fn export(step: &Step) -> Result<(SourceId, usize), Failure> {
+    let parameters = &step.parameters;
+    step.say(&format!("commit {} of {}", parameters.commit, parameters.branch));
+    let source = git::export(step.control(), parameters.project, &parameters.commit, step.progress()).await?;
+    Ok((source.id, source.modules.len()))
 }
 
 /// Which modules are installed and updated, on which data.
@@ -35,16 +40,9 @@ pub(super) async fn plan(step: Arc<Step>) -> Result<(ModulePlan, String), Failur
     let source =
         host.find_source(&source).await?.ok_or_else(|| Failure::broken("the source tree has vanished from the server; deploy again"))?;
     let distribution = host.distribution(&parameters.odoo_version).await?;
-    let (release, installed) = match parameters.live_to_rest() {
-        None => (None, Vec::new()),
-        Some(live) => {
-            let release = host.find_release(&live.release).await?;
-            let installed = host.installed_modules(parameters.instance, live.data_set, step.fence()).await?;
-            (release, installed)
-        }
-    };
+    let (release, installed) = found(&step).await?;
     let plan = plan::decide(Situation {
-        data: parameters.data,
+        data: parameters.origin.mode(),
         selection: &parameters.selection,
         source: &source.modules,
         distribution: &distribution,
@@ -57,7 +55,7 @@ pub(super) async fn plan(step: Arc<Step>) -> Result<(ModulePlan, String), Failur
     }
     let json = serde_json::to_value(&plan).map_err(|error| Error::internal("writing a plan", error))?;
     store::deploy::set_plan(&mut *step.control().pool.acquire().await?, parameters.deployment, &json).await?;
-    let summary = match (parameters.data, plan.install.len(), plan.update.len()) {
+    let summary = match (plan.data, plan.install.len(), plan.update.len()) {
         (DataMode::Fresh, install, _) => format!("a fresh database with {install} to install"),
         (DataMode::Keep, 0, 0) => "nothing to install or update".to_owned(),
         (DataMode::Keep, install, update) => format!("{update} to update, {install} to install"),
@@ -65,16 +63,53 @@ pub(super) async fn plan(step: Arc<Step>) -> Result<(ModulePlan, String), Failur
     Ok((plan, summary))
 }
 
-/// The immutable release. Nothing of the instance has been touched yet.
+/// What the data hold that the commit comes live on: the modules, and the release that ran on them, where that is known.
+async fn found(step: &Step) -> Result<(Option<Release>, Vec<InstalledModule>), Failure> {
+    let parameters = &step.parameters;
+    let host = &step.control().host;
+    match parameters.origin {
+        DataOrigin::Fresh | DataOrigin::Snapshot { .. } => Ok((None, Vec::new())),
+        DataOrigin::Live => {
+            let Some(live) = &parameters.live else { return Ok((None, Vec::new())) };
+            let installed = host.installed_modules(parameters.instance, live.data_set, step.fence()).await?;
+            Ok((host.find_release(&live.release).await?, installed))
+        }
+        DataOrigin::Environment { .. } => {
+            let taken: Snapshot = step.context.output("deploy::snapshot")?;
+            let release = match &taken.release {
+                Some(release) => host.find_release(release).await?,
+                None => None,
+            };
+            Ok((release, taken.modules))
+        }
+        DataOrigin::Import { import } => {
+            let request = CheckImport { import, odoo_version: parameters.odoo_version.clone(), release: None };
+            Ok((None, host.check_import(request, step.progress()).await?.modules))
+        }
+    }
+}
+
+/// The immutable release. Nothing of the instance has been touched yet. A snapshot's own release is still there as a rule.
 pub(super) async fn build(step: Arc<Step>) -> Result<(ReleaseId, String), Failure> {
     let parameters = &step.parameters;
-    let request = BuildRelease {
-        source: step.context.output("deploy::checkout")?,
-        odoo_version: parameters.odoo_version.clone(),
-        isolation_key: parameters.project.to_string(),
+    let host = &step.control().host;
+    let kept = match parameters.restored.as_ref().and_then(|restored| restored.release.as_ref()) {
+        Some(release) => host.find_release(release).await?,
+        None => None,
     };
-    let release = step.control().host.build_release(request, step.progress()).await?;
+    let (release, how) = match kept {
+        Some(release) => (release, "of the snapshot"),
+        None => {
+            let source = match parameters.origin {
+                DataOrigin::Snapshot { .. } => export(&step).await?.0,
+                _ => step.context.output("deploy::checkout")?,
+            };
+            let request =
+                BuildRelease { source, odoo_version: parameters.odoo_version.clone(), isolation_key: parameters.project.to_string() };
+            (host.build_release(request, step.progress()).await?, "")
+        }
+    };
     store::deploy::set_release(&mut *step.control().pool.acquire().await?, parameters.deployment, &release.id.0).await?;
-    let summary = format!("release {}", release.id.0.get(..12).unwrap_or(&release.id.0));
-    Ok((release.id, summary))
+    let summary = format!("release {} {how}", release.id.0.get(..12).unwrap_or(&release.id.0));
+    Ok((release.id, summary.trim_end().to_owned()))
 }

@@ -4,12 +4,18 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use backon::{ExponentialBuilder, Retryable};
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
-use ocore_host::{Fence, HostError, ReleaseId, ServableDataSet, SlotSpec};
-use ocore_model::{instance::InstanceStatus, names::CommitSha};
+use ocore_host::{Fence, HostError, ReleaseId, SlotSpec};
+use ocore_model::{
+    deployment::{DataOrigin, StepName},
+    instance::InstanceStatus,
+    names::CommitSha,
+};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Live, Parameters, prove, short,
+    Parameters, prove,
+    quarantine::{self, Released},
+    short, snapshot,
     step::{Step, UndoStep},
 };
 use crate::{
@@ -29,16 +35,26 @@ pub(super) struct Addresses {
     websocket: Option<SocketAddr>,
 }
 
-/// The other colour starts on the new data and is proven by real requests.
+/// The other colour starts on the new data and is proven by real requests. Where the new data are older ones, the old slot rests from here on:
+/// what somebody wrote there from now on would be lost.
 pub(super) async fn start(step: Arc<Step>) -> Result<(Addresses, String), Failure> {
     let parameters = &step.parameters;
+    let control = step.control();
+    if let Some(live) = parameters.live_to_rest().filter(|_| !parameters.rests_to_copy()) {
+        let mut transaction = control.pool.begin().await?;
+        step.held(store::deploy::set_updating(&mut transaction, parameters.instance, step.fence().generation, true).await?)?;
+        routes::raise(&mut transaction, parameters.instance).await?;
+        transaction.commit().await?;
+        step.apply_routes_or_say().await;
+        control.host.stop_slot(parameters.instance, live.color, step.fence()).await?;
+    }
     let slot = SlotSpec {
         color: parameters.color,
-        data_set: ServableDataSet::proven(parameters.data_set),
+        data_set: quarantine::servable(&step)?,
         release: step.context.output("deploy::build")?,
         settings: parameters.settings.clone(),
     };
-    let running = step.control().host.start_slot(parameters.instance, slot, step.fence(), step.progress()).await?;
+    let running = control.host.start_slot(parameters.instance, slot, step.fence(), step.progress()).await?;
     Ok((Addresses { http: running.http, websocket: running.websocket }, format!("{} answers", parameters.color)))
 }
 
@@ -56,8 +72,7 @@ pub(super) async fn switch(step: Arc<Step>) -> Result<((), String), Failure> {
     let control = step.control();
     let addresses: Addresses = step.context.output("deploy::start")?;
     let release: ReleaseId = step.context.output("deploy::build")?;
-    let new_password: Option<String> = step.context.output("deploy::update")?;
-    let password = unsealable(new_password.as_ref().or(parameters.live.as_ref().and_then(|live| live.admin_password.as_ref())))?;
+    let password = unsealable(password(&step)?.as_ref())?;
     let live = NewLive {
         color: Some(parameters.color),
         data_set: Some(parameters.data_set),
@@ -65,13 +80,14 @@ pub(super) async fn switch(step: Arc<Step>) -> Result<((), String), Failure> {
         deployment: Some(parameters.deployment),
         http: Some(addresses.http.to_string()),
         websocket: addresses.websocket.map(|address| address.to_string()),
-        previous_data_set: parameters.live.as_ref().map(|live| live.data_set),
+        previous_data_set: None,
         admin_password: password.as_deref(),
         status: InstanceStatus::Running,
         status_message: "",
         updating: false,
+        is_neutralized: parameters.becomes_neutralized(),
     };
-    step.held(set_live(control, step.fence(), parameters, &live, Some(&parameters.commit)).await?)?;
+    step.held(set_live(control, step.fence(), parameters, &live, Some(&parameters.commit), Direction::Forward).await?)?;
     routes::apply(control).await?;
     Ok(((), format!("{} is live", short(&parameters.commit))))
 }
@@ -94,18 +110,19 @@ pub(super) async fn undo_switch(step: Arc<UndoStep>) -> Result<(), Failure> {
         status_message: &parameters.was_message,
         // Where the old slot rests, `undo_copy` starts it.
         updating: parameters.live_to_rest().is_some(),
+        is_neutralized: old.is_some_and(|live| live.is_neutralized),
     };
-    step.held(set_live(control, step.fence(), parameters, &live, old.and_then(|live| live.commit.as_ref())).await?)?;
+    let commit = old.and_then(|live| live.commit.as_ref());
+    step.held(set_live(control, step.fence(), parameters, &live, commit, Direction::Back).await?)?;
     routes::apply(control).await?;
     Ok(())
 }
 
-/// It answers through the edge as a browser would reach it; then the old slot is let go.
+/// It answers through the edge as a browser would reach it.
 pub(super) async fn verify(step: Arc<Step>) -> Result<((), String), Failure> {
     let parameters = &step.parameters;
     let control = step.control();
-    let slug = store::deploy::slug(&mut *control.pool.acquire().await?, parameters.instance).await?;
-    let host_name = format!("{slug}.{}", control.settings.base_domain);
+    let host_name = format!("{}.{}", parameters.slug, control.settings.base_domain);
     let ask = || async {
         let generation = store::routes::generation(&mut *control.pool.acquire().await?, control.server_id).await?;
         let status = control.host.edge_status().await?;
@@ -121,40 +138,70 @@ pub(super) async fn verify(step: Arc<Step>) -> Result<((), String), Failure> {
         .notify(|failure, _| step.say(&failure.message))
         .await?;
     step.say(&format!("{host_name} answers {answered} through the edge"));
-    if let Some(live) = &parameters.live {
-        let_go(&step, live).await;
-    }
     Ok(((), format!("{host_name} answers")))
 }
 
-/// The old slot, drained; and the data set that is now two deployments old. What cannot be removed now, the reconciler removes later.
-pub(super) async fn let_go(step: &Step, old: &Live) {
+/// The old slot, drained; its data, kept as a snapshot or removed; and what was taken of a source. Nothing here takes the deployment back: what
+/// cannot be done now, the reconcilers do later.
+pub(super) async fn let_go(step: Arc<Step>) -> Result<(), Failure> {
     let parameters = &step.parameters;
     let (control, fence) = (step.control(), step.fence());
-    if let Some(http) = old.http.as_deref().and_then(|address| address.parse().ok()) {
-        prove::drain(control, parameters.instance, http).await;
-    }
-    let letting_go = async {
-        control.host.stop_slot(parameters.instance, old.color, fence).await?;
-        control.host.stop_cluster(parameters.instance, old.data_set, fence).await?;
-        if let Some(older) = old.previous_data_set {
-            control.host.remove_data_set(parameters.instance, older, fence).await?;
+    if let Some(old) = &parameters.live {
+        if let Some(http) = old.http.as_deref().and_then(|address| address.parse().ok()) {
+            prove::drain(control, parameters.instance, http).await;
         }
-        Ok::<(), HostError>(())
-    };
-    if let Err(error) = letting_go.await {
-        step.say(&format!("what was live before could not be let go completely: {error}"));
+        let letting_go = async {
+            control.host.stop_slot(parameters.instance, old.color, fence).await?;
+            snapshot::retire(&step, old).await?;
+            // Of versions that kept the data before as they were.
+            if let Some(older) = old.previous_data_set {
+                control.host.remove_data_set(parameters.instance, older, fence).await?;
+            }
+            Ok::<(), Error>(())
+        };
+        if let Err(error) = letting_go.await {
+            tracing::warn!(%error, deployment = %parameters.deployment, "what was live before could not be let go completely; the reconcilers do it");
+        }
     }
+    if let Err(error) = snapshot::remove_taken(control, parameters).await {
+        tracing::warn!(%error, deployment = %parameters.deployment, "the snapshot that a clone was made from could not be removed; the reconcilers do it");
+    }
+    Ok(())
+}
+
+/// The password of the new data's `admin`, as far as oCore knows it: sealed, in base64.
+fn password(step: &Step) -> Result<Option<String>, Failure> {
+    let parameters = &step.parameters;
+    let before = || parameters.live.as_ref().and_then(|live| live.admin_password.clone());
+    if step.has(StepName::Neutralize) {
+        return Ok(Some(step.context.output::<Released>("deploy::neutralize")?.admin_password));
+    }
+    match parameters.origin {
+        DataOrigin::Fresh | DataOrigin::Live => Ok(step.context.output::<Option<String>>("deploy::update")?.or_else(before)),
+        DataOrigin::Snapshot { of, .. } if of == parameters.instance => {
+            Ok(parameters.restored.as_ref().and_then(|restored| restored.admin_password.clone()))
+        }
+        // Production has taken over data whose password only their owner knows.
+        DataOrigin::Snapshot { .. } | DataOrigin::Import { .. } | DataOrigin::Environment { .. } => Ok(None),
+    }
+}
+
+/// Whether a deployment goes live or is taken back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Direction {
+    Forward,
+    Back,
 }
 
 /// Writes what is live, the commit that the environment then has and the route, in one transaction. False when a newer claim holds the
 /// instance.
-pub(super) async fn set_live(
+async fn set_live(
     control: &Control,
     fence: Fence,
     parameters: &Parameters,
     live: &NewLive<'_>,
     commit: Option<&CommitSha>,
+    direction: Direction,
 ) -> Result<bool, Failure> {
     loop {
         let head =
@@ -166,6 +213,15 @@ pub(super) async fn set_live(
         };
         let now = control.clock.now();
         let mut transaction = control.pool.begin().await?;
+        // The instance is locked first, as everywhere.
+        if !store::deploy::holds(&mut transaction, parameters.instance, fence.generation).await? {
+            return Ok(false);
+        }
+        match (direction, parameters.keeps) {
+            (Direction::Forward, _) => snapshot::announce(&mut transaction, control, parameters).await?,
+            (Direction::Back, Some(keeps)) => store::snapshots::withdraw(&mut transaction, keeps).await?,
+            (Direction::Back, None) => {}
+        }
         if !store::deploy::set_live(&mut transaction, parameters.instance, fence.generation, live.clone(), now).await? {
             return Ok(false);
         }
@@ -177,6 +233,7 @@ pub(super) async fn set_live(
         let pending_commit = head.as_ref().filter(|head| Some(*head) != commit);
         let count = i32::try_from(pending).unwrap_or(i32::MAX);
         store::deploy::set_branch_place(&mut transaction, parameters.environment, commit, count, pending_commit, now).await?;
+        store::deploy::set_neutralized(&mut transaction, parameters.environment, live.is_neutralized).await?;
         routes::raise(&mut transaction, parameters.instance).await?;
         transaction.commit().await?;
         return Ok(true);

@@ -12,6 +12,7 @@ use super::Parameters;
 use crate::{
     Control, Error, Result,
     operations::saga::{Failure, FailureKind, NodeContext, failpoint},
+    reconcilers::Quiet,
     routes,
     steps::StepLog,
     store,
@@ -21,7 +22,7 @@ use crate::{
 pub(super) struct Step {
     pub(super) context: NodeContext,
     pub(super) parameters: Parameters,
-    pub(super) log: Arc<StepLog>,
+    log: Arc<dyn LogSink>,
     /// It has begun before, in a process that died or lost the operation.
     pub(super) again: bool,
 }
@@ -39,6 +40,11 @@ impl Step {
         Progress { log: self.log.clone(), cancel: self.context.execution().cancel.clone() }
     }
 
+    /// Whether the deployment has this step.
+    pub(super) fn has(&self, step: StepName) -> bool {
+        self.parameters.origin.steps(self.parameters.instance, self.parameters.stage).contains(&step)
+    }
+
     pub(super) fn say(&self, text: &str) {
         self.log.line(text);
     }
@@ -52,6 +58,21 @@ impl Step {
         if let Err(error) = routes::apply(self.control()).await {
             self.say(&format!("the edge shows no page for the update: {error}"));
         }
+    }
+}
+
+/// Makes a function the node after the last step: it has no row, since the deployment is live, and cannot fail.
+pub(super) fn last<Do, Doing>(action: Do) -> impl Fn(NodeContext) -> BoxFuture<'static, Result<(), Failure>> + Clone + Send + Sync + 'static
+where
+    Do: Fn(Arc<Step>) -> Doing + Clone + Send + Sync + 'static,
+    Doing: Future<Output = Result<(), Failure>> + Send + 'static,
+{
+    move |context| {
+        let action = action.clone();
+        Box::pin(async move {
+            let parameters: Parameters = context.parameters()?;
+            action(Arc::new(Step { context, parameters, log: Arc::new(Quiet), again: false })).await
+        })
     }
 }
 
@@ -116,7 +137,7 @@ impl UndoStep {
     }
 
     pub(super) fn progress(&self) -> Progress {
-        Progress { log: Arc::new(crate::reconcilers::Quiet), cancel: self.context.execution().halt.clone() }
+        Progress { log: Arc::new(Quiet), cancel: self.context.execution().halt.clone() }
     }
 
     #[expect(clippy::unused_self, reason = "reads as a sentence")]

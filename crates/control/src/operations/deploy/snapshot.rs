@@ -1,0 +1,128 @@
+//! The node that takes a snapshot of the environment that is cloned, and what becomes of the data that were live before.
+
+use std::sync::Arc;
+
+use ocore_host::{HostError, Snapshot, TakeSnapshot};
+use ocore_model::{deployment::DataOrigin, ids::SnapshotId, snapshot::SnapshotKind};
+use sqlx::PgConnection;
+
+use super::{
+    Live, Parameters,
+    step::{Step, UndoStep},
+};
+use crate::{
+    Control, Error, Result,
+    operations::saga::Failure,
+    store::{self, snapshots::NewSnapshot},
+};
+
+/// How often the source's data are looked for again when a deployment there has put others in their place meanwhile.
+const TRIES: usize = 5;
+
+/// The source's live data at one moment; it serves on. An operation of its own may hold it.
+pub(super) async fn take(step: Arc<Step>) -> Result<(Snapshot, String), Failure> {
+    let (parameters, control) = (&step.parameters, step.control());
+    let DataOrigin::Environment { environment, snapshot } = parameters.origin else {
+        return Err(Failure::broken("only a clone takes a snapshot of another environment"));
+    };
+    let new = NewSnapshot {
+        id: snapshot,
+        environment,
+        name: &format!("clone into {}", parameters.branch),
+        kind: SnapshotKind::Clone,
+        retires: false,
+        made_by: Some(parameters.deployment),
+        created_by: None,
+    };
+    let mut transaction = control.pool.begin().await?;
+    if store::snapshots::insert_of_live(&mut transaction, new, control.clock.now()).await? {
+        // From now on nobody removes it, also when its environment is deleted.
+        store::deploy::set_source_snapshot(&mut transaction, parameters.deployment, snapshot).await?;
+    }
+    transaction.commit().await?;
+    let gone = || Failure::rejected("the environment to clone has no live data any more; deploy it first");
+    for _ in 0..TRIES {
+        let source = store::deploy::source(&mut *control.pool.acquire().await?, environment).await?.ok_or_else(gone)?;
+        let data_set = source.data_set_id.ok_or_else(gone)?;
+        step.say(&format!("the live data of {}, which goes on serving", source.name));
+        let request = TakeSnapshot { snapshot, instance: source.instance_id, data_set, release: source.release.map(ocore_host::ReleaseId) };
+        let error = match control.host.take_snapshot(request, step.progress()).await {
+            Ok(taken) => {
+                store::snapshots::set_ready(&mut *control.pool.acquire().await?, &taken, control.clock.now()).await?;
+                let summary = format!("{} in {:.1} s{}", size(&taken), taken.seconds, if taken.shares_blocks { "" } else { ", copied" });
+                return Ok((taken, summary));
+            }
+            Err(error @ HostError::Cancelled) => return Err(error.into()),
+            Err(error) => error,
+        };
+        let now = store::deploy::source(&mut *control.pool.acquire().await?, environment).await?.ok_or_else(gone)?;
+        if now.data_set_id == Some(data_set) {
+            return Err(error.into());
+        }
+        step.say("a deployment of the source has put other data in their place; taking those");
+        store::snapshots::follow_live(&mut *control.pool.acquire().await?, snapshot, control.clock.now()).await?;
+    }
+    Err(Failure::broken("the source is deployed again and again; clone it when its deployments have ended"))
+}
+
+fn size(taken: &Snapshot) -> String {
+    let mebibytes = (taken.database_bytes + taken.file_store_bytes) >> 20;
+    format!("{mebibytes} MiB, {} files", taken.file_store_files)
+}
+
+pub(super) async fn undo_take(step: Arc<UndoStep>) -> Result<(), Failure> {
+    Ok(remove_taken(step.control(), &step.parameters).await?)
+}
+
+/// What was taken of the source is not needed once the copy of it lives.
+pub(super) async fn remove_taken(control: &Control, parameters: &Parameters) -> Result<()> {
+    let DataOrigin::Environment { snapshot, .. } = parameters.origin else { return Ok(()) };
+    control.host.remove_snapshot(snapshot).await?;
+    let mut transaction = control.pool.begin().await?;
+    let now = control.clock.now();
+    store::snapshots::set_removing(&mut transaction, snapshot, "the clone is made", now).await?;
+    store::snapshots::set_removed(&mut transaction, snapshot, now).await?;
+    transaction.commit().await?;
+    Ok(())
+}
+
+/// Writes, in the transaction that makes the new data live and before it does, that what is live until then becomes a snapshot.
+pub(super) async fn announce(connection: &mut PgConnection, control: &Control, parameters: &Parameters) -> Result<()> {
+    let Some(snapshot) = parameters.keeps else { return Ok(()) };
+    let (kind, name) = match parameters.origin {
+        DataOrigin::Snapshot { .. } => (SnapshotKind::Safety, "before the rollback"),
+        DataOrigin::Import { .. } => (SnapshotKind::Safety, "before the import"),
+        _ => (SnapshotKind::Automatic, "before the deployment"),
+    };
+    let new = NewSnapshot {
+        id: snapshot,
+        environment: parameters.environment,
+        name: &format!("{name} of {}", super::short(&parameters.commit)),
+        kind,
+        retires: true,
+        made_by: Some(parameters.deployment),
+        created_by: None,
+    };
+    if store::snapshots::insert_of_live(connection, new, control.clock.now()).await? {
+        store::snapshots::set_of_deployment(connection, parameters.deployment, snapshot).await?;
+    }
+    Ok(())
+}
+
+/// Turns what was live into its snapshot, or removes it when none is wanted.
+pub(super) async fn retire(step: &Step, old: &Live) -> Result<()> {
+    let (parameters, control, fence) = (&step.parameters, step.control(), step.fence());
+    let Some(snapshot) = parameters.keeps else {
+        return Ok(control.host.remove_data_set(parameters.instance, old.data_set, fence).await?);
+    };
+    let request = TakeSnapshot { snapshot, instance: parameters.instance, data_set: old.data_set, release: Some(old.release.clone()) };
+    let taken = control.host.retire_data_set(request, fence, step.progress()).await?;
+    ready(control, &taken, snapshot).await
+}
+
+async fn ready(control: &Control, taken: &Snapshot, snapshot: SnapshotId) -> Result<()> {
+    if store::snapshots::set_ready(&mut *control.pool.acquire().await?, taken, control.clock.now()).await? {
+        return Ok(());
+    }
+    Err(Error::broken(format!("the snapshot {snapshot} that a deployment has made is not wanted any more")))
+}
