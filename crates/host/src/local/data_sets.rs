@@ -25,6 +25,7 @@ use super::{
     layout::{Layout, Unit},
     ledger::{Allocation, OsUser},
     process::Process,
+    slots::SlotDetails,
 };
 use crate::{
     api::{DataSource, NewDataSet, Progress, ServableDataSet},
@@ -35,8 +36,8 @@ use crate::{
 pub const ODOO_ROLE: &str = "odoo";
 /// Odoo's similarity indexes need it; Odoo makes it in databases that it makes itself.
 const EXTENSIONS: &[&str] = &["pg_trgm"];
-/// How long an Odoo may take to end its requests before it is ended by force.
-const ODOO_PATIENCE: Duration = Duration::from_secs(30);
+/// How long a run of Odoo may take to end before it is ended by force.
+const RUN_PATIENCE: Duration = Duration::from_secs(30);
 /// Odoo with many workers, each with several connections, stays below it.
 const MAX_CONNECTIONS: u32 = 120;
 const MANIFEST: &str = "manifest.json";
@@ -169,7 +170,10 @@ impl LocalHost {
         let cluster = self.layout.record(instance, Unit::Cluster(data_set));
         for process in self.recorded_processes(instance)? {
             if process.record.data_set == Some(data_set) && process.path() != cluster {
-                process.stop(&[(Signal::TERM, ODOO_PATIENCE)]).await?;
+                match serde_json::from_value::<SlotDetails>(process.record.details.clone()) {
+                    Ok(details) => self.stop_odoo(instance, &process, &details).await?,
+                    Err(_) => drop(process.stop(&[(Signal::TERM, RUN_PATIENCE)]).await?),
+                }
             }
         }
         Ok(())

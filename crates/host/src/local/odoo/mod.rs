@@ -8,5 +8,6 @@ mod log_record;
 pub(super) mod logs;
 mod run;
 mod serve;
+mod stop;
 mod traceback;
 mod verdict;

@@ -19,6 +19,7 @@ use super::{
     failure::{self, Failure},
     health::{self, Answer},
     log_record::Log,
+    stop::{self, Work},
 };
 use crate::{
     api::{Progress, RunningSlot, SlotSpec},
@@ -39,8 +40,6 @@ const START_DEADLINE: Duration = Duration::from_mins(10);
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 /// How long a slot that runs already may take to prove it.
 const PROOF_PATIENCE: Duration = Duration::from_secs(20);
-/// How long Odoo may take to end its requests before it is ended by force.
-const STOP_PATIENCE: Duration = Duration::from_secs(30);
 /// Somebody else may take a port between our look and Odoo's; then another is tried.
 const PORT_ATTEMPTS: usize = 5;
 /// How much of the log of a failed start is read, in bytes.
@@ -70,7 +69,7 @@ impl LocalHost {
                 }
                 progress.log.line("The Odoo that runs does not answer; it is started again.");
             }
-            stop(&process).await?;
+            self.stop_odoo(instance, &process, &details).await?;
         }
         claim.check()?;
         for attempt in 1..=PORT_ATTEMPTS {
@@ -190,9 +189,19 @@ impl LocalHost {
 
     pub(in crate::local) async fn end_slot(&self, claim: &Claim, color: Color) -> Result<()> {
         match slots::find(&self.layout, claim.instance, color)? {
-            Some((process, _)) => stop(&process).await,
+            Some((process, details)) => self.stop_odoo(claim.instance, &process, &details).await,
             None => Ok(()),
         }
+    }
+
+    /// Gracefully, and by force after a while.
+    pub(in crate::local) async fn stop_odoo(&self, instance: InstanceId, process: &Process, details: &SlotDetails) -> Result<()> {
+        let cluster = Process::find(&self.layout.record(instance, Unit::Cluster(details.data_set)))?;
+        let work = Work { http: details.http, postmaster: cluster.map(|cluster| cluster.pid()) };
+        if !stop::stop(process, Some(work)).await? {
+            tracing::warn!(pid = process.pid(), "an Odoo did not end its requests in time and was ended by force");
+        }
+        Ok(())
     }
 
     /// Where both slots of an instance log.
@@ -206,13 +215,6 @@ enum Wait {
     /// Not Odoo's doing.
     Stopped(HostError),
     Failed(String),
-}
-
-async fn stop(process: &Process) -> Result<()> {
-    if !process.stop(&[(Signal::TERM, STOP_PATIENCE)]).await? {
-        tracing::warn!(pid = process.pid(), "an Odoo did not end in time and was ended by force");
-    }
-    Ok(())
 }
 
 fn addresses(ports: SlotPorts, spec: &SlotSpec) -> (SocketAddr, Option<SocketAddr>) {
