@@ -9,6 +9,7 @@ pub mod environment;
 pub mod evidence;
 pub mod ids;
 pub mod instance;
+pub mod mail;
 pub mod names;
 pub mod operation;
 pub mod permission;

@@ -1,0 +1,407 @@
+//! What is shown of a message. Names of fields are Mailpit's (https://mailpit.axllent.org/docs/api-v1/); whatever a message is made of, there is
+//! something to show.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use chrono::{DateTime, Utc};
+use mail_parser::{Address as ParsedAddress, HeaderName, Message, MessageParser, MessagePart, MimeHeaders, PartType};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// Characters of the beginning that a list shows.
+const SNIPPET: usize = 250;
+/// Bytes of the text in which a search without a field looks; the rest is not kept in memory.
+const SEARCHED_TEXT: usize = 4096;
+/// Nobody reads more names than this in a list.
+const ADDRESSES: usize = 100;
+const HEADER_TEXT: usize = 1000;
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct Address {
+    pub(crate) name: String,
+    pub(crate) address: String,
+}
+
+/// A message as a list shows it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct Summary {
+    #[serde(rename = "ID")]
+    pub(crate) id: String,
+    #[serde(rename = "MessageID")]
+    pub(crate) message_id: String,
+    pub(crate) read: bool,
+    pub(crate) from: Option<Address>,
+    pub(crate) to: Vec<Address>,
+    pub(crate) cc: Vec<Address>,
+    pub(crate) bcc: Vec<Address>,
+    pub(crate) reply_to: Vec<Address>,
+    pub(crate) subject: String,
+    pub(crate) created: DateTime<Utc>,
+    pub(crate) username: String,
+    pub(crate) tags: Vec<String>,
+    pub(crate) size: u64,
+    pub(crate) attachments: usize,
+    pub(crate) snippet: String,
+}
+
+/// What SMTP said about a message.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Envelope {
+    pub(crate) from: String,
+    pub(crate) to: Vec<String>,
+}
+
+/// What is kept beside a message, so that a list and a search need not read it again.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Kept {
+    pub(crate) summary: Summary,
+    pub(crate) envelope: Envelope,
+    /// In lower case: the text's beginning and the names of attachments.
+    pub(crate) text: String,
+}
+
+impl Kept {
+    pub(crate) fn new(id: Uuid, envelope: Envelope, raw: &[u8], created: DateTime<Utc>) -> Self {
+        let parsed = MessageParser::default().parse(raw);
+        let mut summary = Summary {
+            id: id.simple().to_string(),
+            message_id: String::new(),
+            read: false,
+            from: (!envelope.from.is_empty()).then(|| Address { name: String::new(), address: envelope.from.clone() }),
+            to: Vec::new(),
+            cc: Vec::new(),
+            bcc: Vec::new(),
+            reply_to: Vec::new(),
+            subject: String::new(),
+            created,
+            username: String::new(),
+            tags: Vec::new(),
+            size: raw.len() as u64,
+            attachments: 0,
+            snippet: String::new(),
+        };
+        let mut text = String::new();
+        if let Some(message) = &parsed {
+            summary.message_id = message.message_id().map(line).unwrap_or_default();
+            summary.from = addresses(message.from()).into_iter().next().or(summary.from);
+            summary.to = addresses(message.to());
+            summary.cc = addresses(message.cc());
+            summary.reply_to = addresses(message.reply_to());
+            summary.subject = message.subject().map(line).unwrap_or_default();
+            let parts = parts(message);
+            summary.attachments = parts.iter().filter(|part| !part.inline).count();
+            let body = message.body_text(0).unwrap_or_default();
+            summary.snippet = body.split_whitespace().flat_map(|word| [word, " "]).flat_map(str::chars).take(SNIPPET).collect::<String>();
+            summary.snippet.truncate(summary.snippet.trim_end().len());
+            text.push_str(cut(&body, SEARCHED_TEXT));
+            for part in parts.iter().take(ADDRESSES) {
+                text.push('\n');
+                text.push_str(&part.file_name);
+            }
+        }
+        // Mailpit's way: who was written to without being named.
+        let named = |address: &str| summary.to.iter().chain(&summary.cc).any(|other| other.address.eq_ignore_ascii_case(address));
+        let hidden = envelope.to.iter().filter(|address| !named(address)).take(ADDRESSES);
+        summary.bcc = hidden.map(|address| Address { name: String::new(), address: line(address) }).collect();
+        Self { summary, envelope, text: text.to_lowercase() }
+    }
+}
+
+/// A part that is a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct Part {
+    #[serde(rename = "PartID")]
+    pub(crate) part_id: String,
+    pub(crate) file_name: String,
+    pub(crate) content_type: String,
+    #[serde(rename = "ContentID")]
+    pub(crate) content_id: String,
+    pub(crate) size: usize,
+    #[serde(skip)]
+    pub(crate) inline: bool,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct ListUnsubscribe {
+    pub(crate) header: String,
+    pub(crate) links: Vec<String>,
+    pub(crate) errors: String,
+    pub(crate) header_post: String,
+}
+
+/// A message in full.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct Detail {
+    #[serde(rename = "ID")]
+    pub(crate) id: String,
+    #[serde(rename = "MessageID")]
+    pub(crate) message_id: String,
+    pub(crate) from: Option<Address>,
+    pub(crate) to: Vec<Address>,
+    pub(crate) cc: Vec<Address>,
+    pub(crate) bcc: Vec<Address>,
+    pub(crate) reply_to: Vec<Address>,
+    pub(crate) return_path: String,
+    pub(crate) subject: String,
+    pub(crate) list_unsubscribe: ListUnsubscribe,
+    pub(crate) date: DateTime<Utc>,
+    pub(crate) tags: Vec<String>,
+    pub(crate) username: String,
+    pub(crate) text: String,
+    #[serde(rename = "HTML")]
+    pub(crate) html: String,
+    pub(crate) size: u64,
+    pub(crate) inline: Vec<Part>,
+    pub(crate) attachments: Vec<Part>,
+}
+
+impl Detail {
+    pub(crate) fn new(kept: &Kept, raw: &[u8]) -> Self {
+        let summary = &kept.summary;
+        let mut detail = Self {
+            id: summary.id.clone(),
+            message_id: summary.message_id.clone(),
+            from: summary.from.clone(),
+            to: summary.to.clone(),
+            cc: summary.cc.clone(),
+            bcc: summary.bcc.clone(),
+            reply_to: summary.reply_to.clone(),
+            return_path: kept.envelope.from.clone(),
+            subject: summary.subject.clone(),
+            list_unsubscribe: ListUnsubscribe::default(),
+            date: summary.created,
+            tags: summary.tags.clone(),
+            username: String::new(),
+            text: String::new(),
+            html: String::new(),
+            size: summary.size,
+            inline: Vec::new(),
+            attachments: Vec::new(),
+        };
+        let Some(message) = MessageParser::default().parse(raw) else {
+            detail.text = String::from_utf8_lossy(raw).into_owned();
+            return detail;
+        };
+        if let Some(date) = message.date().and_then(|date| DateTime::from_timestamp(date.to_timestamp(), 0)) {
+            detail.date = date;
+        }
+        detail.text = text_of(&message);
+        detail.html = html_of(&message);
+        (detail.inline, detail.attachments) = parts(&message).into_iter().partition(|part| part.inline);
+        let header = |name: &'static str| message.header_raw(HeaderName::Other(name.into())).map(line).unwrap_or_default();
+        let unsubscribe = message.header_raw(HeaderName::ListUnsubscribe).map(line).unwrap_or_default();
+        detail.list_unsubscribe = ListUnsubscribe {
+            links: unsubscribe.split(['<', '>']).filter(|part| part.contains(':')).map(|part| part.trim().to_owned()).collect(),
+            header: unsubscribe,
+            errors: String::new(),
+            header_post: header("List-Unsubscribe-Post"),
+        };
+        detail
+    }
+}
+
+fn text_of(message: &Message) -> String {
+    let bodies = message.text_bodies().filter_map(|part| match &part.body {
+        PartType::Text(text) => Some(text.as_ref()),
+        _ => None,
+    });
+    bodies.collect::<Vec<_>>().join("\n")
+}
+
+fn html_of(message: &Message) -> String {
+    let bodies = message.html_bodies().filter_map(|part| match &part.body {
+        PartType::Html(html) => Some(html.as_ref()),
+        _ => None,
+    });
+    bodies.collect::<Vec<_>>().join("\n")
+}
+
+/// The HTML of a message, or its text when it has none; and the files that the HTML shows by their content id.
+pub(crate) struct Body {
+    pub(crate) html: Option<String>,
+    pub(crate) text: String,
+    /// Content id to media type and content.
+    pub(crate) inline: Arc<BTreeMap<String, (String, Vec<u8>)>>,
+}
+
+impl Body {
+    pub(crate) fn new(raw: &[u8]) -> Self {
+        let Some(message) = MessageParser::default().parse(raw) else {
+            return Self { html: None, text: String::from_utf8_lossy(raw).into_owned(), inline: Arc::default() };
+        };
+        let html = Some(html_of(&message)).filter(|html| !html.trim().is_empty());
+        let inline = message
+            .parts
+            .iter()
+            .filter_map(|part| Some((part.content_id()?.to_owned(), (media_type(part), part.contents().to_vec()))))
+            .collect();
+        Self { html, text: text_of(&message), inline: Arc::new(inline) }
+    }
+}
+
+/// Every header with its values, in the order of the message.
+pub(crate) fn headers(raw: &[u8]) -> Vec<(String, Vec<String>)> {
+    let Some(message) = MessageParser::default().parse(raw) else { return Vec::new() };
+    let mut headers: Vec<(String, Vec<String>)> = Vec::new();
+    for header in message.parts.first().map(MessagePart::headers).unwrap_or_default() {
+        let value = raw.get(header.offset_start() as usize..header.offset_end() as usize).unwrap_or_default();
+        let value = String::from_utf8_lossy(value).replace(['\r', '\n'], "").trim().to_owned();
+        let name = canonical(header.name());
+        match headers.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, values)) => values.push(value),
+            None => headers.push((name, vec![value])),
+        }
+    }
+    headers
+}
+
+/// A header's name as Go writes it, and so Mailpit: `Message-Id`.
+fn canonical(name: &str) -> String {
+    let word = |word: &str| {
+        let mut characters = word.chars();
+        characters.next().map(|first| first.to_ascii_uppercase()).into_iter().chain(characters.map(|c| c.to_ascii_lowercase())).collect()
+    };
+    name.split('-').map(word).collect::<Vec<String>>().join("-")
+}
+
+/// A part's media type, file name and content.
+pub(crate) fn part(raw: &[u8], part_id: &str) -> Option<(Part, Vec<u8>)> {
+    let message = MessageParser::default().parse(raw)?;
+    let position: u32 = part_id.parse().ok()?;
+    let found = message.part(position)?;
+    Some((describe(position, found), found.contents().to_vec()))
+}
+
+/// The parts that are files: what the message calls attachments, and what its HTML shows.
+fn parts(message: &Message) -> Vec<Part> {
+    let mut files = Vec::new();
+    for (position, part) in message.parts.iter().enumerate() {
+        let position = position as u32;
+        let is_file = message.attachments.contains(&position) || matches!(part.body, PartType::InlineBinary(_));
+        if is_file {
+            files.push(describe(position, part));
+        }
+    }
+    files
+}
+
+fn describe(position: u32, part: &MessagePart) -> Part {
+    let content_type = media_type(part);
+    let content_id = part.content_id().map(line).unwrap_or_default();
+    let file_name = part.attachment_name().map(file_name).filter(|name| !name.is_empty());
+    let is_attachment = part.content_disposition().is_some_and(mail_parser::ContentType::is_attachment);
+    Part {
+        part_id: position.to_string(),
+        file_name: file_name.unwrap_or_else(|| {
+            let ending = content_type.rsplit(['/', '+']).next().unwrap_or_default();
+            format!("part-{position}.{}", if ending == "octet-stream" { "bin" } else { ending })
+        }),
+        content_type,
+        inline: !is_attachment && !content_id.is_empty(),
+        content_id,
+        size: part.len(),
+    }
+}
+
+fn media_type(part: &MessagePart) -> String {
+    let fallback = match part.body {
+        PartType::Text(_) => "text/plain",
+        PartType::Html(_) => "text/html",
+        PartType::Message(_) => "message/rfc822",
+        _ => "application/octet-stream",
+    };
+    let token =
+        |text: &str| !text.is_empty() && text.len() < 100 && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$&-^_.+".contains(&b));
+    match part.content_type() {
+        Some(kind) if token(kind.ctype()) && kind.subtype().is_some_and(token) => {
+            format!("{}/{}", kind.ctype(), kind.subtype().unwrap_or_default()).to_ascii_lowercase()
+        }
+        _ => fallback.to_owned(),
+    }
+}
+
+/// The last component of what a message calls a file, on one line.
+fn file_name(text: &str) -> String {
+    let name = text.rsplit(['/', '\\']).next().unwrap_or_default();
+    name.chars().filter(|c| !c.is_control()).take(200).collect::<String>().trim().to_owned()
+}
+
+fn addresses(header: Option<&ParsedAddress>) -> Vec<Address> {
+    let Some(header) = header else { return Vec::new() };
+    header
+        .iter()
+        .take(ADDRESSES)
+        .map(|address| Address {
+            name: address.name().map(line).unwrap_or_default(),
+            address: address.address().map(line).unwrap_or_default(),
+        })
+        .collect()
+}
+
+/// A header's text on one line, of a length that fits a list.
+fn line(text: &str) -> String {
+    text.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).take(HEADER_TEXT).collect()
+}
+
+fn cut(text: &str, bytes: usize) -> &str {
+    &text[..text.floor_char_boundary(bytes)]
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn kept(raw: &[u8], to: &[&str]) -> Kept {
+        let envelope = Envelope { from: "bounce@shop.example".to_owned(), to: to.iter().map(|to| (*to).to_owned()).collect() };
+        Kept::new(Uuid::now_v7(), envelope, raw, Utc::now())
+    }
+
+    #[test]
+    fn what_smtp_names_and_the_header_does_not_is_a_hidden_recipient() {
+        let raw = b"From: \"Shop\" <shop@example.com>\r\nTo: Ada <ada@example.com>\r\nSubject: =?utf-8?q?Gr=C3=BC=C3=9Fe?=\r\n\r\nHello   there\r\n";
+        let kept = kept(raw, &["ADA@example.com", "eve@example.com"]);
+        assert_eq!(kept.summary.from.unwrap().name, "Shop");
+        assert_eq!(kept.summary.subject, "Grüße");
+        assert_eq!(kept.summary.snippet, "Hello there");
+        assert_eq!(kept.summary.bcc, [Address { name: String::new(), address: "eve@example.com".to_owned() }]);
+    }
+
+    #[test]
+    fn a_files_name_is_a_name_and_not_a_path() {
+        let raw = b"Content-Type: multipart/mixed; boundary=x\r\n\r\n--x\r\nContent-Type: text/plain\r\n\r\nSee.\r\n--x\r\nContent-Type: application/pdf; name=\"../../etc/a\\b.pdf\"\r\nContent-Disposition: attachment; filename=\"../../etc/a\\\\b.pdf\"\r\nContent-Transfer-Encoding: base64\r\n\r\nJVBERg==\r\n--x--\r\n";
+        let detail = Detail::new(&kept(raw, &[]), raw);
+        assert_eq!(detail.attachments.len(), 1);
+        assert_eq!(detail.attachments[0].file_name, "b.pdf");
+        assert_eq!(part(raw, &detail.attachments[0].part_id).unwrap().1, b"%PDF");
+        assert!(part(raw, "99").is_none() && part(raw, "../1").is_none());
+    }
+
+    #[test]
+    fn nothing_at_all_is_shown_too() {
+        let kept = kept(b"", &["ada@example.com"]);
+        assert_eq!(kept.summary.from.as_ref().unwrap().address, "bounce@shop.example");
+        assert_eq!(Detail::new(&kept, b"").text, "");
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_break_the_list(body in proptest::collection::vec(any::<u8>(), 0..600), multipart in any::<bool>()) {
+            let mut raw = if multipart { b"Content-Type: multipart/mixed; boundary=x\r\n\r\n--x\r\n".to_vec() } else { Vec::new() };
+            raw.extend(body);
+            let kept = kept(&raw, &[]);
+            let detail = Detail::new(&kept, &raw);
+            for file in detail.attachments.iter().chain(&detail.inline) {
+                prop_assert!(part(&raw, &file.part_id).is_some());
+            }
+            headers(&raw);
+            Body::new(&raw);
+        }
+    }
+}
