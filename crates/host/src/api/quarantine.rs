@@ -175,7 +175,7 @@ pub struct Finding {
     pub module: Option<String>,
     pub kind: FindingKind,
     pub verdict: FindingVerdict,
-    /// Rows with a value in it.
+    /// Rows with a value in it; of large tables, in a sample.
     pub rows: u64,
     /// Why that verdict, in a few words.
     pub reason: String,

@@ -28,7 +28,7 @@ use super::{
     slots::SlotDetails,
 };
 use crate::{
-    api::{DataSource, NewDataSet, Progress, ServableDataSet},
+    api::{DataSource, NewDataSet, Progress, ServableDataSet, Standing},
     error::{HostError, Result},
 };
 
@@ -51,6 +51,13 @@ struct Manifest {
     /// Of the source's `global/pg_control` when it was copied. It changes whenever a cluster runs, so a copy that a crash has left behind
     /// is seen to be older than its source.
     source_control: Option<String>,
+    /// Manifests that do not say are older than the copies of other instances' data.
+    #[serde(default = "own_standing")]
+    standing: Standing,
+}
+
+fn own_standing() -> Standing {
+    Standing::Own
 }
 
 impl LocalHost {
@@ -96,7 +103,7 @@ impl LocalHost {
             }
             DataSource::Snapshot { .. } | DataSource::Import { .. } => return Err(HostError::machine("not built yet")),
         };
-        let manifest = Manifest { data_set, source, created_at: Utc::now(), source_control };
+        let manifest = Manifest { data_set, source, created_at: Utc::now(), source_control, standing: Standing::Own };
         durable::write_fleeting_json(&work.path().join(MANIFEST), &manifest)?;
         open_to_group(work.path(), allocation.odoo.uid)?;
         claim.check()?;
@@ -108,6 +115,42 @@ impl LocalHost {
             DataSource::Snapshot { .. } | DataSource::Import { .. } => unreachable!(),
         });
         Ok(NewDataSet::Servable(ServableDataSet::proven(data_set)))
+    }
+
+    /// Whose data a data set holds.
+    pub fn standing_of(&self, instance: InstanceId, data_set: DataSetId) -> Result<Standing> {
+        self.manifest(instance, data_set).map(|manifest| manifest.standing)
+    }
+
+    /// The quarantine has made a raw data set harmless and checked it. Done already is done; the instance's own data are refused.
+    pub(super) fn mark_neutralized(&self, claim: &Claim, data_set: DataSetId) -> Result<ServableDataSet> {
+        claim.check()?;
+        let manifest = self.manifest(claim.instance, data_set)?;
+        match manifest.standing {
+            Standing::Neutralized => {}
+            Standing::Raw => {
+                let neutralized = Manifest { standing: Standing::Neutralized, ..manifest };
+                durable::write_json(&self.layout.data_set(claim.instance, data_set).join(MANIFEST), &neutralized)?;
+            }
+            Standing::Own => return Err(HostError::machine("these are the instance's own data, which nothing may neutralize")),
+        }
+        Ok(ServableDataSet::proven(data_set))
+    }
+
+    fn manifest(&self, instance: InstanceId, data_set: DataSetId) -> Result<Manifest> {
+        let found = durable::read_json(&self.layout.data_set(instance, data_set).join(MANIFEST))?;
+        found.ok_or_else(|| HostError::NotFound { what: "data set", id: data_set.to_string() })
+    }
+
+    /// A neutralized data set goes back into quarantine, until it has been checked again.
+    pub(super) fn mark_raw(&self, claim: &Claim, data_set: DataSetId) -> Result<()> {
+        claim.check()?;
+        let manifest = self.manifest(claim.instance, data_set)?;
+        if manifest.standing == Standing::Neutralized {
+            let raw = Manifest { standing: Standing::Raw, ..manifest };
+            durable::write_json(&self.layout.data_set(claim.instance, data_set).join(MANIFEST), &raw)?;
+        }
+        Ok(())
     }
 
     /// Stops what uses the data set and removes it. Absent is done.

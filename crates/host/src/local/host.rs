@@ -188,8 +188,9 @@ impl Host for LocalHost {
         copy::remove(&self.layout.export(export)).await
     }
 
-    async fn neutralize(&self, _: InstanceId, _: Neutralize, _: Fence, _: Progress) -> Result<Neutralized> {
-        Err(absent())
+    async fn neutralize(&self, instance: InstanceId, request: Neutralize, fence: Fence, progress: Progress) -> Result<Neutralized> {
+        let claim = self.claim(instance, fence).await?;
+        claim.run(self.make_harmless(&claim, &request, &progress)).await
     }
 
     async fn mail_address(&self, instance: InstanceId) -> Result<SocketAddr> {

@@ -23,6 +23,7 @@ mod pip;
 pub mod pool;
 mod private_cluster;
 pub mod process;
+mod quarantine;
 mod releases;
 pub mod slots;
 mod sources;

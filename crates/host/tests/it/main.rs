@@ -7,4 +7,5 @@ mod failures;
 mod ledger;
 mod odoo;
 mod project;
+mod quarantine;
 mod releases;

@@ -103,6 +103,14 @@ pub async fn list(config: &LocalHostConfig) -> Vec<Distribution> {
     distributions
 }
 
+impl InstalledDistribution {
+    /// Where the modules are that Odoo finds by itself, before any other: `odoo/addons` beside its code.
+    pub(super) fn own_addons(&self) -> Vec<PathBuf> {
+        let roots = self.program.parent().into_iter().chain(self.packages.iter().map(PathBuf::as_path));
+        roots.map(|root| root.join("odoo/addons")).filter(|directory| directory.join("base").is_dir()).collect()
+    }
+}
+
 impl LocalHost {
     /// The distribution of an Odoo series; `Rejected` when this server has none.
     pub async fn installed_distribution(&self, version: &OdooVersion) -> Result<InstalledDistribution> {

@@ -1,6 +1,6 @@
 //! How Odoo is started: as the instance's own user, with the Python of its release, in an environment that holds nothing of ours.
 
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
 use crate::{
     api::OdooSettings,
@@ -16,8 +16,13 @@ const SEARCH_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 
 /// Odoo's program without any option.
 pub(super) fn odoo(distribution: &InstalledDistribution, record: &ReleaseRecord, user: &OsUser, settings: &OdooSettings) -> Program {
-    let mut program = Program::new(&record.python).arg(&distribution.program);
-    for (name, value) in settings.env_vars.iter().filter(|(name, value)| is_usable(name, value)) {
+    python(record, user, &settings.env_vars).arg(&distribution.program)
+}
+
+/// The Python of a release, without any argument.
+pub(in crate::local) fn python(record: &ReleaseRecord, user: &OsUser, env_vars: &BTreeMap<String, String>) -> Program {
+    let mut program = Program::new(&record.python);
+    for (name, value) in env_vars.iter().filter(|(name, value)| is_usable(name, value)) {
         program = program.env(name, value);
     }
     // A reload executes `python` again by its name, so the environment's directory comes first.

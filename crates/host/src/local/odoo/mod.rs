@@ -1,12 +1,12 @@
 //! Odoo itself: its configuration, its runs and what they mean, its serving processes, its logs.
 
-mod command;
+pub(super) mod command;
 mod config;
 mod failure;
 mod health;
 mod log_record;
 pub(super) mod logs;
-mod run;
+pub(super) mod run;
 mod serve;
 mod stop;
 mod traceback;

@@ -11,7 +11,7 @@ use super::{
     verdict::{self, Exit},
 };
 use crate::{
-    api::{Progress, RunModules},
+    api::{Progress, RunModules, Standing},
     error::{HostError, Result},
     local::{
         LocalHost,
@@ -76,6 +76,11 @@ impl LocalHost {
                 }
             }
             program = program.args(demo_option(&record.release.odoo_version, request.with_demo));
+            // Nothing of what the code of the modules does with raw data may reach anybody.
+            if self.standing_of(instance, request.data_set)? == Standing::Raw {
+                self.require_isolation().await?;
+                program = program.without_network();
+            }
             let finished = self.run_once(instance, program, claim, request).await?;
             self.judge(&finished, claim, request, &install).await
         };
@@ -106,7 +111,12 @@ impl LocalHost {
     }
 }
 
-async fn hash_password(distribution: &InstalledDistribution, password: Option<&str>, progress: &Progress) -> Result<Option<String>> {
+/// As Odoo keeps it; `None` for none.
+pub(in crate::local) async fn hash_password(
+    distribution: &InstalledDistribution,
+    password: Option<&str>,
+    progress: &Progress,
+) -> Result<Option<String>> {
     let Some(password) = password else { return Ok(None) };
     let program = Program::new(&distribution.python).args(["-I", "-c", HASH_PASSWORD]).stdin(password).cancel(progress.cancel.clone());
     let finished = program.time_limit(HASH_TIME).run().await?.expect_success("the password of Odoo's administrator could not be set")?;
@@ -114,7 +124,7 @@ async fn hash_password(distribution: &InstalledDistribution, password: Option<&s
 }
 
 /// Of the user that Odoo's own data calls `base.user_admin`, whatever its login is by now.
-async fn set_admin_password(cluster: &Cluster, hash: &str) -> Result<()> {
+pub(in crate::local) async fn set_admin_password(cluster: &Cluster, hash: &str) -> Result<()> {
     let mut connection = cluster.connect_as_owner().await?;
     let done = sqlx::query(
         "update public.res_users set password = $1 where id = (select res_id from public.ir_model_data where module = 'base' and name = 'user_admin')",

@@ -1,0 +1,136 @@
+//! Which scripts neutralize a database: one of each installed module, and the project's own.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    api::{InstalledModule, ReleaseId},
+    error::{HostError, Result},
+    local::{LocalHost, distribution::InstalledDistribution, releases::ReleaseRecord},
+};
+
+/// States in which a module's code runs, as Odoo's own neutralization has them (`odoo/modules/neutralize.py`).
+const INSTALLED: &[&str] = &["installed", "to upgrade", "to remove"];
+/// A script beyond this is no script, in bytes.
+const SCRIPT_LIMIT: u64 = 16 * 1024 * 1024;
+
+/// SQL with the name that errors give it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Script {
+    /// `neutralize.sql of the module payment`, `neutralize.sql of the project`.
+    pub(super) name: String,
+    pub(super) text: String,
+}
+
+/// The installed modules, found in the release, and their scripts.
+#[derive(Debug, Default)]
+pub(super) struct ModuleScripts {
+    /// Every installed module, and whether it has a script.
+    pub(super) modules: BTreeMap<String, bool>,
+    pub(super) scripts: Vec<Script>,
+}
+
+/// The project's own, from the root of its repository.
+#[derive(Debug, Default)]
+pub(super) struct ProjectScripts {
+    pub(super) sql: Option<Script>,
+    /// Where the hook is, with its text.
+    pub(super) hook: Option<(PathBuf, String)>,
+    pub(super) settings: Option<String>,
+}
+
+impl LocalHost {
+    /// Finds the scripts of all installed modules in the order in which Odoo looks. Odoo itself skips a module that is not there; here it is
+    /// refused, since what it would have switched off stays on. `imported`: modules that are only rows in the database and have no files.
+    pub(super) fn module_scripts(
+        &self,
+        modules: &[InstalledModule],
+        imported: &BTreeSet<String>,
+        record: &ReleaseRecord,
+        distribution: &InstalledDistribution,
+    ) -> Result<ModuleScripts> {
+        let mut path = distribution.own_addons();
+        path.extend(self.addons_path(record, distribution)?);
+        let mut found = ModuleScripts::default();
+        let mut missing = Vec::new();
+        for module in modules.iter().filter(|module| INSTALLED.contains(&module.state.as_str()) && !imported.contains(&module.name)) {
+            let Some(directory) = path.iter().map(|addons| addons.join(&module.name)).find(|directory| is_module(directory)) else {
+                missing.push(module.name.as_str());
+                continue;
+            };
+            let script = read_inside(&directory, "data/neutralize.sql")?;
+            found.modules.insert(module.name.clone(), script.is_some());
+            let name = format!("neutralize.sql of the module {}", module.name);
+            found.scripts.extend(script.map(|text| Script { name, text }));
+        }
+        if missing.is_empty() {
+            return Ok(found);
+        }
+        Err(HostError::rejected(format!(
+            "{} installed in the copied database but not in this release, so nobody can say how to make {} harmless: {}; add {} to the branch, or uninstall {} at the source",
+            if missing.len() == 1 { "a module is" } else { "modules are" },
+            if missing.len() == 1 { "it" } else { "them" },
+            missing.join(", "),
+            if missing.len() == 1 { "it" } else { "them" },
+            if missing.len() == 1 { "it" } else { "them" },
+        )))
+    }
+
+    pub(super) fn project_scripts(&self, release: &ReleaseId) -> Result<ProjectScripts> {
+        let tree = self.release_tree(release)?;
+        let sql = read_inside(&tree, "neutralize.sql")?;
+        Ok(ProjectScripts {
+            sql: sql.map(|text| Script { name: "neutralize.sql of the project".to_owned(), text }),
+            hook: read_inside(&tree, "neutralize.py")?.map(|text| (tree.join("neutralize.py"), text)),
+            settings: read_inside(&tree, "ocore.toml")?,
+        })
+    }
+}
+
+fn is_module(directory: &Path) -> bool {
+    ["__manifest__.py", "__openerp__.py"].iter().any(|manifest| directory.join(manifest).is_file())
+}
+
+/// The text of a file; `None` when there is none. A link that leads out of the directory is refused: we read as root, and errors show what we
+/// read.
+fn read_inside(directory: &Path, name: &str) -> Result<Option<String>> {
+    let path = directory.join(name);
+    let read = || -> io::Result<Option<String>> {
+        let real = match fs::canonicalize(&path) {
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(None),
+            real => real?,
+        };
+        if !real.starts_with(fs::canonicalize(directory)?) {
+            return Err(io::Error::other("it is a link that leads out of its directory"));
+        }
+        let metadata = fs::metadata(&real)?;
+        if !metadata.is_file() || metadata.len() > SCRIPT_LIMIT {
+            return Err(io::Error::other("it is no file of a sensible size"));
+        }
+        fs::read_to_string(&real).map(Some)
+    };
+    read().map_err(|error| HostError::rejected(format!("{name} in {} cannot be used: {error}", directory_name(directory))))
+}
+
+fn directory_name(directory: &Path) -> String {
+    directory.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_script_that_is_a_link_to_another_file_of_the_server_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(read_inside(directory.path(), "neutralize.sql").unwrap(), None);
+        fs::write(directory.path().join("neutralize.sql"), "select 1").unwrap();
+        assert_eq!(read_inside(directory.path(), "neutralize.sql").unwrap().unwrap(), "select 1");
+        std::os::unix::fs::symlink("/etc/passwd", directory.path().join("neutralize.py")).unwrap();
+        let error = read_inside(directory.path(), "neutralize.py").unwrap_err().to_string();
+        assert!(error.contains("leads out"), "{error}");
+    }
+}

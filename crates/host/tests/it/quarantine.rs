@@ -1,0 +1,390 @@
+//! From a raw copy to a harmless one, with a real Odoo that has everything in it that must not live in a copy.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use ocore_host::{
+    DataSource, FindingVerdict, Host, HostError, LocalHostConfig, NeutralizationReport, Neutralize, Neutralized, OdooSettings, RawDataSet,
+    Release, Result, RunModules, Standing, testing::progress,
+};
+use ocore_model::ids::DataSetId;
+
+use crate::{
+    clusters::as_odoo,
+    project::{Files, Project, changed, names},
+};
+
+const MODULES: &[&str] = &["mail", "payment_stripe", "payment_demo", "auth_oauth", "auth_totp", "base_automation", "acme"];
+const POOL_BYTES: u64 = 4 * 1024 * 1024 * 1024;
+/// A value that must be in no report.
+const TOKEN: &str = "sk_live_4f9QzXbT81LmPq27RsVw";
+
+/// A module of a third party with an account at a service, and a probe of the network.
+fn acme() -> Files {
+    [
+        (
+            "acme/__manifest__.py",
+            "{'name': 'Acme', 'version': '19.0.1.0.0', 'author': 'A', 'license': 'LGPL-3', 'depends': ['base']}\n",
+        ),
+        ("acme/__init__.py", "from . import models\n"),
+        ("acme/models/__init__.py", "from . import account\n"),
+        (
+            "acme/models/account.py",
+            "import os\nimport socket\n\nfrom odoo import fields, models\n\n\nclass Account(models.Model):\n    _name = 'acme.account'\n    \
+             _description = 'Account'\n\n    name = fields.Char()\n    api_token = fields.Char()\n    api_secret = fields.Char()\n    note = fields.Char()\n\n    \
+             def init(self):\n        peer = os.environ.get('ACME_PEER')\n        if peer:\n            host, port = peer.split(':')\n            try:\n                \
+             socket.create_connection((host, int(port)), timeout=5).close()\n            except OSError:\n                return\n            \
+             raise Exception('the network was reached')\n",
+        ),
+        ("acme/security/ir.model.access.csv", "id,name,model_id:id,group_id:id,perm_read,perm_write,perm_create,perm_unlink\n"),
+        ("acme/data/neutralize.sql", "UPDATE acme_account SET api_secret = NULL;\n"),
+    ]
+    .into_iter()
+    .map(|(path, text)| (path.to_owned(), text.to_owned()))
+    .collect()
+}
+
+fn with(mut files: Files, path: &str, text: &str) -> Files {
+    files.insert(path.to_owned(), text.to_owned());
+    files
+}
+
+/// As somebody's production would be.
+fn seed() -> String {
+    format!(
+        "insert into ir_mail_server (name, smtp_host, smtp_port, smtp_user, smtp_pass, smtp_encryption, smtp_authentication, active, from_filter)
+             values ('Mail', 'smtp.example.com', 465, 'robot', 'secret-of-the-mail', 'ssl', 'login', true, 'example.com');
+         insert into fetchmail_server (name, server, port, server_type, \"user\", password, active, state)
+             values ('Inbox', 'imap.example.com', 993, 'imap', 'robot', 'secret-of-the-inbox', true, 'done');
+         update payment_provider set state = 'enabled', stripe_secret_key = '{TOKEN}', stripe_publishable_key = 'pk_live_x', stripe_webhook_secret = 'whsec_x' where code = 'stripe';
+         update payment_provider set state = 'test' where code = 'demo';
+         update auth_oauth_provider set enabled = true, client_id = 'our-client';
+         update res_users set oauth_access_token = 'a-token' where id = 2;
+         insert into res_users_apikeys (name, user_id, scope, index, key) values ('robot', 2, 'rpc', '12345678', 'hash');
+         insert into ir_act_server (name, type, usage, state, model_id, webhook_url, binding_type)
+             select '{{\"en_US\": \"Hook\"}}', 'ir.actions.server', 'ir_actions_server', 'webhook', id, 'https://hooks.example.com/T0/B0', 'action' from ir_model where model = 'res.partner';
+         insert into base_automation (name, model_id, trigger, webhook_uuid, active)
+             select '{{\"en_US\": \"In\"}}', id, 'on_webhook', '0b5c1c0e-1111-4222-8333-444455556666', true from ir_model where model = 'res.partner';
+         insert into ir_cron_trigger (cron_id, call_at) select min(id), now() from ir_cron;
+         insert into ir_config_parameter (key, value) values ('acme.token', '{TOKEN}'), ('acme.size', '12'), ('google_gmail_client_secret', 'g-secret'), ('acme.where', 'https://api.acme.example/v1');
+         insert into acme_account (name, api_token, api_secret, note) values ('Ours', '{TOKEN}', 'other-secret', '{TOKEN}');
+         insert into mail_message (body, message_type, email_from, subject, model) values ('<p>Dear Ms Winter</p>', 'email', 'winter@example.com', 'Private', 'res.partner');
+         insert into mail_mail (mail_message_id, state, email_to, body_html) select max(id), 'outgoing', 'winter@example.com', '<p>Dear</p>' from mail_message;
+         insert into res_partner (name, complete_name, email, phone, active, type) values ('Wanda Winter', 'Wanda Winter', 'winter@example.com', '+49 30 1234567', true, 'contact');"
+    )
+}
+
+/// A project whose production has been installed and filled, at rest.
+struct World {
+    project: Project,
+    release: Release,
+    production: DataSetId,
+}
+
+impl World {
+    async fn new() -> Self {
+        // With reflinks: each case has a copy of its own.
+        let project = Project::with(|config| {
+            config.pool.image = LocalHostConfig::new(&config.home).pool.image;
+            config.pool.image_size = POOL_BYTES;
+            config.pool.image_size_limit = POOL_BYTES;
+        })
+        .await;
+        let release = project.release(&acme()).await.unwrap();
+        let production = project.data_set(DataSource::Fresh).await;
+        project.run(production, &release, MODULES, &[]).await.unwrap();
+        let world = Self { project, release, production };
+        world.sql(production, &seed()).await;
+        let sessions = world.data_dir(production).join("sessions/ab");
+        std::fs::create_dir_all(&sessions).unwrap();
+        std::fs::write(sessions.join("session"), "{}").unwrap();
+        world
+    }
+
+    fn data_dir(&self, data_set: DataSetId) -> PathBuf {
+        self.project.host.layout.data_dir(self.project.instance, data_set)
+    }
+
+    async fn sql(&self, data_set: DataSetId, sql: &str) -> String {
+        let (host, instance) = (&self.project.host, self.project.instance);
+        host.start_cluster(instance, data_set, self.project.fence()).await.unwrap();
+        as_odoo(host, instance, data_set, sql)
+            .await
+            .unwrap()
+            .expect_success("the SQL of the test failed")
+            .unwrap()
+            .stdout_text()
+            .trim()
+            .to_owned()
+    }
+
+    /// What a copy for another instance is: the same data, raw.
+    async fn raw(&self) -> RawDataSet {
+        let copy = self.project.data_set(DataSource::CopyOf(self.production)).await;
+        let manifest = self.project.host.layout.data_set(self.project.instance, copy).join("manifest.json");
+        let mut value: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&manifest).unwrap()).unwrap();
+        value["standing"] = "raw".into();
+        std::fs::write(&manifest, value.to_string()).unwrap();
+        RawDataSet::quarantined(copy)
+    }
+
+    async fn neutralize(&self, data_set: RawDataSet, release: &Release) -> Result<Neutralized> {
+        let request = Neutralize {
+            data_set,
+            release: release.id.clone(),
+            base_url: "https://copy.example.org".to_owned(),
+            mail: ([127, 0, 0, 1], 2525).into(),
+            admin_password: "a-new-password".to_owned(),
+            env_vars: BTreeMap::from([("ACME_HOOK".to_owned(), "told".to_owned())]),
+        };
+        self.project.host.neutralize(self.project.instance, request, self.project.fence(), progress().0).await
+    }
+
+    /// Neutralizes a new copy with a release of these files, which must fail; the copy must still be raw.
+    async fn refuse(&self, files: &Files) -> HostError {
+        let copy = self.raw().await;
+        let release = self.project.release(files).await.unwrap();
+        let error = self.neutralize(copy, &release).await.unwrap_err();
+        assert_eq!(self.standing(copy.id()), Standing::Raw);
+        self.remove(copy.id()).await;
+        error
+    }
+
+    fn standing(&self, data_set: DataSetId) -> Standing {
+        self.project.host.standing_of(self.project.instance, data_set).unwrap()
+    }
+
+    async fn remove(&self, data_set: DataSetId) {
+        self.project.host.remove_data_set(self.project.instance, data_set, self.project.fence()).await.unwrap();
+    }
+}
+
+fn verdict(report: &NeutralizationReport, place: &str) -> Option<FindingVerdict> {
+    report.findings.iter().find(|finding| finding.place == place).map(|finding| finding.verdict)
+}
+
+/// One installation for all: it takes most of the time.
+#[tokio::test]
+async fn a_raw_copy_becomes_harmless_or_stays_in_quarantine() {
+    let world = World::new().await;
+    let before = world.sql(world.production, "select md5(string_agg(t::text, '|' order by id)) from ir_mail_server t").await;
+    nothing_of_production_lives_in_the_copy(&world).await;
+    raw_data_are_updated_without_a_network(&world).await;
+    the_projects_own_scripts_run_and_are_named(&world).await;
+    what_fails_leaves_the_copy_raw(&world).await;
+    personal_data_are_masked_when_the_project_wants_it(&world).await;
+    assert_eq!(world.standing(world.production), Standing::Own);
+    assert_eq!(before, world.sql(world.production, "select md5(string_agg(t::text, '|' order by id)) from ir_mail_server t").await);
+    assert_eq!(world.sql(world.production, "select count(*) from res_users_apikeys").await, "1");
+    assert!(world.data_dir(world.production).join("sessions/ab/session").exists());
+    let error = world.neutralize(RawDataSet::quarantined(world.production), &world.release).await.unwrap_err();
+    assert!(error.to_string().contains("own data"), "{error}");
+}
+
+async fn nothing_of_production_lives_in_the_copy(world: &World) {
+    let copy = world.raw().await;
+    let data_set = copy.id();
+    let created = world.sql(data_set, "select value from ir_config_parameter where key = 'database.create_date'").await;
+    let identity = "select string_agg(value, ' ' order by key) from ir_config_parameter where key in ('database.secret', 'database.uuid')";
+    let password = world.sql(data_set, "select password from res_users where id = 2").await;
+    let old_identity = world.sql(data_set, identity).await;
+    let neutralized = world.neutralize(copy, &world.release).await.unwrap();
+    assert_eq!(neutralized.data_set.id(), data_set);
+    assert_eq!(world.standing(data_set), Standing::Neutralized);
+    for (query, expected) in [
+        (
+            "select name || ' ' || smtp_host || ' ' || smtp_port || ' ' || smtp_encryption || coalesce(smtp_user, '') from ir_mail_server where active",
+            "oCore mail catcher 127.0.0.1 2525 none",
+        ),
+        ("select count(*) from ir_mail_server where smtp_pass is not null or smtp_host = 'smtp.example.com'", "0"),
+        ("select count(*) from ir_mail_server where name ~ 'neutralization'", "0"),
+        ("select count(*) from fetchmail_server where active or password is not null", "0"),
+        ("select string_agg(code || ':' || state, ' ' order by code) from payment_provider where state <> 'disabled'", "demo:test"),
+        ("select count(*) from payment_provider where coalesce(stripe_secret_key, stripe_webhook_secret) is not null", "0"),
+        ("select count(*) from auth_oauth_provider where enabled or client_id is not null", "0"),
+        ("select count(*) from res_users where oauth_access_token is not null", "0"),
+        ("select count(*) from res_users_apikeys", "0"),
+        ("select count(*) from ir_act_server where webhook_url ~ 'example'", "0"),
+        ("select count(*) from base_automation where webhook_uuid = '0b5c1c0e-1111-4222-8333-444455556666'", "0"),
+        ("select count(*) from ir_cron where active", "1"),
+        ("select count(*) from ir_cron_trigger", "0"),
+        ("select state from mail_mail", "cancel"),
+        ("select value from ir_config_parameter where key = 'web.base.url'", "https://copy.example.org"),
+        ("select value from ir_config_parameter where key = 'web.base.url.freeze'", "True"),
+        ("select count(*) from ir_config_parameter where key = 'google_gmail_client_secret'", "0"),
+        ("select coalesce(api_secret, 'none') from acme_account", "none"),
+        ("select count(*) from ir_config_parameter where key = 'acme.token'", "1"),
+    ] {
+        assert_eq!(world.sql(data_set, query).await, expected, "{query}");
+    }
+    assert_eq!(world.sql(data_set, "select value from ir_config_parameter where key = 'database.create_date'").await, created);
+    let new_identity = world.sql(data_set, identity).await;
+    assert!(new_identity != old_identity && new_identity.len() == old_identity.len());
+    assert_ne!(world.sql(data_set, "select password from res_users where id = 2").await, password);
+    assert!(!world.data_dir(data_set).join("sessions").exists());
+
+    let report = &neutralized.report;
+    assert!(report.facts.len() > 15 && report.facts.iter().all(|fact| fact.holds), "{:#?}", report.facts);
+    for (place, expected) in [
+        ("ir_config_parameter:acme.token", FindingVerdict::Unknown),
+        ("ir_config_parameter:acme.where", FindingVerdict::Unknown),
+        ("acme_account.api_token", FindingVerdict::Unknown),
+        ("acme_account.note", FindingVerdict::Unknown),
+        ("acme_account.api_secret", FindingVerdict::Handled),
+        ("ir_config_parameter:database.secret", FindingVerdict::Handled),
+        ("ir_config_parameter:google_gmail_client_secret", FindingVerdict::Handled),
+        ("payment_provider.stripe_secret_key", FindingVerdict::Handled),
+        ("ir_mail_server.smtp_pass", FindingVerdict::Handled),
+        ("auth_oauth_provider.client_id", FindingVerdict::Handled),
+        ("res_users.password", FindingVerdict::Harmless),
+    ] {
+        assert_eq!(verdict(report, place), Some(expected), "{place}");
+    }
+    assert_eq!(verdict(report, "ir_config_parameter:acme.size"), None);
+    let acme = report.modules.iter().find(|module| module.module == "acme").unwrap();
+    assert!(acme.has_script && acme.unknown == 2, "{acme:?}");
+    assert!(!report.modules.iter().find(|module| module.module == "auth_totp").unwrap().has_script);
+    let text = serde_json::to_string(report).unwrap();
+    for secret in [TOKEN, "secret-of-the-mail", "our-client", "api.acme.example"] {
+        assert!(!text.contains(secret), "a value is in the report");
+    }
+    let strange: Vec<_> = report.unknown().filter(|finding| !finding.place.contains("acme")).collect();
+    assert!(strange.is_empty(), "Odoo's own places that nobody knows: {strange:#?}");
+
+    // Once more on the same copy: the same, and what has been handled is still told.
+    let again = world.neutralize(copy, &world.release).await.unwrap();
+    assert_eq!(world.sql(data_set, "select count(*) from ir_mail_server where active").await, "1");
+    assert_eq!(verdict(&again.report, "ir_config_parameter:acme.token"), Some(FindingVerdict::Unknown));
+    world.remove(data_set).await;
+}
+
+async fn raw_data_are_updated_without_a_network(world: &World) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let settings =
+        OdooSettings { env_vars: [("ACME_PEER".to_owned(), listener.local_addr().unwrap().to_string())].into(), ..OdooSettings::default() };
+    let update = |data_set| RunModules {
+        data_set,
+        release: world.release.id.clone(),
+        install: Vec::new(),
+        update: names(&["acme"]),
+        with_demo: false,
+        admin_password: None,
+        settings: settings.clone(),
+    };
+    let raw = world.raw().await;
+    world.project.run_request(update(raw.id())).await.unwrap();
+    world.remove(raw.id()).await;
+    let own = world.project.data_set(DataSource::CopyOf(world.production)).await;
+    let error = world.project.run_request(update(own)).await.unwrap_err();
+    assert!(error.to_string().contains("the network was reached"), "the probe works: {error}");
+    world.remove(own).await;
+}
+
+async fn the_projects_own_scripts_run_and_are_named(world: &World) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let hook = format!(
+        "import os\nimport socket\n\nimport psycopg2\n\ntry:\n    socket.create_connection(('127.0.0.1', {}), timeout=5)\n    reached = 'reached'\nexcept OSError:\n    \
+         reached = 'closed'\nconnection = psycopg2.connect('')\nwith connection, connection.cursor() as cursor:\n    \
+         cursor.execute(\"update acme_account set api_token = %s, note = null\", (reached + ' ' + os.environ['ACME_HOOK'],))\n",
+        listener.local_addr().unwrap().port()
+    );
+    let files = with(acme(), "neutralize.py", &hook);
+    let files = with(files, "neutralize.sql", "update ir_config_parameter set value = 'nothing' where key = 'acme.token';\n");
+    let release = world.project.release(&files).await.unwrap();
+    let copy = world.raw().await;
+    let report = world.neutralize(copy, &release).await.unwrap().report;
+    assert_eq!(report.scripts, ["neutralize.sql", "neutralize.py"]);
+    assert_eq!(world.sql(copy.id(), "select api_token from acme_account").await, "closed told");
+    let token = report.findings.iter().find(|finding| finding.place == "ir_config_parameter:acme.token").unwrap();
+    assert_eq!((token.verdict, token.reason.as_str()), (FindingVerdict::Handled, "set by neutralize.sql of the project"));
+    assert_eq!(verdict(&report, "acme_account.api_token"), Some(FindingVerdict::Handled));
+    world.remove(copy.id()).await;
+}
+
+async fn what_fails_leaves_the_copy_raw(world: &World) {
+    // A module that is installed and not in the release.
+    let error = world.refuse(&crate::project::parcels()).await;
+    assert!(error.to_string().contains("not in this release") && error.to_string().contains(": acme;"), "{error}");
+
+    let error = world.refuse(&changed(acme(), "acme/data/neutralize.sql", "acme_account", "acme_accounts")).await;
+    assert!(error.to_string().starts_with("neutralize.sql of the module acme failed, line 1"), "{error}");
+
+    let error = world.refuse(&with(acme(), "neutralize.sql", "select 1;\nselect broken;\n")).await;
+    assert!(error.to_string().starts_with("neutralize.sql of the project failed, line 2"), "{error}");
+    assert!(error.excerpt().contains("   2  select broken;"), "{}", error.excerpt());
+
+    let error = world.refuse(&with(acme(), "neutralize.sql", "update ir_mail_server set active = true;\n")).await;
+    assert!(error.to_string().contains("stays in quarantine") && error.to_string().contains("mail catcher"), "{error}");
+    let error =
+        world.refuse(&with(acme(), "neutralize.sql", "update payment_provider set state = 'enabled', stripe_secret_key = 'x';\n")).await;
+    assert!(
+        error.excerpt().contains("payment_providers: ") && error.excerpt().contains("payment_provider.stripe_secret_key"),
+        "{}",
+        error.excerpt()
+    );
+
+    // What would leave the database needs rights that Odoo's role does not have; each is tried, and none may succeed.
+    let error = world.refuse(&with(acme(), "neutralize.sql", "copy (select 1) to program 'touch /tmp/escaped'")).await;
+    assert!(error.to_string().contains("must be superuser"), "{error}");
+    let error = world.refuse(&with(acme(), "neutralize.sql", "copy res_users to stdout")).await;
+    assert!(error.to_string().contains("what no script may"), "{error}");
+    let attempts = [
+        "perform pg_read_file('/etc/passwd')",
+        "alter role odoo superuser",
+        "set role postgres",
+        "set session authorization postgres",
+        "create extension dblink",
+        "create role other login",
+        "execute 'copy acme_account from program ''id'' '",
+        "execute 'copy acme_account to ''/tmp/escaped'' '",
+    ];
+    let tries: String = attempts
+        .iter()
+        .map(|attempt| {
+            format!(
+                "begin {attempt}; raise exception 'escaped'; exception \
+                 when insufficient_privilege or undefined_file or feature_not_supported then null; end;\n"
+            )
+        })
+        .collect();
+    let release = world.project.release(&with(acme(), "neutralize.sql", &format!("do $$ begin\n{tries}end $$"))).await.unwrap();
+    let copy = world.raw().await;
+    world.neutralize(copy, &release).await.unwrap();
+    world.remove(copy.id()).await;
+
+    let error = world.refuse(&with(acme(), "neutralize.py", "import sys\nsys.exit('the hook has changed its mind')\n")).await;
+    assert!(error.to_string().contains("neutralize.py of the project failed") && error.to_string().contains("changed its mind"), "{error}");
+    let error = world
+        .refuse(&with(
+            acme(),
+            "ocore.toml",
+            "[masking]\nenabled = true\nrules = [{ table = \"acme_account\", column = \"nothing\", how = \"null\" }]\n",
+        ))
+        .await;
+    assert!(error.to_string().contains("acme_account.nothing"), "{error}");
+}
+
+async fn personal_data_are_masked_when_the_project_wants_it(world: &World) {
+    let settings = "[masking]\nenabled = true\ndefaults = true\nrules = [\n    { table = \"acme_account\", column = \"name\", how = \"hash\" },\n    \
+                    { table = \"acme_account\", column = \"note\", how = \"constant\", value = \"it's nothing\" },\n]\n";
+    let release = world.project.release(&with(acme(), "ocore.toml", settings)).await.unwrap();
+    let mut results = Vec::new();
+    for _ in 0..2 {
+        let copy = world.raw().await;
+        let report = world.neutralize(copy, &release).await.unwrap().report;
+        assert!(report.masked.contains(&"res_partner.email".to_owned()) && report.masked.contains(&"acme_account.name".to_owned()));
+        assert_eq!(verdict(&report, "acme_account.note"), Some(FindingVerdict::Handled));
+        assert_eq!(world.sql(copy.id(), "select count(*) from res_partner where name ~ 'Winter' or email ~ 'winter'").await, "0");
+        assert_eq!(world.sql(copy.id(), "select count(*) from mail_message where body ~ 'Winter' or subject = 'Private'").await, "0");
+        assert_eq!(world.sql(copy.id(), "select note from acme_account").await, "it's nothing");
+        assert_eq!(world.sql(copy.id(), "select login from res_users where id = 2").await, "admin");
+        results.push(
+            world
+                .sql(copy.id(), "select p.name || p.email || p.phone || a.name from res_partner p, acme_account a where p.email in (select email_from from mail_message where message_type = 'email')")
+                .await,
+        );
+        world.remove(copy.id()).await;
+    }
+    assert!(results[0].contains("@example.com") && results[0] == results[1], "{results:?}");
+}
