@@ -404,3 +404,61 @@ async fn newest(scene: &Scene, place: Place) -> DeploymentId {
 async fn is_neutralized(scene: &Scene, place: Place) -> bool {
     scene.column("select is_neutralized from environments where id = $1", place.environment.as_uuid()).await
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clone_that_goes_with_its_branch_goes_when_it_is_merged_or_deleted_and_not_before() {
+    let scene = Scene::new().await;
+    let source = scene.place("main").await;
+    scene.live(source, &[("a", "1")]).await;
+    let engine = scene.engine().await;
+    let mut clones = Vec::new();
+    for branch in ["merged", "deleted"] {
+        let request = CloneRequest { branch: Some(branch.parse().unwrap()), stage: Stage::Development, auto_destroy: true };
+        let clone = clones::clone(scene.control(), &scene.scope.grant().unwrap(), source.environment, request).await.unwrap();
+        assert_eq!(scene.ended(newest(&scene, place_of(&clone)).await).await, DeploymentStatus::Succeeded);
+        clones.push(clone);
+    }
+    let status =
+        async |clone: &Environment| scene.column::<String>("select status from environments where id = $1", clone.id.as_uuid()).await;
+
+    // A push to the source's branch that has nothing of them leaves both.
+    push(&scene, &[("a", "2")], "main").await;
+    assert_eq!((status(&clones[0]).await.as_str(), status(&clones[1]).await.as_str()), ("active", "active"));
+    // One gets commits of its own, on top of the source's; then the source gets them.
+    push(&scene, &[("a", "3")], "merged").await;
+    assert_eq!(status(&clones[0]).await, "active");
+    let message = push(&scene, &[("a", "3")], "main").await;
+    assert!(message.contains("merged is merged, and its environment goes"), "{message}");
+    scene.eventually(async || status(&clones[0]).await == "deleted").await;
+    assert_eq!(status(&clones[1]).await, "active");
+    // The other's branch is deleted.
+    let mirror = scene.control().settings.repositories.join(format!("{}.git", scene.project));
+    scene.repository.git(&["push", "--quiet", mirror.to_str().unwrap(), ":refs/heads/deleted"]).unwrap();
+    let message = record(&scene, "deleted").await;
+    assert!(message.contains("made to go with it"), "{message}");
+    scene.eventually(async || status(&clones[1]).await == "deleted").await;
+    assert!(!scene.world.knows(clones[1].instance_id) && scene.world.knows(source.instance));
+    engine.stop().await;
+}
+
+/// Commits, unless the same is committed already, and pushes to a branch as the built-in remote would; what the person is told.
+async fn push(scene: &Scene, modules: &[(&str, &str)], branch: &str) -> String {
+    let content = serde_json::to_string(modules).unwrap();
+    let committed = std::fs::read_to_string(scene.repository.path().join("modules.json")).unwrap_or_default();
+    if committed != content {
+        scene.repository.write("modules.json", &content).unwrap();
+        scene.repository.commit("a change").unwrap();
+    }
+    let mirror = scene.control().settings.repositories.join(format!("{}.git", scene.project));
+    scene.repository.git(&["push", "--quiet", "--force", mirror.to_str().unwrap(), &format!("HEAD:refs/heads/{branch}")]).unwrap();
+    record(scene, branch).await
+}
+
+async fn record(scene: &Scene, branch: &str) -> String {
+    let branch: ocore_model::names::BranchName = branch.parse().unwrap();
+    let new = ocore_control::git::branch_head(scene.control(), scene.project, &branch).await.unwrap();
+    let update = ocore_control::branches::BranchUpdate { branch, old: None, new };
+    let trigger = ocore_model::deployment::Trigger::Push;
+    let outcomes = ocore_control::branches::record(scene.control(), scene.project, vec![update], trigger, None).await.unwrap();
+    outcomes.into_iter().map(|outcome| outcome.message).collect()
+}
