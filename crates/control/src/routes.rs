@@ -1,6 +1,8 @@
 //! What the edge of a server should route: computed whole from the store, numbered by a generation that is raised in the transaction of
 //! each change, and applied after it. What is lost between the two is made good by the routes reconciler.
 
+use std::time::Duration;
+
 use ocore_host::HostError;
 use ocore_model::{
     ids::{InstanceId, ServerId},
@@ -13,6 +15,20 @@ use crate::{
     Control, Error, Result,
     store::{self, routes::RouteRow},
 };
+
+/// A bound that is too long costs nothing as long as deployments end; one that is too short costs requests.
+const SHORTEST_HOLD: Duration = Duration::from_secs(30);
+/// Longer than this, people are better served by a page and programs by an error. Also where no deployment has told yet how long one takes.
+const LONGEST_HOLD: Duration = Duration::from_mins(2);
+
+/// How long requests are held, by how long the last deployments held them: twice the median, and no less than the longest, within bounds.
+pub(crate) fn hold_limit(mut held: Vec<Duration>) -> Duration {
+    held.sort_unstable();
+    match (held.get(held.len() / 2), held.last()) {
+        (Some(median), Some(longest)) => (*median * 2).max(*longest).clamp(SHORTEST_HOLD, LONGEST_HOLD),
+        _ => LONGEST_HOLD,
+    }
+}
 
 /// Notes, in the transaction that changes it, that an instance's route is another now.
 pub async fn raise(connection: &mut PgConnection, instance: InstanceId) -> Result<()> {
@@ -67,7 +83,12 @@ fn route(row: &RouteRow, base_domain: &str) -> Option<Route> {
 fn state(row: &RouteRow) -> Option<RouteState> {
     let updating = |message: &str| Some(RouteState::Updating { message: message.to_owned() });
     if row.updating && !matches!(row.status, InstanceStatus::Removing | InstanceStatus::Deleted) {
-        return updating("A deployment is on its way.");
+        let message = "A deployment is on its way.".to_owned();
+        return Some(match row.held_until {
+            // After that moment the edge shows by itself what `Updating` shows.
+            Some(until) => RouteState::Holding { message, until, seconds: LONGEST_HOLD.as_secs() as u32 },
+            None => RouteState::Updating { message },
+        });
     }
     match row.status {
         InstanceStatus::Removing | InstanceStatus::Deleted => None,
@@ -99,6 +120,7 @@ mod tests {
             status,
             status_message: "it died".to_owned(),
             updating: false,
+            held_until: None,
             http: Some("127.0.0.1:8069".to_owned()),
             websocket: None,
             deploying: false,
@@ -117,6 +139,10 @@ mod tests {
         let mut updating = row(InstanceStatus::Running);
         updating.updating = true;
         assert!(matches!(state(&updating), Some(RouteState::Updating { .. })));
+        let until = chrono::DateTime::from_timestamp_micros(1_700_000_000_000_001).unwrap();
+        updating.held_until = Some(until);
+        let message = "A deployment is on its way.".to_owned();
+        assert_eq!(state(&updating), Some(RouteState::Holding { message, until, seconds: 120 }));
         assert_eq!(state(&row(InstanceStatus::Stopped)), Some(RouteState::Stopped));
         assert_eq!(state(&row(InstanceStatus::Failed)), Some(RouteState::Failed { message: "it died".to_owned() }));
         assert!(matches!(state(&row(InstanceStatus::Creating)), Some(RouteState::Building { .. })));
@@ -125,5 +151,15 @@ mod tests {
         assert!(matches!(state(&again), Some(RouteState::Building { .. })));
         assert_eq!(state(&row(InstanceStatus::Removing)), None);
         assert_eq!(state(&row(InstanceStatus::Deleted)), None);
+    }
+
+    #[test]
+    fn a_hold_is_bounded_by_what_the_last_ones_took() {
+        let limit = |seconds: &[u64]| hold_limit(seconds.iter().copied().map(Duration::from_secs).collect()).as_secs();
+        assert_eq!(limit(&[]), 120);
+        assert_eq!(limit(&[2, 3, 3]), 30);
+        assert_eq!(limit(&[20, 9, 18]), 36);
+        assert_eq!(limit(&[3, 3, 3, 40, 3]), 40);
+        assert_eq!(limit(&[3, 600]), 120);
     }
 }

@@ -1,5 +1,7 @@
 //! What the deploy operation reads and writes of a deployment, its instance and its environment.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use ocore_model::{
     deployment::{DataOrigin, DeploymentStatus},
@@ -11,7 +13,7 @@ use ocore_model::{
 use serde_json::Value;
 use sqlx::{PgConnection, types::Json};
 
-use crate::Result;
+use crate::{Result, routes};
 
 /// A deployment with everything around it that decides how it runs.
 #[derive(Debug, Clone)]
@@ -316,12 +318,14 @@ pub(crate) async fn set_live(
     live: NewLive<'_>,
     now: DateTime<Utc>,
 ) -> Result<bool> {
+    let limit = hold_limit(connection, instance, live.updating).await?;
     let updated = sqlx::query!(
         "update instances
          set active_color = $3, active_data_set_id = $4, active_release = $5, active_deployment_id = $6, active_http = $7,
              active_websocket = $8, previous_data_set_id = $9, admin_password = $10,
              status = case status when 'removing' then status else $11 end, status_message = $12,
-             updated_at = $13, updating = $14
+             updated_at = $13, updating = $14,
+             held_until = case when $14 then coalesce(held_until, now() + make_interval(secs => $15)) end
          where id = $1 and generation = $2",
         instance.as_uuid(),
         generation,
@@ -337,19 +341,47 @@ pub(crate) async fn set_live(
         live.status_message,
         now,
         live.updating,
+        limit,
     )
     .execute(connection)
     .await?;
     Ok(updated.rows_affected() == 1)
 }
 
-/// The live slot rests, or does not any more. False when a newer claim holds the instance.
+/// The live slot rests, and its requests are held for a bounded time; or it does not rest any more. False when a newer claim holds the instance.
 pub(crate) async fn set_updating(connection: &mut PgConnection, instance: InstanceId, generation: i64, updating: bool) -> Result<bool> {
-    let updated =
-        sqlx::query!("update instances set updating = $3 where id = $1 and generation = $2", instance.as_uuid(), generation, updating)
-            .execute(connection)
-            .await?;
+    let limit = hold_limit(connection, instance, updating).await?;
+    let updated = sqlx::query!(
+        "update instances set updating = $3, held_until = case when $3 then coalesce(held_until, now() + make_interval(secs => $4)) end
+         where id = $1 and generation = $2",
+        instance.as_uuid(),
+        generation,
+        updating,
+        limit,
+    )
+    .execute(connection)
+    .await?;
     Ok(updated.rows_affected() == 1)
+}
+
+/// For how many seconds the instance's requests are held, by how long its last deployments made them wait.
+async fn hold_limit(connection: &mut PgConnection, instance: InstanceId, updating: bool) -> Result<f64> {
+    let mut held = Vec::new();
+    if updating {
+        held = sqlx::query_scalar!(
+            r#"select extract(epoch from switched.completed_at - rested.started_at)::float8 as "seconds!"
+               from deployments
+                   join deployment_steps as rested on rested.deployment_id = deployments.id and rested.name = 'copy'
+                   join deployment_steps as switched on switched.deployment_id = deployments.id and switched.name = 'switch'
+               where deployments.instance_id = $1 and deployments.status = 'succeeded' and deployments.plan ->> 'data' = 'keep'
+                   and rested.started_at is not null and switched.completed_at is not null
+               order by deployments.completed_at desc limit 9"#,
+            instance.as_uuid(),
+        )
+        .fetch_all(connection)
+        .await?;
+    }
+    Ok(routes::hold_limit(held.into_iter().map(|seconds| Duration::from_secs_f64(seconds.max(0.0))).collect()).as_secs_f64())
 }
 
 /// Where the live slot answers now.

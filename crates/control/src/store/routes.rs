@@ -1,5 +1,6 @@
 //! What decides the routes of a server, and the generation that numbers them.
 
+use chrono::{DateTime, Utc};
 use ocore_model::{
     ids::{InstanceId, ServerId},
     instance::InstanceStatus,
@@ -17,6 +18,8 @@ pub(crate) struct RouteRow {
     pub status: InstanceStatus,
     pub status_message: String,
     pub updating: bool,
+    /// Until when requests are held while the live slot rests.
+    pub held_until: Option<DateTime<Utc>>,
     /// `<address>:<port>`
     pub http: Option<String>,
     pub websocket: Option<String>,
@@ -63,7 +66,7 @@ pub(crate) async fn list(connection: &mut PgConnection, server: ServerId) -> Res
     Ok(sqlx::query!(
         r#"select servers.route_generation, instances.id as "id?: InstanceId", instances.name as "name?", instances.slug as "slug?",
                   instances.status as "status?: InstanceStatus", instances.status_message as "status_message?",
-                  instances.updating as "updating?", instances.active_http, instances.active_websocket,
+                  instances.updating as "updating?", instances.held_until, instances.active_http, instances.active_websocket,
                   exists (
                       select 1 from operations where operations.instance_id = instances.id and operations.kind = 'deploy'
                           and operations.status in ('queued', 'running')) as "deploying!"
@@ -84,6 +87,7 @@ pub(crate) async fn list(connection: &mut PgConnection, server: ServerId) -> Res
                 status,
                 status_message,
                 updating,
+                held_until: row.held_until,
                 http: row.active_http,
                 websocket: row.active_websocket,
                 deploying: row.deploying,

@@ -7,6 +7,7 @@ mod broken_pushes;
 mod command_line;
 mod copies;
 mod crashes;
+mod hold;
 mod journey;
 mod machine_trouble;
 mod scene;

@@ -42,8 +42,8 @@ pub(super) async fn copy(step: Arc<Step>) -> Result<(NewDataSet, String), Failur
     }
     transaction.commit().await?;
     if rests {
-        // A page instead of errors while the old Odoo rests. Without it the deployment is as good.
-        step.apply_routes_or_say().await;
+        // Nobody gets an error while the old Odoo rests.
+        step.hold_requests().await;
     }
     control.host.create_instance(parameters.instance, step.fence()).await?;
     let made = create(&step).await?;

@@ -45,7 +45,7 @@ pub(super) async fn start(step: Arc<Step>) -> Result<(Addresses, String), Failur
         step.held(store::deploy::set_updating(&mut transaction, parameters.instance, step.fence().generation, true).await?)?;
         routes::raise(&mut transaction, parameters.instance).await?;
         transaction.commit().await?;
-        step.apply_routes_or_say().await;
+        step.hold_requests().await;
         control.host.stop_slot(parameters.instance, live.color, step.fence()).await?;
     }
     let slot = SlotSpec {

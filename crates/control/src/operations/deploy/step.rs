@@ -8,7 +8,7 @@ use ocore_host::{Fence, LogSink, Progress};
 use ocore_model::deployment::{StepName, StepStatus};
 use steno::ActionData;
 
-use super::Parameters;
+use super::{Parameters, prove};
 use crate::{
     Control, Error, Result,
     operations::saga::{Failure, FailureKind, NodeContext, failpoint},
@@ -54,9 +54,15 @@ impl Step {
         if held { Ok(()) } else { Err(Failure::fenced()) }
     }
 
-    pub(super) async fn apply_routes_or_say(&self) {
+    /// Requests wait at the edge from here on, and those that the live slot has begun to answer end, for a bounded time. To be called once the
+    /// store says that the live slot rests, before it is stopped. Without an edge the deployment is as good.
+    pub(super) async fn hold_requests(&self) {
         if let Err(error) = routes::apply(self.control()).await {
-            self.say(&format!("the edge shows no page for the update: {error}"));
+            return self.say(&format!("the edge does not hold requests during the update: {error}"));
+        }
+        let http = self.parameters.live.as_ref().and_then(|live| live.http.as_deref()?.parse().ok());
+        if let Some(http) = http {
+            prove::drain(self.control(), self.parameters.instance, http).await;
         }
     }
 }

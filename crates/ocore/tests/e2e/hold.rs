@@ -1,0 +1,169 @@
+//! Deployments that nobody who uses the instance notices: requests wait at the edge for the new slot, and none is lost.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use ocore_host::EdgeClient;
+use ocore_testkit::{
+    Options,
+    module::{write_module, write_page},
+};
+use reqwest::Client;
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::scene::Scene;
+
+const READERS: usize = 4;
+const WRITERS: usize = 4;
+
+/// Somebody who uses the instance through the edge.
+#[derive(Clone)]
+struct User {
+    http: Client,
+    edge: String,
+    host: String,
+    id: Value,
+    password: Value,
+}
+
+/// What one of them did.
+#[derive(Default)]
+struct Done {
+    requests: usize,
+    longest: Duration,
+    /// Names of the partners that Odoo said it created.
+    written: Vec<String>,
+    failures: Vec<String>,
+}
+
+impl User {
+    async fn new(scene: &Scene) -> Result<Self> {
+        let environment = scene.environment("main").await?;
+        let credentials =
+            scene.owner.get(&format!("/instances/{}/credentials", environment["instanceId"].as_str().unwrap_or_default())).await?;
+        let host = environment["autoSubdomain"].as_str().context("no host")?.to_owned();
+        let edge = format!("http://{}", scene.installation.edge_address);
+        let mut user = Self { http: Client::new(), edge, host, id: Value::Null, password: credentials["password"].clone() };
+        user.id = user.rpc("common", "login", json!(["odoo", credentials["login"], credentials["password"]])).await?;
+        ensure!(user.id.is_i64(), "{}", user.id);
+        Ok(user)
+    }
+
+    async fn page(&self) -> Result<()> {
+        let answer = self.http.get(format!("{}/web/login", self.edge)).header("host", &self.host).send().await?;
+        let status = answer.status();
+        let text = answer.text().await?;
+        ensure!(status == 200 && text.contains("oe_login_form"), "{status}: {}", text.chars().take(200).collect::<String>());
+        Ok(())
+    }
+
+    async fn rpc(&self, service: &str, method: &str, arguments: Value) -> Result<Value> {
+        let body =
+            json!({ "jsonrpc": "2.0", "method": "call", "id": 1, "params": { "service": service, "method": method, "args": arguments } });
+        let answer = self.http.post(format!("{}/jsonrpc", self.edge)).header("host", &self.host).json(&body).send().await?;
+        let status = answer.status();
+        let text = answer.text().await?;
+        ensure!(status == 200, "{status}: {}", text.chars().take(200).collect::<String>());
+        let answer: Value = serde_json::from_str(&text)?;
+        ensure!(answer.get("error").is_none(), "{}", answer["error"]);
+        Ok(answer["result"].clone())
+    }
+
+    async fn call(&self, model: &str, method: &str, arguments: Value) -> Result<Value> {
+        self.rpc("object", "execute_kw", json!(["odoo", self.id, self.password, model, method, arguments])).await
+    }
+
+    /// Uses the instance without a pause until it is told to stop.
+    async fn hammer(self, name: String, writes: bool, stop: CancellationToken) -> Done {
+        let mut done = Done::default();
+        while !stop.is_cancelled() {
+            let partner = format!("{name} {}", done.requests);
+            let begun = Instant::now();
+            let outcome = if writes {
+                self.call("res.partner", "create", json!([{ "name": partner }])).await.map(|_| done.written.push(partner.clone()))
+            } else {
+                self.page().await
+            };
+            done.requests += 1;
+            done.longest = done.longest.max(begun.elapsed());
+            if let Err(error) = outcome {
+                done.failures.push(format!("{partner}: {error:#}"));
+            }
+        }
+        done
+    }
+}
+
+/// Lets eight clients use the instance while something happens to it. No request may fail, and what was written has to be there.
+async fn under_load(user: &User, round: &str, happens: impl AsyncFnOnce() -> Result<()>) -> Result<()> {
+    let stop = CancellationToken::new();
+    let guard = stop.clone().drop_guard();
+    let mut clients = JoinSet::new();
+    for number in 0..READERS + WRITERS {
+        clients.spawn(user.clone().hammer(format!("{round} {number}"), number < WRITERS, stop.clone()));
+    }
+    let outcome = happens().await;
+    drop(guard);
+    let done = clients.join_all().await;
+    outcome?;
+    let failures: Vec<&String> = done.iter().flat_map(|done| &done.failures).collect();
+    let requests: usize = done.iter().map(|done| done.requests).sum();
+    ensure!(failures.is_empty(), "{} of {requests} requests failed while {round}: {failures:#?}", failures.len());
+    let mut written: Vec<&str> = done.iter().flat_map(|done| &done.written).map(String::as_str).collect();
+    written.sort_unstable();
+    let found = user.call("res.partner", "search_read", json!([[["name", "=like", format!("{round} %")]], ["name"]])).await?;
+    let mut found: Vec<&str> = found.as_array().context("no partners")?.iter().filter_map(|partner| partner["name"].as_str()).collect();
+    found.sort_unstable();
+    ensure!(found == written, "{} were written while {round}, {} are there", written.len(), found.len());
+    let longest = done.iter().map(|done| done.longest).max().unwrap_or_default();
+    println!("{round}: {requests} requests, {} writes, the longest {longest:.1?}", written.len());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_request_fails_and_no_write_is_lost_while_deployments_come_fail_and_go() -> Result<()> {
+    let scene = Arc::new(Scene::new(Options::default()).await?);
+    write_module(&scene.repository, "shop", "one")?;
+    scene.repository.commit("One")?;
+    let push = scene.push("main")?;
+    ensure!(push.success, "{}", push.output);
+    let user = User::new(&scene).await?;
+    let edge = EdgeClient::new(scene.installation.home.join("edge/admin.sock"));
+    let deploy = |succeeds: bool| {
+        let scene = Arc::clone(&scene);
+        async move || {
+            scene.repository.commit("A change")?;
+            let push = tokio::task::spawn_blocking({
+                let scene = Arc::clone(&scene);
+                move || scene.push("main")
+            })
+            .await??;
+            ensure!(push.success == succeeds, "{}", push.output);
+            Ok(())
+        }
+    };
+
+    write_page(&scene.repository, "shop", "two")?;
+    under_load(&user, "updating a module", deploy(true)).await?;
+    ensure!(scene.page("main", "/shop").await?.contains("two"));
+
+    scene.repository.write("README.md", "Nothing that Odoo loads.\n")?;
+    under_load(&user, "changing code only", deploy(true)).await?;
+
+    scene.repository.write("shop/models.py", "from odoo.addons.shop import no_such_thing\n")?;
+    under_load(&user, "an update fails", deploy(false)).await?;
+    ensure!(scene.page("main", "/shop").await?.contains("two"));
+    let failed = scene.last_deployment("main").await?;
+    ensure!(failed["status"] == "failed" && failed["errorMessage"].as_str().is_some_and(|text| text.contains("no_such_thing")), "{failed}");
+
+    let status = edge.status().await?;
+    let held: u64 = status.instances.iter().map(|traffic| traffic.held_total).sum();
+    ensure!(held > 0, "nothing had to wait: {status:?}");
+    ensure!(status.instances.iter().all(|traffic| traffic.held == 0 && traffic.errors_total == 0), "{status:?}");
+    Ok(())
+}
