@@ -5,6 +5,7 @@
 pub mod clock;
 pub mod deployment;
 pub mod edge;
+pub mod egress;
 pub mod environment;
 pub mod evidence;
 pub mod ids;

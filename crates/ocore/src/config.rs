@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use ocore_host::local::{LocalHostConfig, PoolConfig, distribution::ExternalDistribution};
+use ocore_host::local::{EgressConfig, EnforceEgress, LocalHostConfig, PoolConfig, distribution::ExternalDistribution};
 use ocore_model::names::OdooVersion;
 use serde::Deserialize;
 
@@ -32,6 +32,7 @@ pub struct Config {
     pub pool: Pool,
     pub odoo: Odoo,
     pub git: Git,
+    pub egress: Egress,
     pub limits: Limits,
     pub log: Log,
 }
@@ -95,6 +96,13 @@ pub struct Git {
     pub push_limit_bytes: u64,
     pub allow_local_repositories: bool,
     pub allow_file_repositories: bool,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Egress {
+    pub enforce: EnforceEgress,
+    pub nft: PathBuf,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -200,6 +208,7 @@ impl Config {
             ports: first_port..last_port,
             distributions: self.odoo.directory.clone(),
             external_distributions: self.odoo.distributions.clone(),
+            egress: EgressConfig { enforce: self.egress.enforce, nft: self.egress.nft.clone() },
             ..LocalHostConfig::new(&self.home)
         }
     }

@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Result, bail};
+use ocore_host::local::EnforceEgress;
 use serde::Serialize;
 
 use crate::config::Config;
@@ -77,6 +78,7 @@ fn checks(config: &Config) -> Vec<Check> {
     checks.push(pool(config));
     checks.push(distribution(config));
     checks.push(control_groups());
+    checks.push(egress(config));
     checks.push(port("API", config.listen));
     checks.push(port("edge", config.edge.listen));
     checks
@@ -199,6 +201,24 @@ fn control_groups() -> Check {
         if there { "present" } else { "none" },
         "without them an instance can take all memory of the machine",
     )
+}
+
+fn egress(config: &Config) -> Check {
+    const NAME: &str = "closed environments";
+    if config.egress.enforce == EnforceEgress::Off {
+        let advice = "what is not production reaches whatever this machine reaches; egress.enforce = \"required\" closes it";
+        return check(NAME, State::Warning, "not enforced: egress.enforce is \"off\"", advice);
+    }
+    let advice =
+        "apt-get install nftables, and run oCore as root with the right to change firewall rules; without it only production starts";
+    match Command::new(&config.egress.nft).args(["list", "tables"]).output() {
+        Ok(output) if output.status.success() => check(NAME, State::Ok, "nftables refuses what they may not reach", ""),
+        Ok(output) => {
+            let words = String::from_utf8_lossy(&output.stderr);
+            check(NAME, State::Missing, words.lines().next().unwrap_or("nft failed").to_owned(), advice)
+        }
+        Err(error) => check(NAME, State::Missing, format!("{} cannot be started: {error}", config.egress.nft.display()), advice),
+    }
 }
 
 fn port(what: &str, address: SocketAddr) -> Check {

@@ -178,7 +178,7 @@ impl Host for NoHost {
         refuse()
     }
 
-    async fn set_egress(&self, _: InstanceId, _: Egress, _: Fence) -> Result<()> {
+    async fn set_egress(&self, _: InstanceId, _: Egress, _: i64) -> Result<()> {
         refuse()
     }
 

@@ -228,7 +228,7 @@ fn check_host(host: &str, user: &str) -> Result<(), String> {
 }
 
 /// Addresses that mean this machine, its link, or a cloud's metadata service.
-fn is_local(address: IpAddr) -> bool {
+pub(crate) fn is_local(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => is_local_v4(address),
         IpAddr::V6(address) => {

@@ -390,8 +390,10 @@ pub trait Host: Send + Sync + 'static {
     /// Where the instance's mail catcher listens, or would: the only place that its Odoo may send mail to. It stays the same for the instance's life.
     async fn mail_address(&self, instance: InstanceId) -> Result<SocketAddr>;
 
-    /// What the instance's processes may reach, from now on and after each restart of the machine. Instances are closed until this is called.
-    async fn set_egress(&self, instance: InstanceId, egress: Egress, fence: Fence) -> Result<()>;
+    /// What the instance's processes may reach, from now on and after each restart of the machine. Instances are closed until this is called. It
+    /// takes no claim, so that closing never waits for an operation; `version` grows with every change of the policy, and an older one than the
+    /// newest seen is refused with `Fenced`. `Machine` when a policy that closes cannot be put into force: nothing of the instance starts then.
+    async fn set_egress(&self, instance: InstanceId, egress: Egress, version: i64) -> Result<()>;
 
     /// What the instance's processes tried to reach and were refused since its policy last changed or the rules were last written, and whether
     /// anything is refused at all.

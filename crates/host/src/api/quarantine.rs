@@ -207,7 +207,18 @@ pub enum Egress {
     /// Everything, as production must.
     Open,
     /// Only these addresses (and the instance's own mail catcher).
-    Closed { allow: Vec<SocketAddr> },
+    Closed {
+        allow: Vec<SocketAddr>,
+        /// It may ask the machine's name servers, as it must when somebody allowed a place by its name. That is a narrow way out of its own.
+        #[serde(default)]
+        resolve_names: bool,
+    },
+}
+
+impl Default for Egress {
+    fn default() -> Self {
+        Self::Closed { allow: Vec::new(), resolve_names: false }
+    }
 }
 
 /// An attempt to leave that was refused, counted by destination.

@@ -7,6 +7,7 @@ use std::{
 };
 
 use ocore_model::names::OdooVersion;
+use serde::Deserialize;
 
 use super::distribution::ExternalDistribution;
 use crate::error::{HostError, Result};
@@ -38,6 +39,24 @@ pub struct LocalHostConfig {
     pub edge_socket: PathBuf,
     pub logs: LogLimits,
     pub limits: InstanceLimits,
+    pub egress: EgressConfig,
+}
+
+/// How the network is kept from instances that are closed.
+#[derive(Debug, Clone)]
+pub struct EgressConfig {
+    pub enforce: EnforceEgress,
+    /// The program that reads and changes the kernel's rules, by path or by name.
+    pub nft: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EnforceEgress {
+    /// Nothing of a closed instance starts where the rules cannot be put into force.
+    Required,
+    /// Nothing is refused, and whoever asks is told so.
+    Off,
 }
 
 /// Where instances, releases and copies live.
@@ -88,6 +107,7 @@ impl LocalHostConfig {
             edge_socket: home.join("edge").join("admin.sock"),
             logs: LogLimits { max_bytes: 32 * 1024 * 1024, keep: 5 },
             limits: InstanceLimits::default(),
+            egress: EgressConfig { enforce: EnforceEgress::Required, nft: PathBuf::from("nft") },
             home,
         }
     }

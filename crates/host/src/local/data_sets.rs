@@ -198,6 +198,9 @@ impl LocalHost {
         }
         let allocation = self.allocation(instance).await?;
         let cluster = self.cluster(&allocation, instance, data_set)?;
+        if cluster.find()?.is_none() {
+            self.confine(instance).await?;
+        }
         cluster.start().await?;
         Ok(cluster)
     }

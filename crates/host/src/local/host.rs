@@ -197,16 +197,16 @@ impl Host for LocalHost {
         Ok(self.allocation(instance).await?.mail_address())
     }
 
-    async fn set_egress(&self, _: InstanceId, _: Egress, _: Fence) -> Result<()> {
-        Err(absent())
+    async fn set_egress(&self, instance: InstanceId, egress: Egress, version: i64) -> Result<()> {
+        self.change_egress(instance, egress, version).await
     }
 
-    async fn egress_report(&self, _: InstanceId) -> Result<EgressReport> {
-        Err(absent())
+    async fn egress_report(&self, instance: InstanceId) -> Result<EgressReport> {
+        self.report_egress(instance).await
     }
 
     async fn enforce_egress(&self) -> Result<bool> {
-        Err(absent())
+        self.put_egress_into_force().await
     }
 
     async fn observe(&self) -> Result<Vec<InstanceObservation>> {

@@ -52,6 +52,10 @@ impl LocalHost {
             durable::make_directory(&directory, 0o710)?;
             open_to_group(&directory, allocation.odoo.uid)?;
         }
+        // Whether it is to be closed at all is said later; what starts asks again.
+        if let Err(error) = self.put_egress_into_force().await {
+            tracing::warn!(%instance, %error, "a new instance has no network rules yet");
+        }
         Ok(())
     }
 
@@ -72,7 +76,8 @@ impl LocalHost {
         copy::remove(&self.layout.instance(instance)).await?;
         self.cgroups.remove(instance);
         copy::remove(&self.layout.records(instance)).await?;
-        self.ledger.release(instance).await
+        self.ledger.release(instance).await?;
+        self.forget_egress(instance).await
     }
 
     /// What is there of every instance.

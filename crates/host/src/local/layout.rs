@@ -4,6 +4,7 @@
 //! <home>/ledger.json                              users, groups and ports
 //! <home>/state/fences/<instance>.json             newest generations; they outlive the instance
 //! <home>/state/instances/<instance>/<unit>.json   records of processes
+//! <home>/state/egress/<instance>.json             what the instance may reach
 //! <home>/state/control/cluster.json               the same for the control plane's own cluster
 //! <home>/control/{pgdata, log}                    that cluster
 //! <home>/run/<16 digits>/.s.PGSQL.5432            sockets: outside the pool, since their paths have at most 107 bytes
@@ -98,6 +99,18 @@ impl Layout {
     /// The value of [`MARK`](super::process::MARK) for an instance's process.
     pub fn mark(instance: InstanceId, unit: Unit) -> String {
         format!("{instance}/{}", unit.name())
+    }
+
+    pub fn egress_policies(&self) -> PathBuf {
+        self.state().join("egress")
+    }
+
+    pub fn egress_policy(&self, instance: InstanceId) -> PathBuf {
+        self.egress_policies().join(format!("{instance}.json"))
+    }
+
+    pub fn egress_lock(&self) -> PathBuf {
+        self.state().join("egress.lock")
     }
 
     pub fn control(&self) -> PathBuf {

@@ -9,10 +9,12 @@ pub mod data_sets;
 mod database;
 pub mod distribution;
 pub mod durable;
+mod egress;
 pub mod exec;
 mod exports;
 mod facts;
 pub mod fence;
+mod firewall;
 mod host;
 mod imports;
 mod instances;
@@ -36,7 +38,7 @@ use ocore_model::ids::InstanceId;
 
 use self::{cgroups::Cgroups, fence::Fences, layout::Layout, ledger::Ledger, pool::Pool};
 pub use self::{
-    config::{InstanceLimits, LocalHostConfig, LogLimits, PoolConfig},
+    config::{EgressConfig, EnforceEgress, InstanceLimits, LocalHostConfig, LogLimits, PoolConfig},
     private_cluster::PrivateCluster,
 };
 use crate::{
@@ -80,6 +82,7 @@ impl LocalHost {
             pool,
         };
         host.sweep().await?;
+        host.restore_egress().await;
         Ok(host)
     }
 
@@ -101,9 +104,10 @@ impl LocalHost {
     }
 }
 
-/// Ends everything that runs from a home and removes the home with all data, users, mounts and control groups. Absent is done.
+/// Ends everything that runs from a home and removes the home with all data, users, mounts, control groups and network rules. Absent is done.
 pub async fn purge(config: &LocalHostConfig) -> Result<()> {
     if !config.home.exists() {
+        egress::purge(config).await;
         return Ok(());
     }
     let ledger = Ledger::open(config).await?;
@@ -126,6 +130,7 @@ pub async fn purge(config: &LocalHostConfig) -> Result<()> {
     .await?;
     ledger.remove_build_claims().await?;
     cgroups.remove_empty();
+    egress::purge(config).await;
     pool::purge(&config.pool).await?;
     durable::remove_tree(&config.home)
 }

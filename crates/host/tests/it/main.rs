@@ -3,6 +3,7 @@
 mod clusters;
 mod data_sets;
 mod distribution;
+mod egress;
 mod failures;
 mod ledger;
 mod odoo;

@@ -92,6 +92,7 @@ impl LocalHost {
     }
 
     async fn run_once(&self, instance: InstanceId, program: Program, claim: &Claim, request: &RunModules) -> Result<Finished> {
+        self.confine(instance).await?;
         let unit = Unit::Run(claim.fence.operation);
         run_recorded(program, &self.layout.record(instance, unit), &Layout::mark(instance, unit), Some(request.data_set)).await
     }

@@ -94,6 +94,7 @@ impl LocalHost {
         let cluster = self.run_cluster(instance, spec.data_set.id()).await?;
         let allocation = self.allocation(instance).await?;
         let ports = self.ledger.free_slot_ports(instance, spec.color).await?;
+        self.confine(instance).await?;
         let (http, websocket) = addresses(ports, spec);
         let log = self.odoo_log_path(instance);
         let log_start = prepare_log(&log, &allocation.odoo)?;
