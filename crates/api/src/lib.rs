@@ -5,6 +5,7 @@
 
 mod accounts;
 mod api_keys;
+mod audit;
 mod authorized;
 mod branches;
 mod clones;
@@ -13,6 +14,7 @@ mod cookies;
 mod deployments;
 mod docs;
 mod document;
+mod egress;
 mod environments;
 mod events;
 mod extract;

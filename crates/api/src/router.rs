@@ -5,7 +5,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
-    AppState, accounts, api_keys, branches, clones, deployments, docs, document, environments, events, git, health, instances,
+    AppState, accounts, api_keys, audit, branches, clones, deployments, docs, document, egress, environments, events, git, health, instances,
     large::LargeReads, members, metrics, neutralizations, observe, organizations, pipeline, problem, projects, repositories, roles,
     rollbacks, servers, snapshots, space,
 };
@@ -53,6 +53,7 @@ fn api() -> OpenApiRouter<AppState> {
         .routes(routes!(environments::list))
         .routes(routes!(environments::get, environments::update, environments::delete))
         .routes(routes!(environments::update_commit_behavior))
+        .routes(routes!(egress::get, egress::update))
         .routes(routes!(environments::list_deployments))
         .routes(routes!(environments::trigger_build))
         .routes(routes!(clones::clone))
@@ -84,6 +85,8 @@ fn api() -> OpenApiRouter<AppState> {
         .routes(routes!(instances::control))
         .routes(routes!(instances::logs))
         .routes(routes!(instances::credentials))
+        // audit
+        .routes(routes!(audit::list))
         // events
         .routes(routes!(events::of_organization))
         // repositories

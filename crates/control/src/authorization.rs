@@ -100,4 +100,6 @@ rights! {
     ViewDeployments, ManageDeployments: Deployments;
     ViewSnapshots, ManageSnapshots: Snapshots;
     ViewProduction, ManageProduction: Production;
+    ViewEgress, ManageEgress: Egress;
+    ViewAudit, ManageAudit: Audit;
 }

@@ -9,11 +9,13 @@
 
 pub mod accounts;
 pub mod api_keys;
+pub mod audit;
 pub mod authorization;
 pub mod branches;
 pub mod clones;
 mod context;
 pub mod deployments;
+pub mod egress;
 pub mod environments;
 mod error;
 pub mod events;

@@ -29,6 +29,10 @@ words! {
         Snapshots = "snapshots",
         /// What protects the data of production environments: which of their snapshots stay, and for how long.
         Production = "production",
+        /// What environments that are not production may reach on the network.
+        Egress = "egress",
+        /// Who changed what keeps an organization safe.
+        Audit = "audit",
     }
 }
 
@@ -129,7 +133,8 @@ impl FromIterator<Permission> for PermissionSet {
 
 impl SystemRole {
     /// The permission table. (reference: Owner alone deletes the organization; Admin manages everything and the members; Developer works on
-    /// projects, environments, instances, deployments and snapshots, and takes nothing from production's safety; Viewer reads.)
+    /// projects, environments, instances, deployments and snapshots, and takes nothing from production's safety and opens no
+    /// environment; Viewer reads.)
     pub fn permissions(self) -> PermissionSet {
         Permission::all().filter(|permission| self.has(*permission)).collect()
     }
@@ -142,9 +147,10 @@ impl SystemRole {
             Self::Developer => match resource {
                 // A person makes keys for what they may do themselves; a key cannot exceed its maker.
                 R::Projects | R::Environments | R::Instances | R::Deployments | R::Snapshots | R::ApiKeys => true,
-                R::Organization | R::Members | R::Roles | R::Servers | R::Production => action == Action::View,
+                R::Organization | R::Members | R::Roles | R::Servers | R::Production | R::Egress => action == Action::View,
+                R::Audit => false,
             },
-            Self::Viewer => action == Action::View && resource != R::ApiKeys,
+            Self::Viewer => action == Action::View && !matches!(resource, R::ApiKeys | R::Audit),
         }
     }
 }

@@ -95,6 +95,8 @@ const OPERATIONS: &[(&str, Needs)] = &[
     ("PUT /environments/{id}", Right("manage:environments")),
     ("DELETE /environments/{id}", Right("manage:environments")),
     ("PUT /environments/{id}/commit-behavior", Right("manage:environments")),
+    ("GET /environments/{id}/egress", Right("view:egress")),
+    ("PUT /environments/{id}/egress", Right("manage:egress")),
     ("GET /environments/{id}/deployments", Right("view:deployments")),
     ("POST /environments/{id}/trigger-build", Right("manage:deployments")),
     ("POST /environments/{id}/clone", Right("manage:environments")),
@@ -134,6 +136,8 @@ const OPERATIONS: &[(&str, Needs)] = &[
     ("POST /instances/{id}/control", Right("manage:instances")),
     ("GET /instances/{id}/logs", Right("view:instances")),
     ("GET /instances/{id}/credentials", Right("manage:instances")),
+    // audit
+    ("GET /audit", Right("view:audit")),
     // events
     ("GET /events", Right("view:organization")),
     // the end

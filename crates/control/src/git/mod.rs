@@ -24,6 +24,7 @@ use ocore_model::{
     names::{BranchName, CommitSha},
 };
 
+pub(crate) use address::is_local as is_local_address;
 pub use export::export;
 pub use external::{Access, ConnectRepository, Connected, RepositoryInfo, connect, disconnect, fetch, info, renew_deploy_key, validate};
 pub use receive::receive_pack;

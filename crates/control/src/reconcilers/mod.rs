@@ -1,6 +1,7 @@
 //! Reconcilers: each keeps one thing true for ever. None takes input: a run looks at what should be and what is, and does the difference. Each
 //! runs on a timer and on a signal, one run at a time, and keeps what its last run did.
 
+mod egress;
 mod git;
 mod heartbeat;
 mod keep_running;
@@ -57,6 +58,7 @@ struct Reconciler {
 const ALL: &[Reconciler] = &[
     Reconciler { name: "keep_running", every: Duration::from_secs(5), run: |control| Box::pin(keep_running::run(control)) },
     Reconciler { name: "routes", every: Duration::from_secs(10), run: |control| Box::pin(routes::run(control)) },
+    Reconciler { name: "egress", every: Duration::from_mins(1), run: |control| Box::pin(egress::run(control)) },
     Reconciler { name: "heartbeat", every: Duration::from_mins(1), run: |control| Box::pin(heartbeat::run(control)) },
     Reconciler { name: "webhooks", every: Duration::from_mins(1), run: |control| Box::pin(git::webhooks(control)) },
     Reconciler { name: "branches", every: Duration::from_mins(5), run: |control| Box::pin(git::branches(control)) },

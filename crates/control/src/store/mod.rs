@@ -3,10 +3,12 @@
 
 pub(crate) mod accounts;
 pub(crate) mod api_keys;
+pub mod audit;
 pub mod branches;
 pub(crate) mod deploy;
 pub mod deployments;
 pub(crate) mod destroy;
+pub(crate) mod egress;
 pub mod environments;
 pub mod events;
 pub(crate) mod health;

@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
 
-use super::{ClientOptions, failure::Failure, http::Api, output, output::Output, select};
+use super::{ClientOptions, egress::EgressCommand, failure::Failure, http::Api, output, output::Output, select};
 
 #[derive(Debug, Subcommand)]
 pub enum EnvironmentCommand {
@@ -46,6 +46,9 @@ pub enum EnvironmentCommand {
     },
     /// Build the commits that wait
     Build { environment: String },
+    /// What it may reach on the network
+    #[command(subcommand)]
+    Egress(EgressCommand),
     /// How to log in to its Odoo
     Credentials { environment: String },
     /// How its snapshots are made and kept
@@ -186,6 +189,7 @@ impl EnvironmentCommand {
                 let deployment = api.post(&format!("/environments/{}/trigger-build", select::id(&environment)), json!({})).await?;
                 super::deployment::follow(&api, output, &deployment).await?;
             }
+            Self::Egress(command) => command.run(&api, output).await?,
             Self::Credentials { environment } => {
                 let environment = select::environment(&api, &environment).await?;
                 let path = format!("/instances/{}/credentials", environment["instanceId"].as_str().unwrap_or_default());

@@ -3,6 +3,7 @@
 mod account;
 mod api_key;
 mod deployment;
+mod egress;
 mod environment;
 mod failure;
 mod http;
@@ -82,6 +83,8 @@ pub enum ClientCommand {
     Instance(instance::InstanceCommand),
     /// Open an environment in the browser
     Open(environment::Open),
+    /// Who changed what keeps the organization safe
+    Audit(egress::Audit),
     /// API keys
     #[command(subcommand)]
     ApiKey(api_key::ApiKeyCommand),
@@ -108,6 +111,7 @@ pub async fn run(command: ClientCommand, options: ClientOptions) -> Result<()> {
         ClientCommand::Logs(command) => command.run(&options, output).await,
         ClientCommand::Instance(command) => command.run(&options, output).await,
         ClientCommand::Open(command) => command.run(&options, output).await,
+        ClientCommand::Audit(command) => command.run(&options, output).await,
         ClientCommand::ApiKey(command) => command.run(&options, output).await,
     }
 }

@@ -16,6 +16,7 @@ use super::{
     step::{Step, UndoStep},
 };
 use crate::{
+    egress,
     operations::saga::Failure,
     routes,
     secrets::{self, Place, Secret},
@@ -46,6 +47,7 @@ pub(super) async fn copy(step: Arc<Step>) -> Result<(NewDataSet, String), Failur
         step.hold_requests().await;
     }
     control.host.create_instance(parameters.instance, step.fence()).await?;
+    egress::apply(control, parameters.instance).await?;
     let made = create(&step).await?;
     let summary = match source(parameters) {
         DataSource::CopyOf(_) => "the live data, copied aside",
