@@ -138,6 +138,7 @@ async fn bring(control: &Control, row: &EgressRow) -> Result<()> {
         Ok(()) => {}
         // It has a newer one.
         Err(HostError::Fenced { .. }) => return Ok(()),
+        Err(HostError::Machine { summary, .. }) => return Err(Error::Unavailable { code: "egress_not_enforced", message: summary }),
         Err(error) => return Err(error.into()),
     }
     store::egress::note_applied(&mut *control.pool.acquire().await?, row.id, row.egress_version).await

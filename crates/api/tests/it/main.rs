@@ -4,6 +4,7 @@ mod accounts;
 mod authorization;
 mod contract;
 mod deployments;
+mod egress;
 mod environments;
 mod frame;
 mod git;

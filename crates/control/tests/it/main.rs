@@ -4,6 +4,7 @@ mod accounts;
 mod branches;
 mod copies;
 mod deploy;
+mod egress;
 mod environments;
 mod events;
 mod git;
