@@ -5,9 +5,9 @@ use tower_http::catch_panic::CatchPanicLayer;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
-    AppState, accounts, api_keys, audit, branches, clones, deployments, docs, document, egress, environments, events, git, health, instances,
-    large::LargeReads, members, metrics, neutralizations, observe, organizations, pipeline, problem, projects, repositories, roles,
-    rollbacks, servers, snapshots, space,
+    AppState, accounts, api_keys, audit, branches, clones, deployments, docs, document, egress, environments, events, git, health,
+    instances, large::LargeReads, members, metrics, neutralizations, observe, organizations, pipeline, problem, projects, repositories,
+    roles, rollbacks, servers, snapshots, space,
 };
 
 /// The API takes no larger body. (A push is not a call of the API.)
