@@ -339,16 +339,16 @@ async fn what_fails_leaves_the_copy_raw(world: &World) {
         "execute 'copy acme_account from program ''id'' '",
         "execute 'copy acme_account to ''/tmp/escaped'' '",
     ];
-    let tries: String = attempts
+    let tries: Vec<String> = attempts
         .iter()
         .map(|attempt| {
             format!(
                 "begin {attempt}; raise exception 'escaped'; exception \
-                 when insufficient_privilege or undefined_file or feature_not_supported then null; end;\n"
+                 when insufficient_privilege or undefined_file or feature_not_supported then null; end;"
             )
         })
         .collect();
-    let release = world.project.release(&with(acme(), "neutralize.sql", &format!("do $$ begin\n{tries}end $$"))).await.unwrap();
+    let release = world.project.release(&with(acme(), "neutralize.sql", &format!("do $$ begin\n{}\nend $$", tries.join("\n")))).await.unwrap();
     let copy = world.raw().await;
     world.neutralize(copy, &release).await.unwrap();
     world.remove(copy.id()).await;
