@@ -29,7 +29,7 @@ pub struct TakeSnapshot {
     pub release: Option<ReleaseId>,
 }
 
-/// What is known of a snapshot; its `manifest.json`, written last.
+/// What is known of a snapshot; its `snapshot.json`, written last.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Snapshot {
@@ -65,7 +65,7 @@ pub struct SnapshotEstimate {
     pub database_bytes: u64,
     pub file_store_bytes: u64,
     pub file_store_files: u64,
-    /// The pool would have to give that much now: with reflinks only the new directory entries.
+    /// The pool would have to give that much: with reflinks the new directory entries and what source and copy will soon no longer share, an estimate.
     pub needed_bytes: u64,
     pub available_bytes: u64,
 }

@@ -26,9 +26,10 @@ use super::{
     ledger::{Allocation, OsUser},
     process::Process,
     slots::SlotDetails,
+    snapshots,
 };
 use crate::{
-    api::{DataSource, NewDataSet, Progress, ServableDataSet, Standing},
+    api::{DataSource, NewDataSet, Progress, RawDataSet, ServableDataSet, Standing},
     error::{HostError, Result},
 };
 
@@ -71,7 +72,17 @@ impl LocalHost {
     ) -> Result<NewDataSet> {
         let instance = claim.instance;
         let allocation = self.allocation(instance).await?;
+        // The source stays, and stays as it is, until the copy is there.
+        let _snapshot_stays;
+        let _original_rests;
+        if let DataSource::Snapshot { snapshot, .. } = source {
+            _snapshot_stays = self.data_locks.share(snapshot).await;
+        }
         if let DataSource::CopyOf(original) = source {
+            if original == data_set {
+                return Err(HostError::machine("a data set cannot be a copy of itself"));
+            }
+            _original_rests = self.data_locks.own(original).await;
             if !self.layout.data_set(instance, original).is_dir() {
                 return Err(HostError::NotFound { what: "data set", id: original.to_string() });
             }
@@ -83,7 +94,7 @@ impl LocalHost {
         let target = self.layout.data_set(instance, data_set);
         if target.is_dir() {
             if self.is_current(instance, &target, source)? {
-                return Ok(NewDataSet::Servable(ServableDataSet::proven(data_set)));
+                return Ok(with_standing(data_set, self.standing_of(instance, data_set)?));
             }
             progress.log.line("The earlier copy is older than its source; it is made again.");
             self.delete_data_set(claim, data_set).await?;
@@ -91,30 +102,46 @@ impl LocalHost {
         claim.check()?;
         let work = WorkDirectory::create(&target).await?;
         let cancel = [progress.cancel.clone()];
-        let source_control = match source {
+        let (source_control, standing) = match source {
             DataSource::Fresh => {
-                self.fill_fresh(work.path(), &allocation, &cancel).await?;
-                None
+                self.fill_fresh(&work, &allocation, &cancel).await?;
+                (None, Standing::Own)
             }
             DataSource::CopyOf(original) => {
                 let control = control_digest(&self.layout.pgdata(instance, original))?;
-                self.fill_copy(work.path(), instance, original, &cancel).await?;
-                Some(control)
+                self.fill_copy(&work, instance, original, &cancel).await?;
+                (Some(control), self.standing_of(instance, original)?)
             }
-            DataSource::Snapshot { .. } | DataSource::Import { .. } => return Err(HostError::machine("not built yet")),
+            DataSource::Snapshot { snapshot, as_own } => {
+                let found = self.find_snapshot(snapshot)?;
+                let found = found.ok_or_else(|| HostError::NotFound { what: "snapshot", id: snapshot.to_string() })?;
+                let is_foreign = found.instance != instance;
+                self.fill_from_snapshot(&work, &found, &allocation, is_foreign, progress).await?;
+                let standing = match found.standing {
+                    _ if as_own => Standing::Own,
+                    Standing::Own if is_foreign => Standing::Raw,
+                    standing => standing,
+                };
+                (None, standing)
+            }
+            DataSource::Import { .. } => return Err(HostError::machine("not built yet")),
         };
-        let manifest = Manifest { data_set, source, created_at: Utc::now(), source_control, standing: Standing::Own };
+        let manifest = Manifest { data_set, source, created_at: Utc::now(), source_control, standing };
         durable::write_fleeting_json(&work.path().join(MANIFEST), &manifest)?;
         open_to_group(work.path(), allocation.odoo.uid)?;
         claim.check()?;
         work.keep().await?;
         progress.log.line(match source {
             DataSource::Fresh => "Made an empty database and an empty file store.",
-            DataSource::CopyOf(_) if self.pool.has_reflinks() => "Copied the database and the file store; the copy shares their blocks.",
-            DataSource::CopyOf(_) => "Copied the database and the file store.",
-            DataSource::Snapshot { .. } | DataSource::Import { .. } => unreachable!(),
+            DataSource::CopyOf(_) | DataSource::Snapshot { .. } if self.pool.has_reflinks() => {
+                "Copied the database and the file store; the copy shares their blocks."
+            }
+            DataSource::CopyOf(_) | DataSource::Snapshot { .. } => {
+                "Copied the database and the file store; the file system cannot share blocks, so it is a full copy."
+            }
+            DataSource::Import { .. } => "Restored the backup.",
         });
-        Ok(NewDataSet::Servable(ServableDataSet::proven(data_set)))
+        Ok(with_standing(data_set, standing))
     }
 
     /// Whose data a data set holds.
@@ -157,6 +184,7 @@ impl LocalHost {
     pub(super) async fn delete_data_set(&self, claim: &Claim, data_set: DataSetId) -> Result<()> {
         let instance = claim.instance;
         self.stop_users_of(instance, data_set).await?;
+        let _ours = self.data_locks.own(data_set).await;
         if let Some(allocation) = self.ledger.find(instance).await? {
             self.cluster(&allocation, instance, data_set)?.stop().await?;
         }
@@ -193,6 +221,7 @@ impl LocalHost {
 
     /// Starts the data set's cluster and waits until it accepts connections. Running already is done.
     pub async fn run_cluster(&self, instance: InstanceId, data_set: DataSetId) -> Result<Cluster> {
+        let _stays = self.data_locks.share(data_set).await;
         if !self.layout.data_set(instance, data_set).is_dir() {
             return Err(HostError::NotFound { what: "data set", id: data_set.to_string() });
         }
@@ -205,8 +234,9 @@ impl LocalHost {
         Ok(cluster)
     }
 
-    /// Stops the data set's cluster. Not running is done.
+    /// Stops the data set's cluster, after a snapshot that is being taken of it. Not running is done.
     pub async fn halt_cluster(&self, instance: InstanceId, data_set: DataSetId) -> Result<()> {
+        let _ours = self.data_locks.own(data_set).await;
         let allocation = self.allocation(instance).await?;
         self.cluster(&allocation, instance, data_set)?.stop().await
     }
@@ -234,22 +264,22 @@ impl LocalHost {
         records.filter(|path| !is_hidden(path)).filter_map(|path| Process::find(&path).transpose()).collect()
     }
 
-    async fn fill_fresh(&self, directory: &Path, allocation: &Allocation, cancel: &[CancellationToken]) -> Result<()> {
+    async fn fill_fresh(&self, work: &WorkDirectory, allocation: &Allocation, cancel: &[CancellationToken]) -> Result<()> {
         let template = self.cluster_template(&allocation.postgres, &tenant(&allocation.odoo)).await?;
-        let pgdata = directory.join("pgdata");
-        copy::copy_tree(&self.pool, &template.join("pgdata"), &pgdata, cancel).await?;
+        let pgdata = work.path().join("pgdata");
+        copy::copy_tree(&self.pool, &template.join("pgdata"), &pgdata, work, cancel).await?;
         copy::change_owner(&pgdata, allocation.postgres.uid, allocation.postgres.uid).await?;
-        let data_dir = directory.join("data_dir");
+        let data_dir = work.path().join("data_dir");
         durable::make_directory(&data_dir, 0o700)?;
         own(&data_dir, &allocation.odoo)
     }
 
-    async fn fill_copy(&self, directory: &Path, instance: InstanceId, original: DataSetId, cancel: &[CancellationToken]) -> Result<()> {
+    async fn fill_copy(&self, work: &WorkDirectory, instance: InstanceId, original: DataSetId, cancel: &[CancellationToken]) -> Result<()> {
         let (pgdata, data_dir) = (self.layout.pgdata(instance, original), self.layout.data_dir(instance, original));
-        let (pgdata_copy, data_dir_copy) = (directory.join("pgdata"), directory.join("data_dir"));
+        let (pgdata_copy, data_dir_copy) = (work.path().join("pgdata"), work.path().join("data_dir"));
         tokio::try_join!(
-            copy::copy_tree(&self.pool, &pgdata, &pgdata_copy, cancel),
-            copy::copy_tree(&self.pool, &data_dir, &data_dir_copy, cancel),
+            copy::copy_tree(&self.pool, &pgdata, &pgdata_copy, work, cancel),
+            copy::copy_tree(&self.pool, &data_dir, &data_dir_copy, work, cancel),
         )?;
         Ok(())
     }
@@ -293,6 +323,13 @@ fn tenant(odoo: &OsUser) -> Tenant {
     Tenant { name: ODOO_ROLE, os_users: vec![odoo.name.clone()], extensions: EXTENSIONS }
 }
 
+fn with_standing(data_set: DataSetId, standing: Standing) -> NewDataSet {
+    match standing {
+        Standing::Raw => NewDataSet::Raw(RawDataSet::quarantined(data_set)),
+        Standing::Own | Standing::Neutralized => NewDataSet::Servable(ServableDataSet::proven(data_set)),
+    }
+}
+
 fn is_hidden(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
 }
@@ -327,6 +364,7 @@ impl LocalHost {
             copy::sweep(&layout.environments())?;
             copy::sweep(&layout.sources())?;
             copy::sweep(&layout.instances())?;
+            snapshots::sweep(&layout)?;
             copy::sweep(&layout.sockets())?;
             fence::prune(&layout)?;
             let Ok(instances) = std::fs::read_dir(layout.instances()) else { return Ok(()) };

@@ -1,6 +1,7 @@
 //! What a data set's database says about itself.
 
 use ocore_model::ids::DataSetId;
+use sqlx::PgConnection;
 
 use super::{LocalHost, fence::Claim};
 use crate::{
@@ -12,23 +13,27 @@ impl LocalHost {
     /// The modules that Odoo knows, by name; none in a database that no Odoo has filled.
     pub(super) async fn modules_in_database(&self, claim: &Claim, data_set: DataSetId) -> Result<Vec<InstalledModule>> {
         let cluster = self.run_cluster(claim.instance, data_set).await?;
-        let mut connection = cluster.connect_as_owner().await?;
-        let query_error = |error| HostError::machine_from("the modules could not be read from the database", error);
-        let is_filled: bool = sqlx::query_scalar("select to_regclass('public.ir_module_module') is not null")
-            .fetch_one(&mut connection)
+        modules(&mut cluster.connect_as_owner().await?).await
+    }
+}
+
+/// The modules that a database's Odoo knows, by name; none in a database that no Odoo has filled. The connection must be the owner's.
+pub(super) async fn modules(connection: &mut PgConnection) -> Result<Vec<InstalledModule>> {
+    let query_error = |error| HostError::machine_from("the modules could not be read from the database", error);
+    let is_filled: bool = sqlx::query_scalar("select to_regclass('public.ir_module_module') is not null")
+        .fetch_one(&mut *connection)
+        .await
+        .map_err(query_error)?;
+    if !is_filled {
+        return Ok(Vec::new());
+    }
+    let rows: Vec<(String, Option<String>, Option<String>)> =
+        sqlx::query_as("select name::text, state::text, latest_version::text from public.ir_module_module order by name")
+            .fetch_all(&mut *connection)
             .await
             .map_err(query_error)?;
-        if !is_filled {
-            return Ok(Vec::new());
-        }
-        let rows: Vec<(String, Option<String>, Option<String>)> =
-            sqlx::query_as("select name::text, state::text, latest_version::text from public.ir_module_module order by name")
-                .fetch_all(&mut connection)
-                .await
-                .map_err(query_error)?;
-        Ok(rows
-            .into_iter()
-            .map(|(name, state, version)| InstalledModule { name, state: state.unwrap_or_else(|| "uninstalled".to_owned()), version })
-            .collect())
-    }
+    Ok(rows
+        .into_iter()
+        .map(|(name, state, version)| InstalledModule { name, state: state.unwrap_or_else(|| "uninstalled".to_owned()), version })
+        .collect())
 }

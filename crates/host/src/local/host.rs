@@ -119,28 +119,29 @@ impl Host for LocalHost {
         claim.run(self.end_slot(&claim, color)).await
     }
 
-    async fn take_snapshot(&self, _: TakeSnapshot, _: Progress) -> Result<Snapshot> {
-        Err(absent())
+    async fn take_snapshot(&self, request: TakeSnapshot, progress: Progress) -> Result<Snapshot> {
+        self.take(&request, &progress).await
     }
 
-    async fn retire_data_set(&self, _: TakeSnapshot, _: Fence, _: Progress) -> Result<Snapshot> {
-        Err(absent())
+    async fn retire_data_set(&self, request: TakeSnapshot, fence: Fence, progress: Progress) -> Result<Snapshot> {
+        let claim = self.claim(request.instance, fence).await?;
+        claim.run(self.retire(&claim, &request, &progress)).await
     }
 
-    async fn estimate_snapshot(&self, _: InstanceId, _: DataSetId) -> Result<SnapshotEstimate> {
-        Err(absent())
+    async fn estimate_snapshot(&self, instance: InstanceId, data_set: DataSetId) -> Result<SnapshotEstimate> {
+        self.estimate(instance, data_set).await
     }
 
     async fn snapshots(&self) -> Result<Vec<Snapshot>> {
-        Err(absent())
+        self.whole_snapshots()
     }
 
     async fn verify_snapshot(&self, _: SnapshotId, _: Progress) -> Result<Verification> {
         Err(absent())
     }
 
-    async fn remove_snapshot(&self, _: SnapshotId) -> Result<()> {
-        Err(absent())
+    async fn remove_snapshot(&self, snapshot: SnapshotId) -> Result<()> {
+        self.delete_snapshot(snapshot).await
     }
 
     async fn space(&self) -> Result<SpaceReport> {

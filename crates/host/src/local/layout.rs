@@ -9,6 +9,7 @@
 //! <home>/control/{pgdata, log}                    that cluster
 //! <home>/run/<16 digits>/.s.PGSQL.5432            sockets: outside the pool, since their paths have at most 107 bytes
 //! <pool>/instances/<id>/data/<data set>/{manifest.json, pgdata, data_dir}
+//! <pool>/snapshots/<id>/{snapshot.json, pgdata, data_dir}
 //! <pool>/instances/<id>/log/                      logs of PostgreSQL and Odoo
 //! <pool>/uploads/<import>/                        what is being imported, until it is
 //! <pool>/exports/<export>/                        what was exported, until it expires
@@ -19,7 +20,7 @@
 use std::path::{Path, PathBuf};
 
 use ocore_model::{
-    ids::{DataSetId, ExportId, ImportId, InstanceId, OperationId},
+    ids::{DataSetId, ExportId, ImportId, InstanceId, OperationId, SnapshotId},
     instance::Color,
 };
 
@@ -164,6 +165,14 @@ impl Layout {
     /// Odoo's `data_dir`.
     pub fn data_dir(&self, instance: InstanceId, data_set: DataSetId) -> PathBuf {
         self.data_set(instance, data_set).join("data_dir")
+    }
+
+    pub fn snapshots(&self) -> PathBuf {
+        self.pool.join("snapshots")
+    }
+
+    pub fn snapshot(&self, snapshot: SnapshotId) -> PathBuf {
+        self.snapshots().join(snapshot.to_string())
     }
 
     /// In the pool and not in the home: an upload that fills its file system must not stop the control plane, whose store may lie in the home.

@@ -5,6 +5,7 @@ pub mod cgroups;
 pub mod cluster;
 pub mod config;
 pub mod copy;
+mod data_locks;
 pub mod data_sets;
 mod database;
 pub mod distribution;
@@ -28,6 +29,7 @@ pub mod process;
 mod quarantine;
 mod releases;
 pub mod slots;
+mod snapshots;
 mod sources;
 mod users;
 
@@ -57,6 +59,7 @@ pub struct LocalHost {
     fences: Fences,
     template_turn: tokio::sync::Mutex<()>,
     builds: releases::Turns,
+    data_locks: data_locks::DataLocks,
     uploading: imports::Uploading,
 }
 
@@ -75,6 +78,7 @@ impl LocalHost {
             fences: Fences::new(layout.fences()),
             template_turn: tokio::sync::Mutex::default(),
             builds: releases::Turns::default(),
+            data_locks: data_locks::DataLocks::default(),
             uploading: imports::Uploading::default(),
             config,
             layout,

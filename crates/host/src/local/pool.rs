@@ -29,6 +29,10 @@ use crate::{
 
 /// What one file of a reflinked copy takes at most when its contents are shared: an inode and its part of directories and trees, in bytes.
 const SHARED_ENTRY_COST: u64 = 4096;
+/// The part of a database that a copy and its source soon no longer share: recovery, a start of Odoo and an hour's work change few pages.
+const DIVERGES: u64 = 20;
+/// The same for a small one, in bytes: WAL, hint bits, statistics.
+const DIVERGES_AT_LEAST: u64 = 16 * 1024 * 1024;
 /// Kept free on every pool, so that PostgreSQL can still write what it must, in bytes.
 const RESERVE: u64 = 64 * 1024 * 1024;
 /// How much an image grows at once, in bytes.
@@ -144,6 +148,12 @@ impl Pool {
             Ok(if shared { entries * SHARED_ENTRY_COST } else { bytes })
         })
         .await
+    }
+
+    /// What a copy of files of that length, in that many entries and with a database of that length among them, will take, in bytes. Where blocks are
+    /// shared that is what describes them, and what source and copy will soon no longer share: an estimate.
+    pub fn cost(&self, bytes: u64, entries: u64, database_bytes: u64) -> u64 {
+        if self.reflinks { entries * SHARED_ENTRY_COST + (database_bytes / DIVERGES).max(DIVERGES_AT_LEAST) } else { bytes }
     }
 
     /// That much is left, after the pool has grown if it may; otherwise an error that says how much is.

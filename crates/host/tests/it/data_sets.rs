@@ -139,7 +139,7 @@ async fn a_disk_that_fills_up_during_a_copy_ends_it_clearly_and_leaves_nothing()
     std::fs::write(source.join("small"), "content")?;
     let target = small_host.pool.path().join("target");
     let work = WorkDirectory::create(&target).await?;
-    let error = copy_tree(&roomy_host.pool, &source, &work.path().join("tree"), &[]).await.unwrap_err().to_string();
+    let error = copy_tree(&roomy_host.pool, &source, &work.path().join("tree"), &work, &[]).await.unwrap_err().to_string();
     assert!(error.contains("left") && error.contains("needs 50"), "{error}");
     drop(work);
     assert_eq!(

@@ -10,3 +10,4 @@ mod odoo;
 mod project;
 mod quarantine;
 mod releases;
+mod snapshots;

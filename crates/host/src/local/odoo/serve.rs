@@ -22,7 +22,7 @@ use super::{
     stop::{self, Work},
 };
 use crate::{
-    api::{Progress, RunningSlot, SlotSpec},
+    api::{Progress, RunningSlot, SlotSpec, Standing},
     error::{HostError, Result},
     local::{
         LocalHost,
@@ -60,6 +60,11 @@ impl From<HostError> for Setback {
 impl LocalHost {
     pub(in crate::local) async fn serve(&self, claim: &Claim, spec: &SlotSpec, progress: &Progress) -> Result<RunningSlot> {
         let instance = claim.instance;
+        if self.standing_of(instance, spec.data_set.id())? == Standing::Raw {
+            return Err(HostError::rejected(
+                "this copy of another environment's data has not been made harmless, so no Odoo starts on it; neutralize it first",
+            ));
+        }
         if let Some((process, details)) = slots::find(&self.layout, instance, spec.color)? {
             let is_same = details.data_set == spec.data_set.id() && details.release == spec.release && details.settings == spec.settings;
             if is_same {

@@ -246,6 +246,8 @@ impl LocalHost {
         for instance in self.ledger.instances().await? {
             kept.extend(slots::running(&self.layout, instance)?.into_iter().map(|slot| slot.release));
         }
+        // A snapshot without the release that ran on it could not be gone back to.
+        kept.extend(self.whole_snapshots()?.into_iter().filter_map(|snapshot| snapshot.release));
         let mut sources = BTreeSet::new();
         let mut environments = BTreeSet::new();
         for record in self.release_records()? {

@@ -3,20 +3,26 @@
 //! A tree is made under a temporary name that its maker holds a lock on, synced, and renamed. What a crash leaves has the temporary name and
 //! no lock, and [`sweep`] removes it.
 
+mod tree;
+
 use std::{
     fs::File,
     io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use nix::fcntl::{Flock, FlockArg};
 use tokio_util::sync::CancellationToken;
 use walkdir::WalkDir;
 
+pub(super) use self::tree::{Take, TreeCopy, is_full, read_steadily};
 use super::{
     durable::{self, blocking},
-    exec::Program,
     pool::Pool,
 };
 use crate::error::{HostError, Result};
@@ -25,11 +31,19 @@ const TEMPORARY: &str = ".new-";
 const REMOVED: &str = ".removed-";
 
 /// A directory in the making beside its final place; gone when dropped before [`WorkDirectory::keep`].
-pub struct WorkDirectory {
+pub struct WorkDirectory(Arc<Work>);
+
+/// Keeps a [`WorkDirectory`] from being removed under a thread that still works in it.
+#[derive(Clone)]
+pub struct Hold {
+    _work: Arc<Work>,
+}
+
+struct Work {
     path: PathBuf,
     target: PathBuf,
     _lock: Flock<File>,
-    kept: bool,
+    kept: AtomicBool,
 }
 
 impl WorkDirectory {
@@ -45,38 +59,41 @@ impl WorkDirectory {
             }
             durable::make_directory(&path, 0o700)?;
             let lock = lock(&path).map_err(busy)?;
-            Ok(Self { path, target, _lock: lock, kept: false })
+            Ok(Self(Arc::new(Work { path, target, _lock: lock, kept: AtomicBool::new(false) })))
         })
         .await
     }
 
     /// Where it is now.
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.0.path
+    }
+
+    /// For a thread that works in it.
+    pub fn hold(&self) -> Hold {
+        Hold { _work: Arc::clone(&self.0) }
     }
 
     /// Syncs the file system and gives the directory its final name. Fails when there is something of that name.
-    pub async fn keep(mut self) -> Result<()> {
+    pub async fn keep(self) -> Result<()> {
         // It moves along, so that dropping this future cannot remove the directory while it is being renamed.
         blocking(move || {
-            let mut keep = || -> io::Result<()> {
-                rustix::fs::syncfs(File::open(&self.path)?)?;
-                std::fs::rename(&self.path, &self.target)?;
-                self.kept = true;
-                durable::sync_parent(&self.target)
+            let Work { path, target, kept, .. } = &*self.0;
+            let keep = || -> io::Result<()> {
+                rustix::fs::syncfs(File::open(path)?)?;
+                std::fs::rename(path, target)?;
+                kept.store(true, Ordering::Relaxed);
+                durable::sync_parent(target)
             };
-            let result = keep();
-            result.map_err(|error| {
-                HostError::machine_from(format!("{} could not be put in its place: {error}", self.target.display()), error)
-            })
+            keep().map_err(|error| HostError::machine_from(format!("{} could not be put in its place: {error}", target.display()), error))
         })
         .await
     }
 }
 
-impl Drop for WorkDirectory {
+impl Drop for Work {
     fn drop(&mut self) {
-        if !self.kept
+        if !self.kept.load(Ordering::Relaxed)
             && let Err(error) = durable::remove_tree(&self.path)
         {
             tracing::warn!(%error, "a half-made directory stays until the next start");
@@ -84,23 +101,16 @@ impl Drop for WorkDirectory {
     }
 }
 
-/// Copies a tree with owners, modes and times to `target`, which must not exist; shares the blocks when the pool has reflinks. On failure
-/// nothing of it stays that [`WorkDirectory`] does not remove.
-pub async fn copy_tree(pool: &Pool, source: &Path, target: &Path, cancel: &[CancellationToken]) -> Result<()> {
+/// Copies a tree at rest with owners, permissions and times to `target`, which must not exist and lies in `work`; shares the blocks when the
+/// pool has reflinks. On failure nothing of it stays that [`WorkDirectory`] does not remove.
+pub async fn copy_tree(pool: &Pool, source: &Path, target: &Path, work: &WorkDirectory, cancel: &[CancellationToken]) -> Result<()> {
     let what = format!("this copy of {}", source.display());
     pool.require_for_copy(source, &what).await?;
-    let how = if pool.has_reflinks() { "always" } else { "auto" };
-    let mut program =
-        Program::new("cp").args(["-a", "--no-target-directory"]).arg(format!("--reflink={how}")).arg("--").arg(source).arg(target);
-    for token in cancel {
-        program = program.cancel(token.clone());
+    let copied = TreeCopy::exact(pool.has_reflinks()).run(source, target, work.hold(), cancel, None).await;
+    match copied {
+        Err(error) if is_full(&error) => Err(pool.full(pool.copy_cost(source).await?, &what).await),
+        copied => copied.map(drop),
     }
-    let finished = program.run().await?;
-    if !finished.status.success() && finished.stderr_text().contains("No space left on device") {
-        return Err(pool.full(pool.copy_cost(source).await?, &what).await);
-    }
-    finished.expect_success(&format!("{} could not be copied", source.display()))?;
-    Ok(())
 }
 
 /// Gives a whole tree to another owner and group; links are changed, not followed.

@@ -1,0 +1,343 @@
+//! Copies of trees whose owners may be at work in them, and may wish us ill.
+//!
+//! We are root, and the tree of a live instance belongs to a tenant's processes. So nothing is looked up by a path that they could bend
+//! meanwhile: each directory is opened below the one that holds it, no link is followed, and nothing but files, directories and links is
+//! copied. What vanishes between two looks is left out when the source is live.
+
+use std::{
+    ffi::{CStr, OsStr},
+    fs::File,
+    io,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::{ffi::OsStrExt, fs::FileExt},
+    },
+    path::{Path, PathBuf},
+};
+
+use rustix::{
+    fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid},
+    io::Errno,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::Hold;
+use crate::{
+    error::{HostError, Result},
+    local::durable::blocking,
+};
+
+/// Larger files are shared in pieces of this size, in bytes: the file system keeps writers out of the whole file while it shares a piece of it.
+const PIECE: u64 = 64 * 1024 * 1024;
+/// How many directories may lie in each other; Odoo's and PostgreSQL's are below ten.
+const DEEPEST: usize = 64;
+/// How often a file that changes while it is read is read again.
+const STEADY_ATTEMPTS: usize = 100;
+
+/// What of an entry is copied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::local) enum Take {
+    All,
+    /// The directory, and nothing in it.
+    Empty,
+    Nothing,
+}
+
+/// How a tree is copied.
+#[derive(Debug, Clone)]
+pub(in crate::local) struct TreeCopy {
+    /// Blocks are shared; where they cannot be, contents are copied.
+    pub(in crate::local) share: bool,
+    /// User and group of all that is made; `None` for those of the source.
+    pub(in crate::local) owner: Option<(u32, u32)>,
+    /// The source may change meanwhile.
+    pub(in crate::local) live: bool,
+    /// The target is there from an earlier pass: what is unchanged since stays, what is new or changed is copied, what has gone from the source
+    /// stays too.
+    pub(in crate::local) again: bool,
+    /// By the path relative to the tree.
+    pub(in crate::local) take: fn(&Path) -> Take,
+}
+
+/// What was copied, or found there already.
+#[derive(Debug, Default)]
+pub(in crate::local) struct Copied {
+    /// Lengths of all files together.
+    pub(in crate::local) bytes: u64,
+    pub(in crate::local) files: u64,
+    /// Those that were asked for, relative to the tree, sorted.
+    pub(in crate::local) noted: Vec<PathBuf>,
+}
+
+/// What a pass looks for besides: files that [`Copied::noted`] is to name, by relative path and status.
+pub(in crate::local) type Note = fn(&Path, &Stat, i64) -> bool;
+
+impl TreeCopy {
+    /// Everything, with its owners, from a source at rest.
+    pub(in crate::local) fn exact(share: bool) -> Self {
+        Self { share, owner: None, live: false, again: false, take: |_| Take::All }
+    }
+
+    /// Copies `source` to `target`. The directory that `hold` stands for is not removed while a thread still works in it. `note` is asked about each
+    /// file with `since`, in seconds since 1970.
+    pub(in crate::local) async fn run(
+        self,
+        source: &Path,
+        target: &Path,
+        hold: Hold,
+        cancel: &[CancellationToken],
+        note: Option<(Note, i64)>,
+    ) -> Result<Copied> {
+        let (source, target) = (source.to_owned(), target.to_owned());
+        let stop = CancellationToken::new();
+        let _stop_when_dropped = stop.clone().drop_guard();
+        let cancel: Vec<CancellationToken> = cancel.iter().cloned().chain([stop]).collect();
+        blocking(move || {
+            let _hold = hold;
+            let mut pass = Pass { how: &self, cancel: &cancel, note, copied: Copied::default() };
+            let outcome = pass.tree(&source, &target);
+            let mut copied = pass.copied;
+            match outcome {
+                Ok(()) => {
+                    copied.noted.sort_unstable();
+                    Ok(copied)
+                }
+                Err(Failure { error, .. }) if error.kind() == io::ErrorKind::Interrupted => Err(HostError::Cancelled),
+                Err(Failure { path, error }) => {
+                    Err(HostError::machine_from(format!("{} could not be copied: {error}", source.join(path).display()), error))
+                }
+            }
+        })
+        .await
+    }
+}
+
+/// Whether an error says that the disk is full.
+pub(in crate::local) fn is_full(error: &HostError) -> bool {
+    match error {
+        HostError::Machine { source: Some(source), .. } => source
+            .downcast_ref::<io::Error>()
+            .is_some_and(|error| matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)),
+        _ => false,
+    }
+}
+
+struct Failure {
+    /// Relative to the source.
+    path: PathBuf,
+    error: io::Error,
+}
+
+struct Pass<'a> {
+    how: &'a TreeCopy,
+    cancel: &'a [CancellationToken],
+    note: Option<(Note, i64)>,
+    copied: Copied,
+}
+
+impl Pass<'_> {
+    fn tree(&mut self, source: &Path, target: &Path) -> Result<(), Failure> {
+        let root = |error: io::Error| Failure { path: PathBuf::new(), error };
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let source = rustix::fs::open(source, flags, Mode::empty()).map_err(|error| root(error.into()))?;
+        let status = rustix::fs::fstat(&source).map_err(|error| root(error.into()))?;
+        if !self.how.again {
+            rustix::fs::mkdir(target, Mode::RWXU).map_err(|error| root(error.into()))?;
+        }
+        let target = rustix::fs::open(target, flags, Mode::empty()).map_err(|error| root(error.into()))?;
+        self.contents(&source, &target, Path::new(""), 0)?;
+        self.finish_directory(&target, &status).map_err(root)
+    }
+
+    fn contents(&mut self, source: &OwnedFd, target: &OwnedFd, below: &Path, depth: usize) -> Result<(), Failure> {
+        let here = |error: io::Error| Failure { path: below.to_owned(), error };
+        if depth > DEEPEST {
+            return Err(here(io::Error::other(format!("there are more than {DEEPEST} directories in each other"))));
+        }
+        let mut entries = Dir::read_from(source).map_err(|error| here(error.into()))?;
+        while let Some(entry) = entries.read() {
+            let entry = entry.map_err(|error| here(error.into()))?;
+            let name = entry.file_name();
+            if matches!(name.to_bytes(), b"." | b"..") {
+                continue;
+            }
+            let path = below.join(OsStr::from_bytes(name.to_bytes()));
+            match self.entry(source, target, name, &path, depth) {
+                Err(Failure { error, .. }) if self.how.live && error.kind() == io::ErrorKind::NotFound => {}
+                outcome => outcome?,
+            }
+        }
+        Ok(())
+    }
+
+    fn entry(&mut self, source: &OwnedFd, target: &OwnedFd, name: &CStr, path: &Path, depth: usize) -> Result<(), Failure> {
+        let here = |error: io::Error| Failure { path: path.to_owned(), error };
+        if self.cancel.iter().any(CancellationToken::is_cancelled) {
+            return Err(here(io::ErrorKind::Interrupted.into()));
+        }
+        let take = (self.how.take)(path);
+        if take == Take::Nothing {
+            return Ok(());
+        }
+        let status = rustix::fs::statat(source, name, AtFlags::SYMLINK_NOFOLLOW).map_err(|error| here(error.into()))?;
+        match FileType::from_raw_mode(status.st_mode) {
+            FileType::Directory => {
+                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let inner = rustix::fs::openat(source, name, flags, Mode::empty()).map_err(|error| here(error.into()))?;
+                match rustix::fs::mkdirat(target, name, Mode::RWXU) {
+                    Err(Errno::EXIST) if self.how.again => {}
+                    outcome => outcome.map_err(|error| here(error.into()))?,
+                }
+                let made = rustix::fs::openat(target, name, flags, Mode::empty()).map_err(|error| here(error.into()))?;
+                if take == Take::All {
+                    self.contents(&inner, &made, path, depth + 1)?;
+                }
+                self.finish_directory(&made, &status).map_err(here)
+            }
+            FileType::RegularFile => self.file(source, target, name, path, &status).map_err(here),
+            FileType::Symlink => self.link(source, target, name, &status).map_err(here),
+            // Sockets and pipes mean nothing in a copy.
+            _ => Ok(()),
+        }
+    }
+
+    fn finish_directory(&self, made: &OwnedFd, source: &Stat) -> io::Result<()> {
+        self.give(made, source)?;
+        rustix::fs::fchmod(made, permissions(source))?;
+        Ok(())
+    }
+
+    fn link(&self, source: &OwnedFd, target: &OwnedFd, name: &CStr, status: &Stat) -> io::Result<()> {
+        let points_to = rustix::fs::readlinkat(source, name, Vec::new())?;
+        match rustix::fs::symlinkat(&points_to, target, name) {
+            Err(Errno::EXIST) if self.how.again => return Ok(()),
+            outcome => outcome?,
+        }
+        if let Some((user, group)) = self.owner(status) {
+            rustix::fs::chownat(target, name, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW)?;
+        }
+        Ok(())
+    }
+
+    fn file(&mut self, source: &OwnedFd, target: &OwnedFd, name: &CStr, path: &Path, seen: &Stat) -> io::Result<()> {
+        if self.how.again && self.is_unchanged(target, name, seen)? {
+            self.count(path, seen);
+            return Ok(());
+        }
+        // Without waiting: the entry may have become a pipe since.
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let from = File::from(rustix::fs::openat(source, name, flags, Mode::empty())?);
+        let status = rustix::fs::fstat(&from)?;
+        if FileType::from_raw_mode(status.st_mode) != FileType::RegularFile {
+            return Ok(());
+        }
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let made = File::from(rustix::fs::openat(target, name, flags, Mode::RUSR | Mode::WUSR)?);
+        let length = self.content(&from, &made, &status)?;
+        self.give(&made, &status)?;
+        let mode = permissions(&status);
+        if mode != Mode::RUSR | Mode::WUSR {
+            rustix::fs::fchmod(&made, mode)?;
+        }
+        let modified = Timespec { tv_sec: status.st_mtime, tv_nsec: status.st_mtime_nsec.cast_signed() };
+        rustix::fs::futimens(&made, &Timestamps { last_access: modified, last_modification: modified })?;
+        let mut copied = status;
+        copied.st_size = length.cast_signed();
+        self.count(path, &copied);
+        Ok(())
+    }
+
+    /// Whether the copy of an earlier pass is still what the source is; one that is not is removed.
+    fn is_unchanged(&self, target: &OwnedFd, name: &CStr, seen: &Stat) -> io::Result<bool> {
+        match rustix::fs::statat(target, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(copy)
+                if (copy.st_size, copy.st_mtime, copy.st_mtime_nsec) == (seen.st_size, seen.st_mtime, seen.st_mtime_nsec)
+                    && FileType::from_raw_mode(copy.st_mode) == FileType::RegularFile =>
+            {
+                Ok(true)
+            }
+            Ok(_) => {
+                rustix::fs::unlinkat(target, name, AtFlags::empty())?;
+                Ok(false)
+            }
+            Err(Errno::NOENT) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Answers with how much there is.
+    fn content(&self, from: &File, made: &File, status: &Stat) -> io::Result<u64> {
+        let length = status.st_size.cast_unsigned();
+        if length == 0 && !self.how.live {
+            return Ok(0);
+        }
+        if self.how.share && length <= PIECE {
+            match rustix::fs::ioctl_ficlone(made, from) {
+                Ok(()) => return Ok(made.metadata()?.len()),
+                Err(Errno::NOSPC) => return Err(Errno::NOSPC.into()),
+                // Another file system below, or a kind of file that cannot be shared.
+                Err(_) => {}
+            }
+        }
+        let mut copied = 0;
+        loop {
+            if self.cancel.iter().any(CancellationToken::is_cancelled) {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            // Shares blocks where the file system can, and is the kernel's plain copy elsewhere.
+            match rustix::fs::copy_file_range(from, None, made, None, PIECE as usize) {
+                Ok(0) => return Ok(copied),
+                Ok(count) => copied += count as u64,
+                Err(Errno::NOSPC) => return Err(Errno::NOSPC.into()),
+                Err(error) if copied > 0 => return Err(error.into()),
+                Err(_) => return io::copy(&mut &*from, &mut &*made),
+            }
+        }
+    }
+
+    fn owner(&self, source: &Stat) -> Option<(Uid, Gid)> {
+        let (user, group) = self.how.owner.unwrap_or((source.st_uid, source.st_gid));
+        (user != 0 || group != 0).then(|| (Uid::from_raw(user), Gid::from_raw(group)))
+    }
+
+    fn give(&self, made: impl AsFd, source: &Stat) -> io::Result<()> {
+        if let Some((user, group)) = self.owner(source) {
+            rustix::fs::fchown(made, Some(user), Some(group))?;
+        }
+        Ok(())
+    }
+
+    fn count(&mut self, path: &Path, status: &Stat) {
+        self.copied.bytes += status.st_size.cast_unsigned();
+        self.copied.files += 1;
+        if let Some((note, since)) = self.note
+            && note(path, status, since)
+        {
+            self.copied.noted.push(path.to_owned());
+        }
+    }
+}
+
+/// Without set-user-id, set-group-id and sticky bits.
+fn permissions(status: &Stat) -> Mode {
+    Mode::from_raw_mode(status.st_mode & 0o777)
+}
+
+/// A small file that is written in one piece, e.g. `pg_control`: read until two looks agree.
+pub(in crate::local) fn read_steadily(path: &Path) -> io::Result<Vec<u8>> {
+    let file = File::open(path)?;
+    let read = || -> io::Result<Vec<u8>> {
+        let mut content = vec![0; usize::try_from(file.metadata()?.len()).unwrap_or_default()];
+        file.read_exact_at(&mut content, 0)?;
+        Ok(content)
+    };
+    let mut before = read()?;
+    for _ in 0..STEADY_ATTEMPTS {
+        let after = read()?;
+        if before == after {
+            return Ok(after);
+        }
+        before = after;
+    }
+    Err(io::Error::other("it never rests"))
+}

@@ -1,0 +1,511 @@
+//! Snapshots: a data set at one moment, immutable, taken while it serves, while it rests, or by retiring it.
+//!
+//! A snapshot that has its name is whole: it is made beside its place, its `snapshot.json` is written last, all is synced, and the directory is
+//! renamed. Nobody but root enters the directory that holds them. To be used, one is brought to life as a data set
+//! ([`DataSource::Snapshot`](crate::DataSource::Snapshot)), which shares its blocks and changes nothing in it.
+
+mod file_store;
+mod live;
+
+use std::{
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use chrono::{DateTime, Utc};
+use ocore_model::ids::{DataSetId, InstanceId, SnapshotId};
+use walkdir::WalkDir;
+
+use self::live::Backup;
+use super::{
+    LocalHost,
+    cluster::Cluster,
+    copy::{self, Take, TreeCopy, WorkDirectory},
+    database,
+    durable::{self, blocking},
+    fence::Claim,
+    layout::Layout,
+};
+use crate::{
+    api::{InstalledModule, Progress, Snapshot, SnapshotEstimate, Standing, TakeSnapshot},
+    error::{HostError, Result},
+};
+
+const MANIFEST: &str = "snapshot.json";
+/// Files of the file store that changed in so many seconds before a snapshot may be half-written.
+const RECENT: i64 = 600;
+/// Odoo writes a file before it commits the row that names it. So a file that was still written within the last second before the database's
+/// moment is named by no row of the copy.
+const BEING_WRITTEN: i64 = 1;
+
+impl LocalHost {
+    /// Takes a snapshot of a data set, live when its cluster runs. Taken already is done.
+    pub(super) async fn take(&self, request: &TakeSnapshot, progress: &Progress) -> Result<Snapshot> {
+        let work = async {
+            let _turn = self.data_locks.own(request.snapshot).await;
+            if let Some(found) = self.taken(request)? {
+                return Ok(found);
+            }
+            self.check_release_of(request)?;
+            loop {
+                {
+                    let _stays = self.data_locks.share(request.data_set).await;
+                    let cluster = self.cluster_of(request).await?;
+                    if cluster.find()?.is_some() {
+                        return self.take_live(request, &cluster, progress).await;
+                    }
+                }
+                let _ours = self.data_locks.own(request.data_set).await;
+                let cluster = self.cluster_of(request).await?;
+                if cluster.find()?.is_none() {
+                    return self.take_resting(request, &cluster, progress).await;
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            () = progress.cancel.cancelled() => Err(HostError::Cancelled),
+            taken = work => taken,
+        }
+    }
+
+    /// Turns a data set that is not live any more into a snapshot. Done already is done.
+    pub(super) async fn retire(&self, claim: &Claim, request: &TakeSnapshot, progress: &Progress) -> Result<Snapshot> {
+        let begun = Instant::now();
+        let _turn = self.data_locks.own(request.snapshot).await;
+        if let Some(found) = self.taken(request)? {
+            return Ok(found);
+        }
+        self.check_release_of(request)?;
+        self.stop_users_of(request.instance, request.data_set).await?;
+        let _ours = self.data_locks.own(request.data_set).await;
+        let cluster = self.cluster_of(request).await?;
+        let directory = self.layout.data_set(request.instance, request.data_set);
+        let standing = self.standing_of(request.instance, request.data_set)?;
+        let stopped_at = if cluster.find()?.is_none() { control_written_at(&cluster.pgdata) } else { None };
+        let modules = modules_of_resting(&cluster).await?;
+        let taken_at = stopped_at.unwrap_or_else(Utc::now);
+        claim.check()?;
+        let sizes = measure(&directory, taken_at).await?;
+        let snapshot =
+            self.describe(request, Moment { taken_at, live: false, begun }, standing, (modules, postgres_version(&cluster.pgdata)?), sizes);
+        let place = self.layout.snapshot(request.snapshot);
+        durable::make_directory(&self.layout.snapshots(), 0o700)?;
+        // In the data set it means nothing; with the new name it makes the snapshot whole.
+        durable::write_json(&directory.join(MANIFEST), &snapshot)?;
+        claim.check()?;
+        blocking({
+            let (directory, place) = (directory.clone(), place.clone());
+            move || {
+                let rename = || {
+                    std::fs::rename(&directory, &place)?;
+                    durable::sync_parent(&place)?;
+                    durable::sync_parent(&directory)?;
+                    std::fs::set_permissions(&place, std::fs::Permissions::from_mode(0o700))
+                };
+                rename().map_err(|error| {
+                    HostError::machine_from(format!("{} could not be made a snapshot: {error}", directory.display()), error)
+                })
+            }
+        })
+        .await?;
+        copy::remove(&self.layout.socket_directory(request.data_set)).await?;
+        progress.log.line("Kept the data as they were as a snapshot; nothing was copied.");
+        Ok(snapshot)
+    }
+
+    /// What a snapshot of the data set would hold and need.
+    pub(super) async fn estimate(&self, instance: InstanceId, data_set: DataSetId) -> Result<SnapshotEstimate> {
+        let directory = self.layout.data_set(instance, data_set);
+        if !directory.is_dir() {
+            return Err(HostError::NotFound { what: "data set", id: data_set.to_string() });
+        }
+        let sizes = measure(&directory, DateTime::<Utc>::MAX_UTC).await?;
+        Ok(SnapshotEstimate {
+            database_bytes: sizes.database_bytes,
+            file_store_bytes: sizes.file_store_bytes,
+            file_store_files: sizes.file_store_files,
+            needed_bytes: self.pool.cost(sizes.bytes, sizes.entries, sizes.database_bytes),
+            available_bytes: self.pool.facts().await?.available_bytes,
+        })
+    }
+
+    /// Every whole snapshot, oldest first.
+    pub(super) fn whole_snapshots(&self) -> Result<Vec<Snapshot>> {
+        let Ok(entries) = std::fs::read_dir(self.layout.snapshots()) else { return Ok(Vec::new()) };
+        let ids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<SnapshotId>().ok());
+        let mut found: Vec<Snapshot> = ids.filter_map(|id| self.find_snapshot(id).transpose()).collect::<Result<_>>()?;
+        found.sort_by_key(|snapshot| (snapshot.taken_at, snapshot.id));
+        Ok(found)
+    }
+
+    /// The whole snapshot of that id.
+    pub(super) fn find_snapshot(&self, snapshot: SnapshotId) -> Result<Option<Snapshot>> {
+        durable::read_json(&self.layout.snapshot(snapshot).join(MANIFEST))
+    }
+
+    /// Waits until nobody copies it, and removes it. Absent is done.
+    pub(super) async fn delete_snapshot(&self, snapshot: SnapshotId) -> Result<()> {
+        let _ours = self.data_locks.own(snapshot).await;
+        copy::remove(&self.layout.snapshot(snapshot)).await
+    }
+
+    /// Fills the directory of a new data set from a snapshot, which the caller has locked. The instance's users own what is made.
+    pub(super) async fn fill_from_snapshot(
+        &self,
+        work: &WorkDirectory,
+        snapshot: &Snapshot,
+        allocation: &super::ledger::Allocation,
+        is_foreign: bool,
+        progress: &Progress,
+    ) -> Result<()> {
+        let source = self.layout.snapshot(snapshot.id);
+        let sizes = measure(&source, DateTime::<Utc>::MAX_UTC).await?;
+        let what = "this copy of a snapshot";
+        let cost = self.pool.cost(sizes.bytes, sizes.entries, sizes.database_bytes);
+        self.pool.require(cost, what).await?;
+        let cancel = [progress.cancel.clone()];
+        let (database, odoo) = (allocation.postgres.uid, allocation.odoo.uid);
+        let share = self.pool.has_reflinks();
+        let how = |owner: u32, take| TreeCopy { share, owner: Some((owner, owner)), live: false, again: false, take };
+        let (pgdata, data_dir) = (how(database, all), how(odoo, if is_foreign { all_but_sessions } else { all }));
+        let places = ["pgdata", "data_dir"].map(|part| (source.join(part), work.path().join(part)));
+        let copied = tokio::try_join!(
+            pgdata.run(&places[0].0, &places[0].1, work.hold(), &cancel, None),
+            data_dir.run(&places[1].0, &places[1].1, work.hold(), &cancel, None),
+        );
+        match copied {
+            Err(error) if copy::is_full(&error) => Err(self.pool.full(cost, what).await),
+            copied => copied.map(drop),
+        }
+    }
+
+    async fn take_live(&self, request: &TakeSnapshot, cluster: &Cluster, progress: &Progress) -> Result<Snapshot> {
+        let begun = Instant::now();
+        // One that is just starting is waited for.
+        cluster.start().await?;
+        let standing = self.standing_of(request.instance, request.data_set)?;
+        let cost = self.require_room(request).await?;
+        let work = self.work_directory(request.snapshot).await?;
+        let taken = self.copy_live(request, cluster, &work, begun, standing, progress).await;
+        let snapshot = self.explain_full(taken, cost).await?;
+        self.finish(work, snapshot, progress).await
+    }
+
+    async fn copy_live(
+        &self,
+        request: &TakeSnapshot,
+        cluster: &Cluster,
+        work: &WorkDirectory,
+        begun: Instant,
+        standing: Standing,
+        progress: &Progress,
+    ) -> Result<Snapshot> {
+        let cancel = [progress.cancel.clone()];
+        let share = self.pool.has_reflinks();
+        let since = Utc::now().timestamp() - RECENT;
+        let (pgdata, data_dir) = (work.path().join("pgdata"), work.path().join("data_dir"));
+        let source = self.layout.data_dir(request.instance, request.data_set);
+        let files = TreeCopy { share, owner: Some((0, 0)), live: true, again: false, take: all };
+        let database = async {
+            progress.log.line("Putting the database into backup mode; it goes on serving.");
+            let mut backup = Backup::begin(cluster, &format!("snapshot {}", request.snapshot)).await?;
+            let copied = live::copy_files(&cluster.pgdata, &pgdata, share, work.hold(), &cancel).await?;
+            let modules = database::modules(backup.connection()).await?;
+            let end = backup.end().await?;
+            let taken_at = Utc::now();
+            let log = end.complete(&cluster.pgdata, &pgdata, share, work.hold()).await?;
+            backup.close().await;
+            Ok((modules, taken_at, copied + log))
+        };
+        // Most of the file store is copied beside the database, so that little is left for after it.
+        let early = files.clone().run(&source, &data_dir, work.hold(), &cancel, None);
+        let ((modules, taken_at, database_bytes), _) = tokio::try_join!(database, early)?;
+        // What a row of the copy names was written before the database's moment, so it is there by now; and what was cleared away since is there
+        // from before.
+        let again = TreeCopy { again: true, ..files };
+        let pass = || again.clone().run(&source, &data_dir, work.hold(), &cancel, Some((file_store::is_suspect, since)));
+        let copied = pass().await?;
+        let mut torn = not_whole(&data_dir, copied.noted).await?;
+        if !torn.is_empty() {
+            pass().await?;
+            torn = not_whole(&data_dir, torn).await?;
+        }
+        let damaged = drop_unfinished(&data_dir, torn, taken_at).await?;
+        let sizes = Sizes { database_bytes, damaged, ..measure_file_store(&data_dir).await? };
+        let version = postgres_version(&pgdata)?;
+        Ok(self.describe(request, Moment { taken_at, live: true, begun }, standing, (modules, version), sizes))
+    }
+
+    async fn take_resting(&self, request: &TakeSnapshot, cluster: &Cluster, progress: &Progress) -> Result<Snapshot> {
+        let begun = Instant::now();
+        let standing = self.standing_of(request.instance, request.data_set)?;
+        let cost = self.require_room(request).await?;
+        // Also makes sure that it has been shut down well: one that was killed recovers now, and not in each copy.
+        let modules = modules_of_resting(cluster).await?;
+        let taken_at = Utc::now();
+        let work = self.work_directory(request.snapshot).await?;
+        let copied = async {
+            let cancel = [progress.cancel.clone()];
+            let how = TreeCopy { owner: Some((0, 0)), ..TreeCopy::exact(self.pool.has_reflinks()) };
+            let (pgdata, data_dir) = (work.path().join("pgdata"), work.path().join("data_dir"));
+            let source = self.layout.data_dir(request.instance, request.data_set);
+            tokio::try_join!(
+                how.clone().run(&cluster.pgdata, &pgdata, work.hold(), &cancel, None),
+                // Odoo has ended; should one of its own processes not have, what it removes is no error.
+                TreeCopy { live: true, ..how.clone() }.run(&source, &data_dir, work.hold(), &cancel, None),
+            )?;
+            measure(work.path(), taken_at).await
+        };
+        let copied = copied.await;
+        let sizes = self.explain_full(copied, cost).await?;
+        let version = postgres_version(&cluster.pgdata)?;
+        let snapshot = self.describe(request, Moment { taken_at, live: false, begun }, standing, (modules, version), sizes);
+        self.finish(work, snapshot, progress).await
+    }
+
+    /// Writes the manifest, syncs and gives the snapshot its name.
+    async fn finish(&self, work: WorkDirectory, snapshot: Snapshot, progress: &Progress) -> Result<Snapshot> {
+        let result = durable::write_fleeting_json(&work.path().join(MANIFEST), &snapshot);
+        self.explain_full(result, 0).await?;
+        work.keep().await?;
+        progress.log.line(&format!(
+            "Took a snapshot of {} of database and {} in {} files in {:.1} s{}.",
+            super::pool::human(snapshot.database_bytes),
+            super::pool::human(snapshot.file_store_bytes),
+            snapshot.file_store_files,
+            snapshot.seconds,
+            if snapshot.shares_blocks { "; it shares its blocks" } else { "; the file system cannot share blocks, so it is a full copy" },
+        ));
+        for path in &snapshot.damaged_files {
+            progress.log.line(&format!("The file {path} is damaged: its content is not what its name says."));
+        }
+        Ok(snapshot)
+    }
+
+    fn describe(
+        &self,
+        request: &TakeSnapshot,
+        moment: Moment,
+        standing: Standing,
+        (modules, postgres_version): (Vec<InstalledModule>, String),
+        sizes: Sizes,
+    ) -> Snapshot {
+        Snapshot {
+            id: request.snapshot,
+            instance: request.instance,
+            data_set: request.data_set,
+            release: request.release.clone(),
+            taken_at: moment.taken_at,
+            live: moment.live,
+            standing,
+            postgres_version,
+            modules,
+            database_bytes: sizes.database_bytes,
+            file_store_bytes: sizes.file_store_bytes,
+            file_store_files: sizes.file_store_files,
+            shares_blocks: self.pool.has_reflinks(),
+            seconds: moment.begun.elapsed().as_millis() as f64 / 1000.0,
+            damaged_files: sizes.damaged,
+        }
+    }
+
+    /// The snapshot that an earlier call took; one of something else is an error.
+    fn taken(&self, request: &TakeSnapshot) -> Result<Option<Snapshot>> {
+        match self.find_snapshot(request.snapshot)? {
+            Some(found) if (found.instance, found.data_set) == (request.instance, request.data_set) => Ok(Some(found)),
+            Some(found) => Err(HostError::machine(format!(
+                "snapshot {} is there already, of data set {} and not of {}",
+                found.id, found.data_set, request.data_set
+            ))),
+            None => Ok(None),
+        }
+    }
+
+    fn check_release_of(&self, request: &TakeSnapshot) -> Result<()> {
+        match &request.release {
+            Some(release) if self.release(release)?.is_none() => Err(HostError::NotFound { what: "release", id: release.to_string() }),
+            _ => Ok(()),
+        }
+    }
+
+    async fn cluster_of(&self, request: &TakeSnapshot) -> Result<Cluster> {
+        let TakeSnapshot { instance, data_set, .. } = *request;
+        if !self.layout.data_set(instance, data_set).is_dir() {
+            return Err(HostError::NotFound { what: "data set", id: data_set.to_string() });
+        }
+        self.cluster(&self.allocation(instance).await?, instance, data_set)
+    }
+
+    async fn require_room(&self, request: &TakeSnapshot) -> Result<u64> {
+        let estimate = self.estimate(request.instance, request.data_set).await?;
+        self.pool.require(estimate.needed_bytes, "this snapshot").await?;
+        Ok(estimate.needed_bytes)
+    }
+
+    async fn work_directory(&self, snapshot: SnapshotId) -> Result<WorkDirectory> {
+        durable::make_directory(&self.layout.snapshots(), 0o700)?;
+        WorkDirectory::create(&self.layout.snapshot(snapshot)).await
+    }
+
+    async fn explain_full<T>(&self, result: Result<T>, cost: u64) -> Result<T> {
+        match result {
+            Err(error) if copy::is_full(&error) => Err(self.pool.full(cost, "this snapshot").await),
+            result => result,
+        }
+    }
+}
+
+struct Moment {
+    taken_at: DateTime<Utc>,
+    live: bool,
+    begun: Instant,
+}
+
+/// What a data set or a snapshot holds.
+#[derive(Debug, Default)]
+struct Sizes {
+    /// Lengths of all files together, and how many files, directories and links there are.
+    bytes: u64,
+    entries: u64,
+    database_bytes: u64,
+    file_store_bytes: u64,
+    file_store_files: u64,
+    damaged: Vec<String>,
+}
+
+fn all(_: &Path) -> Take {
+    Take::All
+}
+
+/// Whoever was logged in at the source must not be logged in at the copy.
+fn all_but_sessions(path: &Path) -> Take {
+    if path == Path::new("sessions") { Take::Empty } else { Take::All }
+}
+
+/// Measures, and checks the files of the file store that may be half-written at that moment.
+async fn measure(directory: &Path, moment: DateTime<Utc>) -> Result<Sizes> {
+    let (pgdata, data_dir) = (directory.join("pgdata"), directory.join("data_dir"));
+    blocking(move || {
+        let database = walk(&pgdata, i64::MAX)?;
+        let files = walk(&data_dir, moment.timestamp().saturating_sub(RECENT))?;
+        let sizes = Sizes {
+            bytes: database.bytes + files.bytes,
+            entries: database.entries + files.entries,
+            database_bytes: database.bytes,
+            file_store_bytes: files.file_store_bytes,
+            file_store_files: files.file_store_files,
+            damaged: Vec::new(),
+        };
+        if moment == DateTime::<Utc>::MAX_UTC {
+            return Ok(sizes);
+        }
+        let damaged = file_store::not_whole(&data_dir, &files.suspects).map_err(|error| unreadable(&data_dir, error))?;
+        Ok(Sizes { damaged: damaged.iter().map(|path| path.display().to_string()).collect(), ..sizes })
+    })
+    .await
+}
+
+async fn measure_file_store(data_dir: &Path) -> Result<Sizes> {
+    let data_dir = data_dir.to_owned();
+    blocking(move || {
+        let files = walk(&data_dir, i64::MAX)?;
+        Ok(Sizes { file_store_bytes: files.file_store_bytes, file_store_files: files.file_store_files, ..Sizes::default() })
+    })
+    .await
+}
+
+#[derive(Default)]
+struct Walked {
+    bytes: u64,
+    entries: u64,
+    file_store_bytes: u64,
+    file_store_files: u64,
+    suspects: Vec<PathBuf>,
+}
+
+/// What vanishes meanwhile is not counted.
+fn walk(tree: &Path, since: i64) -> Result<Walked> {
+    use std::os::unix::fs::MetadataExt;
+    let mut walked = Walked::default();
+    for entry in WalkDir::new(tree) {
+        let metadata = entry.and_then(|entry| entry.metadata().map(|metadata| (entry, metadata)));
+        let (entry, metadata) = match metadata {
+            Ok(found) => found,
+            Err(error) if error.io_error().is_some_and(|error| error.kind() == std::io::ErrorKind::NotFound) && error.depth() > 0 => {
+                continue;
+            }
+            Err(error) => return Err(unreadable(tree, error.into())),
+        };
+        walked.entries += 1;
+        if !metadata.is_file() {
+            continue;
+        }
+        walked.bytes += metadata.len();
+        let path = entry.path().strip_prefix(tree).unwrap_or(entry.path());
+        if file_store::is_in(path) {
+            walked.file_store_bytes += metadata.len();
+            walked.file_store_files += 1;
+            if (metadata.len() == 0 || metadata.mtime() >= since) && file_store::promised(path).is_some() {
+                walked.suspects.push(path.to_owned());
+            }
+        }
+    }
+    Ok(walked)
+}
+
+async fn not_whole(data_dir: &Path, paths: Vec<PathBuf>) -> Result<Vec<PathBuf>> {
+    let data_dir = data_dir.to_owned();
+    blocking(move || file_store::not_whole(&data_dir, &paths).map_err(|error| unreadable(&data_dir, error))).await
+}
+
+/// Removes from a copy the files that were still being written at its moment, which no row of its database names, and answers with those that are
+/// damaged for good.
+async fn drop_unfinished(data_dir: &Path, torn: Vec<PathBuf>, moment: DateTime<Utc>) -> Result<Vec<String>> {
+    use std::os::unix::fs::MetadataExt;
+    let data_dir = data_dir.to_owned();
+    blocking(move || {
+        let mut damaged = Vec::new();
+        for path in torn {
+            let place = data_dir.join(&path);
+            let modified = std::fs::symlink_metadata(&place).map_err(|error| unreadable(&place, error))?.mtime();
+            if modified >= moment.timestamp() - BEING_WRITTEN {
+                durable::remove_fleeting(&place).map_err(|error| unreadable(&place, error))?;
+            } else {
+                damaged.push(path.display().to_string());
+            }
+        }
+        Ok(damaged)
+    })
+    .await
+}
+
+/// Reads the modules of a cluster and leaves it stopped, cleanly.
+async fn modules_of_resting(cluster: &Cluster) -> Result<Vec<InstalledModule>> {
+    cluster.start().await?;
+    let modules = async { database::modules(&mut cluster.connect().await?).await }.await;
+    cluster.stop().await?;
+    modules
+}
+
+/// The major version that can read a cluster.
+fn postgres_version(pgdata: &Path) -> Result<String> {
+    let path = pgdata.join("PG_VERSION");
+    let version = std::fs::read_to_string(&path).map_err(|error| unreadable(&path, error))?;
+    Ok(version.trim().to_owned())
+}
+
+/// PostgreSQL writes it last when it stops.
+fn control_written_at(pgdata: &Path) -> Option<DateTime<Utc>> {
+    Some(std::fs::metadata(pgdata.join("global/pg_control")).ok()?.modified().ok()?.into())
+}
+
+fn unreadable(path: &Path, error: std::io::Error) -> HostError {
+    HostError::machine_from(format!("{} could not be read: {error}", path.display()), error)
+}
+
+/// Removes what crashes have left of half-made and half-removed snapshots.
+pub(super) fn sweep(layout: &Layout) -> Result<()> {
+    copy::sweep(&layout.snapshots())
+}
