@@ -20,7 +20,7 @@ use uuid::Uuid;
 use crate::{
     error::{HostError, Result},
     local::{
-        cluster::Cluster,
+        cluster::{Cluster, SUPERUSER},
         copy::{Hold, Take, TreeCopy, read_steadily},
         durable::blocking,
     },
@@ -70,7 +70,9 @@ impl Backup {
     /// Waits for a checkpoint. `label` is any name.
     pub(super) async fn begin(cluster: &Cluster, label: &str) -> Result<Self> {
         let lost = |error| lost("did not go into backup mode", error);
-        let mut connection = cluster.connect().await?;
+        // Not to the tenant's database, whose owner could put a function of the same name before PostgreSQL's.
+        let options = cluster.options(SUPERUSER, SUPERUSER);
+        let mut connection = PgConnection::connect_with(&options).await.map_err(lost)?;
         let version: i32 =
             sqlx::query_scalar("select current_setting('server_version_num')::int4").fetch_one(&mut connection).await.map_err(lost)?;
         let spaces: i64 = sqlx::query_scalar("select count(*) from pg_tablespace where spcname not in ('pg_default', 'pg_global')")
@@ -100,11 +102,6 @@ impl Backup {
             }
         };
         Ok(Self { connection, functions })
-    }
-
-    /// For what else is asked of the database meanwhile.
-    pub(super) fn connection(&mut self) -> &mut PgConnection {
-        &mut self.connection
     }
 
     /// Leaves backup mode. The log that recovery needs is kept until [`Backup::close`].

@@ -212,7 +212,7 @@ impl LocalHost {
             progress.log.line("Putting the database into backup mode; it goes on serving.");
             let mut backup = Backup::begin(cluster, &format!("snapshot {}", request.snapshot)).await?;
             let copied = live::copy_files(&cluster.pgdata, &pgdata, share, work.hold(), &cancel).await?;
-            let modules = database::modules(backup.connection()).await?;
+            let modules = database::modules(&mut cluster.connect_as_owner().await?).await?;
             let end = backup.end().await?;
             let taken_at = Utc::now();
             let log = end.complete(&cluster.pgdata, &pgdata, share, work.hold()).await?;
@@ -484,7 +484,7 @@ async fn drop_unfinished(data_dir: &Path, torn: Vec<PathBuf>, moment: DateTime<U
 /// Reads the modules of a cluster and leaves it stopped, cleanly.
 async fn modules_of_resting(cluster: &Cluster) -> Result<Vec<InstalledModule>> {
     cluster.start().await?;
-    let modules = async { database::modules(&mut cluster.connect().await?).await }.await;
+    let modules = async { database::modules(&mut cluster.connect_as_owner().await?).await }.await;
     cluster.stop().await?;
     modules
 }
