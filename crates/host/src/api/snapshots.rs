@@ -71,7 +71,7 @@ pub struct SnapshotEstimate {
 }
 
 /// What checking all of a snapshot found.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Verification {
     pub checked_files: u64,

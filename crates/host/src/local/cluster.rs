@@ -378,7 +378,7 @@ async fn single_user(bin: &Path, pgdata: &Path, run_as: &RunAs, database: &str, 
 }
 
 /// Where the programs for an existing cluster are: those of its own major version.
-fn postgres_bin(pgdata: &Path) -> Result<PathBuf> {
+pub(super) fn postgres_bin(pgdata: &Path) -> Result<PathBuf> {
     let major = fs::read_to_string(pgdata.join("PG_VERSION"))
         .map_err(|error| HostError::machine_from(format!("{} holds no PostgreSQL cluster", pgdata.display()), error))?;
     let major = major.trim();

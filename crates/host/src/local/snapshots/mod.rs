@@ -6,6 +6,8 @@
 
 mod file_store;
 mod live;
+mod space;
+mod verify;
 
 use std::{
     os::unix::fs::PermissionsExt,

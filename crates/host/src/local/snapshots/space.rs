@@ -1,0 +1,252 @@
+//! What instances and snapshots take, alone and together, as the file system's own map of blocks tells it.
+//!
+//! A block that several files refer to is there once. So what would come free when a snapshot goes is what no other snapshot and no instance
+//! refers to, and nobody knows that but the file system: `filefrag` (e2fsprogs) asks it where each file lies, and what lies in the same place is the
+//! same. Files of one thing that share blocks among themselves count as one.
+
+use std::{
+    collections::BinaryHeap,
+    ffi::OsString,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use ocore_model::ids::{InstanceId, SnapshotId};
+use walkdir::WalkDir;
+
+use crate::{
+    api::{SpaceReport, Usage},
+    error::Result,
+    local::{LocalHost, durable::blocking, exec::Program, imports},
+};
+
+/// Files that one `filefrag` is asked about.
+const BATCH: usize = 500;
+/// The unit of its answers, in bytes.
+const UNIT: u64 = 512;
+const OUTPUT_LIMIT: usize = 256 * 1024 * 1024;
+const TIME_LIMIT: Duration = Duration::from_mins(5);
+
+/// Whose a place on the disk is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Owner {
+    Instance(InstanceId),
+    Snapshot(SnapshotId),
+}
+
+/// Places on the disk in units: sorted, apart from each other, without duplicates.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Places(Vec<(u64, u64)>);
+
+impl Places {
+    /// Of beginnings and ends in any order, which may overlap.
+    fn of(mut raw: Vec<(u64, u64)>) -> Self {
+        raw.sort_unstable();
+        let mut joined: Vec<(u64, u64)> = Vec::new();
+        for (start, end) in raw {
+            match joined.last_mut() {
+                Some(last) if start <= last.1 => last.1 = last.1.max(end),
+                _ => joined.push((start, end)),
+            }
+        }
+        joined.shrink_to_fit();
+        Self(joined)
+    }
+
+    fn units(&self) -> u64 {
+        self.0.iter().map(|(start, end)| end - start).sum()
+    }
+}
+
+/// How many units of each are in no other. One pass over all, with one entry a participant in memory beside the places themselves.
+fn alone(all: &[Places]) -> Vec<u64> {
+    use std::cmp::Reverse;
+    let mut exclusive = vec![0; all.len()];
+    let mut next = vec![0; all.len()];
+    // Beginnings and ends, from the start of the disk to its end.
+    let mut events: BinaryHeap<Reverse<(u64, bool, usize)>> = BinaryHeap::new();
+    for (index, places) in all.iter().enumerate() {
+        if let Some((start, _)) = places.0.first() {
+            events.push(Reverse((*start, true, index)));
+        }
+    }
+    let mut present: std::collections::BTreeSet<usize> = std::collections::BTreeSet::new();
+    let mut position = 0;
+    while let Some(Reverse((at, begins, index))) = events.pop() {
+        if let (1, Some(only)) = (present.len(), present.first()) {
+            exclusive[*only] += at - position;
+        }
+        position = at;
+        let places = &all[index].0;
+        if begins {
+            present.insert(index);
+            events.push(Reverse((places[next[index]].1, false, index)));
+        } else {
+            present.remove(&index);
+            next[index] += 1;
+            if let Some((start, _)) = places.get(next[index]) {
+                events.push(Reverse((*start, true, index)));
+            }
+        }
+    }
+    exclusive
+}
+
+/// What one line of `filefrag -v` says of an extent: beginning and end, or only a length when the file system tells no place.
+#[derive(Debug, PartialEq, Eq)]
+enum Extent {
+    At(u64, u64),
+    Somewhere(u64),
+}
+
+/// `   0:        0..       4:   46147706..  46147710:      5:             last,shared,eof`. `None` for other lines.
+fn parse(line: &str) -> Option<Extent> {
+    let mut fields = line.split(':').map(str::trim);
+    fields.next()?.parse::<u64>().ok()?;
+    let _logical = fields.next()?;
+    let (start, _) = fields.next()?.split_once("..")?;
+    let start: u64 = start.trim().parse().ok()?;
+    let length: u64 = fields.next()?.parse().ok()?;
+    let flags = fields.next_back().unwrap_or_default();
+    if flags.split(',').any(|flag| matches!(flag, "unknown_loc" | "delalloc" | "inline" | "not_aligned")) {
+        return Some(Extent::Somewhere(length));
+    }
+    Some(Extent::At(start, start + length))
+}
+
+impl LocalHost {
+    /// What is shared and what is not.
+    pub(in crate::local) async fn measure_space(&self) -> Result<SpaceReport> {
+        let mut owners = Vec::new();
+        for instance in self.ledger.instances().await? {
+            owners.push((Owner::Instance(instance), self.layout.instance(instance)));
+        }
+        for snapshot in imports::names_in(&self.layout.snapshots()) {
+            owners.push((Owner::Snapshot(snapshot), self.layout.snapshot(snapshot)));
+        }
+        let mut report = SpaceReport::default();
+        let mut put = |owner, usage| match owner {
+            Owner::Instance(instance) => report.instances.push((instance, usage)),
+            Owner::Snapshot(snapshot) => report.snapshots.push((snapshot, usage)),
+        };
+        if self.pool.has_reflinks() {
+            let mut all = Vec::new();
+            let mut unplaced = Vec::new();
+            for (_, directory) in &owners {
+                let (places, elsewhere) = places_of(directory).await?;
+                all.push(places);
+                unplaced.push(elsewhere);
+            }
+            let (all, exclusive) = blocking(move || {
+                let exclusive = alone(&all);
+                Ok((all, exclusive))
+            })
+            .await?;
+            for (index, (owner, _)) in owners.into_iter().enumerate() {
+                let usage = Usage {
+                    referenced_bytes: (all[index].units() + unplaced[index]) * UNIT,
+                    exclusive_bytes: (exclusive[index] + unplaced[index]) * UNIT,
+                };
+                put(owner, usage);
+            }
+        } else {
+            for (owner, directory) in owners {
+                let bytes = blocking(move || Ok(files(&directory).iter().map(|(_, bytes)| bytes).sum())).await?;
+                put(owner, Usage { referenced_bytes: bytes, exclusive_bytes: bytes });
+            }
+        }
+        let facts = self.pool.facts().await?;
+        Ok(SpaceReport { pool_total_bytes: facts.total_bytes, pool_available_bytes: facts.available_bytes, ..report })
+    }
+}
+
+/// Where the files below a directory lie, and how many units the file system tells no place of. What goes meanwhile is left out.
+async fn places_of(directory: &Path) -> Result<(Places, u64)> {
+    let directory = directory.to_owned();
+    let files = blocking(move || Ok(files(&directory))).await?;
+    let mut raw = Vec::new();
+    let mut unplaced = 0;
+    for batch in files.chunks(BATCH) {
+        let paths: Vec<OsString> = batch.iter().map(|(path, _)| path.clone().into_os_string()).collect();
+        // It answers for those that are there and complains about the others. Only lines of extents are read, and one run is about one thing, so that a
+        // tenant's odd file names change nobody else's numbers.
+        let finished = Program::new("filefrag")
+            .args([format!("-b{UNIT}"), "-v".to_owned()])
+            .arg("--")
+            .args(&paths)
+            .output_limit(OUTPUT_LIMIT)
+            .time_limit(TIME_LIMIT)
+            .run()
+            .await?;
+        let before = (raw.len(), unplaced);
+        for extent in finished.stdout_text().lines().filter_map(parse) {
+            match extent {
+                Extent::At(start, end) => raw.push((start, end)),
+                Extent::Somewhere(length) => unplaced += length,
+            }
+        }
+        if before == (raw.len(), unplaced) {
+            // A file system without maps, where nothing is known to be shared.
+            unplaced += batch.iter().map(|(_, bytes)| bytes / UNIT).sum::<u64>();
+        }
+    }
+    let places = blocking(move || Ok(Places::of(raw))).await?;
+    Ok((places, unplaced))
+}
+
+/// The files below a directory that take space, with how much.
+fn files(directory: &Path) -> Vec<(PathBuf, u64)> {
+    let entries = WalkDir::new(directory).into_iter().flatten();
+    entries
+        .filter_map(|entry| {
+            let metadata = entry.metadata().ok()?;
+            (metadata.is_file() && metadata.blocks() > 0).then(|| (entry.into_path(), metadata.blocks() * 512))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn lines_of_extents_are_read_and_others_are_not() {
+        let line = "   0:        0..       4:   46147706..  46147710:      5:             last,shared,eof";
+        assert_eq!(parse(line), Some(Extent::At(46_147_706, 46_147_711)));
+        let line = "   1:        5..       9:        100..       104:      5:   46147711: last,eof";
+        assert_eq!(parse(line), Some(Extent::At(100, 105)));
+        let line = "   0:        0..       7:          0..         7:      8:             last,unknown_loc,delalloc,eof";
+        assert_eq!(parse(line), Some(Extent::Somewhere(8)));
+        for other in [
+            " ext:     logical_offset:        physical_offset: length:   expected: flags:",
+            "f1: 1 extent found",
+            "File size of f1 is 20000 (5 blocks of 4096 bytes)",
+        ] {
+            assert_eq!(parse(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn what_only_one_refers_to_is_its_own_also_when_it_does_so_twice() {
+        let one = Places::of(vec![(0, 10), (5, 12), (20, 30)]);
+        let two = Places::of(vec![(8, 25)]);
+        assert_eq!((one.units(), two.units()), (22, 17));
+        assert_eq!(alone(&[one, two, Places::default()]), vec![8 + 5, 8, 0]);
+    }
+
+    proptest! {
+        #[test]
+        fn it_agrees_with_counting_each_unit(raw in prop::collection::vec(prop::collection::vec((0_u64..60, 1_u64..9), 0..8), 0..5)) {
+            let all: Vec<Places> =
+                raw.iter().map(|places| Places::of(places.iter().map(|(start, length)| (*start, start + length)).collect())).collect();
+            let holds = |index: usize, unit: u64| raw[index].iter().any(|(start, length)| (*start..start + length).contains(&unit));
+            for (index, exclusive) in alone(&all).into_iter().enumerate() {
+                let counted = (0..80).filter(|unit| (0..raw.len()).all(|other| holds(other, *unit) == (other == index))).count() as u64;
+                prop_assert_eq!(exclusive, counted);
+            }
+        }
+    }
+}
