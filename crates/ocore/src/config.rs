@@ -72,6 +72,7 @@ pub struct Pool {
     pub path: PathBuf,
     pub image_bytes: u64,
     pub image_limit_bytes: u64,
+    pub reserve_bytes: u64,
     pub copies: Copies,
 }
 
@@ -201,6 +202,7 @@ impl Config {
                 image: (self.pool.copies == Copies::Auto).then(|| self.home.join("pool.xfs")),
                 image_size: self.pool.image_bytes,
                 image_size_limit: self.pool.image_limit_bytes,
+                reserve: self.pool.reserve_bytes,
             },
             uids: first_uid..gids,
             release_gids: gids..builds,

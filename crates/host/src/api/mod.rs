@@ -409,7 +409,7 @@ pub trait Host: Send + Sync + 'static {
     /// The last `lines` lines of the instance's Odoo log, then, when `follow`, new ones as they come, across rotations, until the receiver goes.
     async fn odoo_log(&self, instance: InstanceId, lines: usize, follow: bool) -> Result<tokio::sync::mpsc::Receiver<String>>;
 
-    /// Rotates logs that have grown past their limit.
+    /// Housekeeping: rotates logs that have grown past their limit, and makes a pool image that is nearly full larger, up to its own.
     async fn rotate_logs(&self) -> Result<()>;
 
     /// Puts a complete snapshot into force at this server's edge; the answer is the generation then in force. The edge stores it and serves

@@ -69,6 +69,9 @@ pub struct PoolConfig {
     pub image_size: u64,
     /// The size that a full image may grow to, in bytes.
     pub image_size_limit: u64,
+    /// Kept free by whatever asks before it writes (copies, snapshots, uploads), in the pool and on the disk below its image, in bytes. Of a small pool at
+    /// most a sixth.
+    pub reserve: u64,
 }
 
 /// When a log is rotated, and how many old ones are kept.
@@ -96,6 +99,7 @@ impl LocalHostConfig {
                 image: Some(home.join("pool.xfs")),
                 image_size: 64 * GIB,
                 image_size_limit: 1024 * GIB,
+                reserve: GIB,
             },
             uids: 20_000..30_000,
             release_gids: 30_000..40_000,

@@ -219,6 +219,7 @@ impl Host for LocalHost {
     }
 
     async fn rotate_logs(&self) -> Result<()> {
+        self.pool.tend().await?;
         self.rotate().await
     }
 

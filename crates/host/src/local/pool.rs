@@ -8,6 +8,7 @@ use std::{
     io::{self, Write},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -15,6 +16,7 @@ use rustix::{
     fs::{ioctl_ficlone, statvfs},
     mount::UnmountFlags,
 };
+use tokio::sync::Mutex;
 
 use super::{
     config::PoolConfig,
@@ -33,8 +35,10 @@ const SHARED_ENTRY_COST: u64 = 4096;
 const DIVERGES: u64 = 20;
 /// The same for a small one, in bytes: WAL, hint bits, statistics.
 const DIVERGES_AT_LEAST: u64 = 16 * 1024 * 1024;
-/// Kept free on every pool, so that PostgreSQL can still write what it must, in bytes.
-const RESERVE: u64 = 64 * 1024 * 1024;
+/// No more than this part of a pool is kept free, so that a small one can be used at all.
+const LARGEST_RESERVE: u64 = 6;
+/// An image of which less than this part is free grows.
+const NEARLY_FULL: u64 = 10;
 /// How much an image grows at once, in bytes.
 const GROWTH: u64 = 16 * 1024 * 1024 * 1024;
 const MOUNT_TIME_LIMIT: Duration = Duration::from_mins(2);
@@ -46,6 +50,8 @@ pub struct Pool {
     reflinks: bool,
     /// The image is mounted at the pool's path.
     imaged: bool,
+    /// Two that grow at once could make the image smaller.
+    growth: Arc<Mutex<()>>,
 }
 
 impl Pool {
@@ -66,7 +72,7 @@ impl Pool {
         if imaged {
             durable::make_directory(&config.path, 0o711)?;
         }
-        let pool = Self { reflinks: clones(&config.path), imaged, config: config.clone() };
+        let pool = Self { reflinks: clones(&config.path), imaged, config: config.clone(), growth: Arc::default() };
         if !pool.reflinks {
             tracing::warn!(
                 path = %config.path.display(),
@@ -127,13 +133,13 @@ impl Pool {
     pub async fn require_for_copy(&self, tree: &Path, what: &str) -> Result<()> {
         // Nothing in the pool can take more than all of the pool takes; only when that does not fit, the tree is measured.
         let pool = self.clone();
-        let (bound, available) = blocking(move || {
+        let fits = blocking(move || {
             let space = pool.space()?;
             let bound = if pool.reflinks { space.entries * SHARED_ENTRY_COST } else { space.used };
-            Ok((bound, space.available))
+            Ok(space.available >= bound.saturating_add(pool.reserve(&space)))
         })
         .await?;
-        if available >= bound.saturating_add(RESERVE) {
+        if fits {
             return Ok(());
         }
         self.require(self.copy_cost(tree).await?, what).await
@@ -158,27 +164,43 @@ impl Pool {
 
     /// That much is left, after the pool has grown if it may; otherwise an error that says how much is.
     pub async fn require(&self, bytes: u64, what: &str) -> Result<()> {
-        if self.available().await? >= bytes.saturating_add(RESERVE) {
+        if self.has_room(bytes).await? {
             return Ok(());
         }
         self.grow(bytes).await?;
-        if self.available().await? >= bytes.saturating_add(RESERVE) {
+        if self.has_room(bytes).await? {
             return Ok(());
         }
         Err(self.full(bytes, what).await)
     }
 
+    /// Makes an image that is nearly full larger, if it may grow and the disk below has room: what instances write asks nobody before.
+    pub async fn tend(&self) -> Result<()> {
+        let pool = self.clone();
+        let is_nearly_full = blocking(move || {
+            let space = pool.space()?;
+            Ok(pool.imaged && Space::of(&pool.config.path)?.available < space.total / NEARLY_FULL)
+        })
+        .await?;
+        if is_nearly_full { self.grow(0).await } else { Ok(()) }
+    }
+
     /// The error of a pool that has no room for something.
     pub async fn full(&self, needed: u64, what: &str) -> HostError {
-        let left = match self.available().await {
-            Ok(available) => format!("has {} left", human(available)),
-            Err(_) => "is full".to_owned(),
+        let pool = self.clone();
+        let space = blocking(move || {
+            let space = pool.space()?;
+            Ok((space.available, pool.reserve(&space)))
+        });
+        let (left, reserve) = match space.await {
+            Ok((available, reserve)) => (format!("has {} left", human(available)), reserve),
+            Err(_) => ("is full".to_owned(), self.config.reserve),
         };
         HostError::machine(format!(
-            "the storage pool {} {left}, {what} needs {} and {} stay free: remove instances that are not needed, or make the pool larger",
+            "the storage pool {} {left}, {what} needs {} and {} stay free: remove instances or snapshots that are not needed, or make the pool larger",
             self.config.path.display(),
             human(needed),
-            human(RESERVE),
+            human(reserve),
         ))
     }
 
@@ -187,9 +209,18 @@ impl Pool {
         unmount(&self.config).await
     }
 
-    async fn available(&self) -> Result<u64> {
+    async fn has_room(&self, bytes: u64) -> Result<bool> {
         let pool = self.clone();
-        blocking(move || Ok(pool.space()?.available)).await
+        blocking(move || {
+            let space = pool.space()?;
+            Ok(space.available >= bytes.saturating_add(pool.reserve(&space)))
+        })
+        .await
+    }
+
+    /// What stays free, so that PostgreSQL can still write what it must: it stops when it cannot.
+    fn reserve(&self, space: &Space) -> u64 {
+        self.config.reserve.min(space.total / LARGEST_RESERVE)
     }
 
     fn space(&self) -> Result<Space> {
@@ -203,7 +234,8 @@ impl Pool {
                 std::fs::metadata(image).map_err(|error| HostError::machine_from("the pool's image could not be read", error))?;
             let allocated = metadata.blocks() * 512;
             let reusable = allocated.saturating_sub(space.used);
-            space.available = space.available.min(below.available.saturating_add(reusable));
+            let free = below.available.saturating_sub(self.reserve(&below));
+            space.available = space.available.min(free.saturating_add(reusable));
         }
         Ok(space)
     }
@@ -211,11 +243,17 @@ impl Pool {
     /// Makes the image and its file system larger by what is needed, up to its limit. Nothing to do without an image.
     async fn grow(&self, needed: u64) -> Result<()> {
         let Some(image) = self.config.image.as_ref().filter(|_| self.imaged) else { return Ok(()) };
+        let _one_at_a_time = self.growth.lock().await;
+        let below = Space::of(image.parent().unwrap_or(Path::new("/")))?;
+        if below.available < self.reserve(&below) {
+            tracing::warn!(image = %image.display(), "the pool's image cannot grow: the disk below it is nearly full");
+            return Ok(());
+        }
         let size_error =
             |error: io::Error| HostError::machine_from(format!("the size of {} could not be changed: {error}", image.display()), error);
         let file = OpenOptions::new().write(true).open(image).map_err(size_error)?;
         let size = file.metadata().map_err(size_error)?.len();
-        let wanted = size.saturating_add(needed.saturating_add(RESERVE).max(GROWTH)).min(self.config.image_size_limit);
+        let wanted = size.saturating_add(needed.saturating_add(self.config.reserve).max(GROWTH)).min(self.config.image_size_limit);
         if wanted <= size {
             return Ok(());
         }

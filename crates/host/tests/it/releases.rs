@@ -3,10 +3,11 @@
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use ocore_host::{
-    BuildRelease, Host, HostError, ReleaseId,
+    BuildRelease, DataSource, Host, HostError, ReleaseId, TakeSnapshot,
     local::distribution::{self, ExternalDistribution},
     testing::progress,
 };
+use ocore_model::ids::SnapshotId;
 
 use crate::project::{Files, Project, odoo_directory, parcels};
 
@@ -128,7 +129,16 @@ async fn pruning_keeps_what_is_asked_for_and_what_is_young() {
         age(releases.join(&release.id.0).join("release.json"));
         age(project.host.layout.sources().join(&release.source.0));
     }
+    // A snapshot needs the release that ran on it.
+    let data_set = project.data_set(DataSource::Fresh).await;
+    let snapshot = TakeSnapshot { snapshot: SnapshotId::new(), instance: project.instance, data_set, release: Some(old.id.clone()) };
+    project.host.take_snapshot(snapshot.clone(), progress().0).await.unwrap();
     project.host.prune_releases(std::slice::from_ref(&kept.id)).await.unwrap();
+    assert_eq!(project.host.find_release(&old.id).await.unwrap(), Some(old.clone()));
+    project.host.remove_snapshot(snapshot.snapshot).await.unwrap();
+    project.host.prune_releases(std::slice::from_ref(&kept.id)).await.unwrap();
+    let gone = project.host.take_snapshot(snapshot, progress().0).await;
+    assert!(matches!(gone, Err(HostError::NotFound { what: "release", .. })), "{gone:?}");
     assert_eq!(project.host.find_release(&old.id).await.unwrap(), None);
     assert_eq!(project.host.find_source(&old.source).await.unwrap(), None);
     assert_eq!(project.host.find_release(&kept.id).await.unwrap(), Some(kept.clone()));

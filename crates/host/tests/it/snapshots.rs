@@ -7,12 +7,17 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
 use ocore_host::{
-    DataSource, Host, HostError, LocalHost, NewDataSet, OdooSettings, ReleaseId, ServableDataSet, SlotSpec, Snapshot, Standing,
-    TakeSnapshot,
+    DataSource, Host, HostError, LocalHost, LocalHostConfig, NewDataSet, OdooSettings, Progress, ReleaseId, ServableDataSet, SlotSpec,
+    Snapshot, SpaceReport, Standing, TakeSnapshot, Verification,
+    local::{
+        exec::Program,
+        process::{self, Process},
+    },
     testing::{Sandbox, fence, progress},
 };
 use ocore_model::{
@@ -20,6 +25,7 @@ use ocore_model::{
     instance::Color,
 };
 use sha1::{Digest, Sha1};
+use tokio_util::sync::CancellationToken;
 
 use crate::clusters::{as_odoo, running};
 
@@ -385,9 +391,437 @@ async fn a_damaged_file_is_found_and_named() -> Result<()> {
     // As a crash a minute ago left it.
     let minute_ago = std::time::SystemTime::now() - std::time::Duration::from_mins(1);
     std::fs::File::options().write(true).open(&place)?.set_modified(minute_ago)?;
+    // And one from long ago, which is not looked for while a snapshot is taken.
+    let old = store(&data_dir, owner, b"long ago")?;
+    std::fs::write(data_dir.join(&old), "long")?;
+    std::fs::File::options().write(true).open(data_dir.join(&old))?.set_modified(std::time::SystemTime::UNIX_EPOCH)?;
     let snapshot = take(&host, instance, data_set).await?;
     assert_eq!(snapshot.damaged_files, [short.display().to_string()]);
+    let found = host.verify_snapshot(snapshot.id, progress().0).await?;
+    assert!(found.checked_files > 100, "{found:?}");
+    let mut expected = vec![format!("data_dir/{}", short.display()), format!("data_dir/{}", old.display())];
+    expected.sort();
+    assert_eq!(paths(&found), expected);
+
     host.stop_cluster(instance, data_set, fence(1)).await?;
-    assert_eq!(take(&host, instance, data_set).await?.damaged_files, [short.display().to_string()]);
+    let resting = take(&host, instance, data_set).await?;
+    assert_eq!(resting.damaged_files, [short.display().to_string()]);
+    // One bit of one page of the database.
+    let pgdata = host.layout.snapshot(resting.id).join("pgdata");
+    let relation = std::fs::read_dir(pgdata.join("base/5"))?
+        .flatten()
+        .find(|entry| entry.file_name().to_string_lossy().parse::<u32>().is_ok() && entry.metadata().is_ok_and(|data| data.len() > 20_000))
+        .context("there is a relation of three pages")?
+        .path();
+    let mut bytes = std::fs::read(&relation)?;
+    bytes[8192 + 5000] ^= 4;
+    std::fs::write(&relation, bytes)?;
+    let found = host.verify_snapshot(resting.id, progress().0).await?;
+    expected.push(relation.strip_prefix(host.layout.snapshot(resting.id))?.display().to_string());
+    assert_eq!(paths(&found), expected);
+    assert!(found.damaged[2].problem.ends_with("do not match their checksums: 1"), "{found:?}");
+    Ok(())
+}
+
+fn paths(verification: &Verification) -> Vec<String> {
+    verification.damaged.iter().map(|damage| damage.path.clone()).collect()
+}
+
+/// A source whose checkpointer stands still, so that whoever takes a snapshot waits in the middle of it.
+struct Paused {
+    checkpointer: rustix::process::Pid,
+}
+
+impl Paused {
+    async fn new(host: &LocalHost, instance: InstanceId, data_set: DataSetId) -> Result<Self> {
+        let mut connection = host.cluster(&host.allocation(instance).await?, instance, data_set)?.connect().await?;
+        let pid: i32 =
+            sqlx::query_scalar("select pid from pg_stat_activity where backend_type = 'checkpointer'").fetch_one(&mut connection).await?;
+        let checkpointer = rustix::process::Pid::from_raw(pid).context("a process")?;
+        rustix::process::kill_process(checkpointer, rustix::process::Signal::STOP)?;
+        Ok(Self { checkpointer })
+    }
+
+    /// Starts to take a snapshot, and comes back when it waits for the checkpoint.
+    async fn take(
+        &self,
+        host: &Arc<LocalHost>,
+        request: TakeSnapshot,
+        cancel: CancellationToken,
+    ) -> Result<tokio::task::JoinHandle<Result<Snapshot, HostError>>> {
+        let (instance, data_set) = (request.instance, request.data_set);
+        let progress = Progress { cancel, ..progress().0 };
+        let task = tokio::spawn({
+            let host = Arc::clone(host);
+            async move { host.take_snapshot(request, progress).await }
+        });
+        Self::wait_for_backup(host, instance, data_set).await?;
+        Ok(task)
+    }
+
+    async fn wait_for_backup(host: &LocalHost, instance: InstanceId, data_set: DataSetId) -> Result<()> {
+        let waiting = "select count(*) from pg_stat_activity where query like 'select pg_backup_start%' and wait_event like 'Checkpoint%'";
+        until(host, instance, data_set, waiting, 1).await
+    }
+
+    fn resume(&self) -> Result<()> {
+        Ok(rustix::process::kill_process(self.checkpointer, rustix::process::Signal::CONT)?)
+    }
+}
+
+/// Until a query answers with that number.
+async fn until(host: &LocalHost, instance: InstanceId, data_set: DataSetId, query: &'static str, expected: i64) -> Result<()> {
+    let mut connection = host.cluster(&host.allocation(instance).await?, instance, data_set)?.connect().await?;
+    let waits = async {
+        loop {
+            if sqlx::query_scalar::<_, i64>(query).fetch_one(&mut connection).await? == expected {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), waits).await.context("it does not come")?
+}
+
+const SLOTS: &str = "select count(*) from pg_replication_slots";
+
+#[tokio::test]
+async fn removing_or_stopping_the_source_waits_until_it_is_copied_and_cancelling_does_not() -> Result<()> {
+    let sandbox = Sandbox::new()?;
+    let host = sandbox.host().await?;
+    let (instance, data_set) = running(&host).await?;
+    let paused = Paused::new(&host, instance, data_set).await?;
+
+    let cancel = CancellationToken::new();
+    let task = paused.take(&host, request(instance, data_set), cancel.clone()).await?;
+    cancel.cancel();
+    assert!(matches!(task.await?, Err(HostError::Cancelled)));
+    paused.resume()?;
+    until(&host, instance, data_set, SLOTS, 0).await?;
+
+    let paused = Paused::new(&host, instance, data_set).await?;
+    let task = paused.take(&host, request(instance, data_set), CancellationToken::new()).await?;
+    let halt = tokio::spawn({
+        let host = Arc::clone(&host);
+        async move { host.stop_cluster(instance, data_set, fence(1)).await }
+    });
+    let removal = tokio::spawn({
+        let host = Arc::clone(&host);
+        async move { host.remove_data_set(instance, data_set, fence(1)).await }
+    });
+    // Both have had their chance.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(!task.is_finished() && !halt.is_finished() && !removal.is_finished());
+    paused.resume()?;
+    let snapshot = task.await??;
+    halt.await??;
+    removal.await??;
+    assert!(host.data_sets(instance)?.is_empty());
+    assert!(leftovers(&host).is_empty());
+    let gone = take(&host, instance, data_set).await;
+    assert!(matches!(gone, Err(HostError::NotFound { what: "data set", .. })), "{gone:?}");
+    let copy = bring_to_life(&host, instance, snapshot.id, false).await?;
+    host.start_cluster(instance, copy.id(), fence(1)).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_source_that_dies_in_the_middle_leaves_nothing_and_says_so() -> Result<()> {
+    let sandbox = Sandbox::new()?;
+    let host = sandbox.host().await?;
+    let (instance, data_set) = running(&host).await?;
+    let paused = Paused::new(&host, instance, data_set).await?;
+    let task = paused.take(&host, request(instance, data_set), CancellationToken::new()).await?;
+    let record = host.layout.record(instance, ocore_host::local::layout::Unit::Cluster(data_set));
+    let postmaster = Process::find(&record)?.context("the cluster runs")?;
+    postmaster.signal(rustix::process::Signal::KILL);
+    postmaster.exited().await?;
+    // As the system does when the whole machine goes down: the rest of it dies too.
+    paused.resume()?;
+    let allocation = host.allocation(instance).await?;
+    process::end_users(&std::collections::BTreeSet::from([allocation.postgres.uid])).await?;
+    let error = task.await?.unwrap_err().to_string();
+    assert!(error.contains("stopped or died") && error.contains("take it again"), "{error}");
+    assert!(leftovers(&host).is_empty() && host.snapshots().await?.is_empty());
+    // It recovers to be copied, and rests as before.
+    let snapshot = take(&host, instance, data_set).await?;
+    assert!(!snapshot.live);
+    assert!(host.observe().await?[0].clusters.is_empty());
+    Ok(())
+}
+
+/// Not a test: the process that [`killed_in_the_middle_nothing_is_left_and_it_can_be_taken_again`] kills.
+#[tokio::test]
+async fn a_process_of_its_own_that_takes_a_snapshot() -> Result<()> {
+    let Ok(words) = std::env::var("OCORE_TEST_TAKES") else { return Ok(()) };
+    let words: Vec<&str> = words.split(' ').collect();
+    let mut config = LocalHostConfig::new(words[0]);
+    config.pool.image = None;
+    let host = LocalHost::open(config).await?;
+    let request = TakeSnapshot { snapshot: words[1].parse()?, instance: words[2].parse()?, data_set: words[3].parse()?, release: None };
+    host.take_snapshot(request, progress().0).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn killed_in_the_middle_nothing_is_left_and_it_can_be_taken_again() -> Result<()> {
+    let sandbox = Sandbox::new()?;
+    let host = sandbox.host().await?;
+    let (instance, data_set) = running(&host).await?;
+    store(&host.layout.data_dir(instance, data_set), host.allocation(instance).await?.odoo.uid, b"content")?;
+    let wanted = request(instance, data_set);
+    let paused = Paused::new(&host, instance, data_set).await?;
+    let words = format!("{} {} {instance} {data_set}", sandbox.home().display(), wanted.snapshot);
+    let name = module_path!().split_once("::").map(|(_, module)| module).unwrap_or_default();
+    let mut child = tokio::process::Command::new(std::env::current_exe()?)
+        .args(["--exact", &format!("{name}::a_process_of_its_own_that_takes_a_snapshot")])
+        .env("OCORE_TEST_TAKES", words)
+        .kill_on_drop(true)
+        .spawn()?;
+    Paused::wait_for_backup(&host, instance, data_set).await?;
+    let half_made = host.layout.snapshots().join(format!(".new-{}", wanted.snapshot));
+    while !half_made.join("data_dir").exists() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    child.kill().await?;
+    paused.resume()?;
+    assert!(half_made.exists());
+    assert!(host.snapshots().await?.is_empty(), "half of one is none");
+    // What the next start finds is swept, and the source leaves backup mode by itself.
+    let host = sandbox.host().await?;
+    assert!(leftovers(&host).is_empty());
+    until(&host, instance, data_set, SLOTS, 0).await?;
+    assert!(as_odoo(&host, instance, data_set, "select 1").await?.status.success());
+    let snapshot = host.take_snapshot(wanted, progress().0).await?;
+    assert_eq!((snapshot.live, snapshot.file_store_files), (true, 1));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_checkpoint_in_the_middle_does_not_take_the_log_away() -> Result<()> {
+    let sandbox = Sandbox::new()?;
+    let host = sandbox.host().await?;
+    let (instance, data_set) = running(&host).await?;
+    as_odoo(&host, instance, data_set, "create table t (n int, filler text)").await?.expect_success("table")?;
+    let cluster = host.cluster(&host.allocation(instance).await?, instance, data_set)?;
+    let stop = CancellationToken::new();
+    let heavy = tokio::spawn({
+        let stop = stop.clone();
+        async move {
+            let mut connection = cluster.connect().await?;
+            let mut rounds = 0;
+            while !stop.is_cancelled() {
+                sqlx::query("insert into t select n, repeat('x', 500) from generate_series(1, 2000) as n").execute(&mut connection).await?;
+                sqlx::query("select pg_switch_wal()").execute(&mut connection).await?;
+                sqlx::query("checkpoint").execute(&mut connection).await?;
+                rounds += 1;
+            }
+            anyhow::Ok(rounds)
+        }
+    });
+    let mut rows = Vec::new();
+    for _ in 0..3 {
+        let snapshot = take(&host, instance, data_set).await?;
+        let copy = bring_to_life(&host, instance, snapshot.id, false).await?;
+        host.start_cluster(instance, copy.id(), fence(1)).await?;
+        let count: i64 = as_odoo(&host, instance, copy.id(), "select count(*) from t").await?.stdout_text().trim().parse()?;
+        assert_eq!(count % 2000, 0, "a transaction is in it whole or not at all");
+        rows.push(count);
+        host.remove_data_set(instance, copy.id(), fence(1)).await?;
+        assert!(host.verify_snapshot(snapshot.id, progress().0).await?.damaged.is_empty());
+    }
+    stop.cancel();
+    assert!(heavy.await?? > 3);
+    assert!(rows.is_sorted() && rows[2] > rows[0], "{rows:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_a_snapshot_takes_alone_is_what_comes_free_with_it() -> Result<()> {
+    let sandbox = Sandbox::with_image(1536 * MIB)?;
+    let host = sandbox.host().await?;
+    shared_space_is_told(&host).await
+}
+
+async fn shared_space_is_told(host: &LocalHost) -> Result<()> {
+    let (instance, data_set) = running(host).await?;
+    as_odoo(host, instance, data_set, "create table t as select n, repeat(md5(n::text), 30) as filler from generate_series(1, 60000) as n")
+        .await?
+        .expect_success("table")?;
+    let estimate = host.estimate_snapshot(instance, data_set).await?;
+    assert!(estimate.database_bytes > 60 * MIB && estimate.needed_bytes < 60 * MIB, "{estimate:?}");
+    let snapshot = take(host, instance, data_set).await?;
+    let second = take(host, instance, data_set).await?;
+    let usage = |report: &SpaceReport, id: SnapshotId| report.snapshots.iter().find(|(found, _)| *found == id).map(|(_, usage)| *usage);
+    let report = host.space().await?;
+    let shared = usage(&report, snapshot.id).context("it is in the report")?;
+    assert!(shared.referenced_bytes > 60 * MIB, "{shared:?}");
+    // Its own are a part of the log, and little else.
+    assert!(shared.exclusive_bytes < 40 * MIB, "{shared:?}");
+    assert_eq!(report.instances.len(), 1);
+    assert!(
+        report.instances[0].1.referenced_bytes > 60 * MIB && report.instances[0].1.exclusive_bytes < report.instances[0].1.referenced_bytes
+    );
+
+    // The source writes all of it anew, and the other snapshot goes: now it is the snapshot's alone.
+    as_odoo(host, instance, data_set, "create table u as select * from t; drop table t").await?.expect_success("tables")?;
+    as_superuser(host, instance, data_set, "checkpoint").await?;
+    host.remove_snapshot(second.id).await?;
+    let report = host.space().await?;
+    let alone = usage(&report, snapshot.id).context("it is in the report")?;
+    assert!(alone.exclusive_bytes > shared.exclusive_bytes + 50 * MIB, "{alone:?}");
+    let before = settled(host)?;
+    host.remove_snapshot(snapshot.id).await?;
+    let freed = settled(host)? - before;
+    let expected = i64::try_from(alone.exclusive_bytes)?;
+    assert!((freed - expected).abs() < 12 * MIB as i64, "{freed} came free, and {expected} were said to");
+    assert!(host.space().await?.snapshots.is_empty());
+    Ok(())
+}
+
+/// What is free when all is on the disk.
+fn settled(host: &LocalHost) -> Result<i64> {
+    rustix::fs::syncfs(std::fs::File::open(host.pool.path())?)?;
+    let found = rustix::fs::statvfs(host.pool.path())?;
+    Ok(i64::try_from(found.f_bfree * found.f_frsize)?)
+}
+
+async fn as_superuser(host: &LocalHost, instance: InstanceId, data_set: DataSetId, sql: &'static str) -> Result<()> {
+    let mut connection = host.cluster(&host.allocation(instance).await?, instance, data_set)?.connect().await?;
+    sqlx::query(sql).execute(&mut connection).await?;
+    Ok(())
+}
+
+/// A home whose pool is a file system of another kind, of that size.
+async fn on(kind: &str, options: &[&str], bytes: u64) -> Result<Sandbox> {
+    let sandbox = Sandbox::new()?;
+    let (image, pool) = (sandbox.path().join("disk"), sandbox.config().pool.path.clone());
+    std::fs::File::create(&image)?.set_len(bytes)?;
+    std::fs::create_dir_all(&pool)?;
+    std::fs::set_permissions(sandbox.home(), std::fs::Permissions::from_mode(0o711))?;
+    Program::new(format!("mkfs.{kind}")).arg("-q").args(options).arg(&image).run().await?.expect_success("mkfs")?;
+    Program::new("mount").args(["-o", "loop"]).arg(&image).arg(&pool).run().await?.expect_success("mount")?;
+    Ok(sandbox)
+}
+
+#[tokio::test]
+async fn on_btrfs_blocks_are_shared_too() -> Result<()> {
+    let sandbox = on("btrfs", &[], 1536 * MIB).await?;
+    let host = sandbox.host().await?;
+    assert_eq!(host.facts().await?.pool.file_system, "btrfs");
+    let (instance, data_set) = running(&host).await?;
+    Writer::prepare(&host, instance, data_set).await?;
+    let writer = Writer::start(&host, instance, data_set).await?;
+    let snapshot = take(&host, instance, data_set).await?;
+    writer.stop().await?;
+    assert!(snapshot.shares_blocks && snapshot.live);
+    let target = another_instance(&host).await?;
+    let copy = bring_to_life(&host, target, snapshot.id, false).await?;
+    check(&host, target, copy.id()).await?;
+    let report = host.space().await?;
+    let (_, usage) = report.snapshots[0];
+    assert!(usage.exclusive_bytes < usage.referenced_bytes / 2, "{usage:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_snapshot_without_room_is_refused_with_numbers_and_one_that_runs_out_of_it_leaves_nothing() -> Result<()> {
+    let sandbox = on("ext4", &["-m", "0"], 400 * MIB).await?;
+    let host = sandbox.host().await?;
+    let facts = host.facts().await?.pool;
+    assert_eq!((facts.file_system.as_str(), facts.reflinks), ("ext4", false));
+    let (instance, data_set) = running(&host).await?;
+    let fill = async |left: u64| -> Result<PathBuf> {
+        let ballast = host.pool.path().join("ballast");
+        let available = host.facts().await?.pool.available_bytes;
+        let file = std::fs::File::create(&ballast)?;
+        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, available.saturating_sub(left))?;
+        Ok(ballast)
+    };
+    let ballast = fill(80 * MIB).await?;
+    let error = take(&host, instance, data_set).await.unwrap_err();
+    assert!(matches!(error, HostError::Machine { .. }));
+    let text = error.to_string();
+    assert!(text.contains(" left") && text.contains("this snapshot needs") && text.contains("stay free"), "{text}");
+    std::fs::remove_file(ballast)?;
+
+    let paused = Paused::new(&host, instance, data_set).await?;
+    let task = paused.take(&host, request(instance, data_set), CancellationToken::new()).await?;
+    let ballast = fill(36 * MIB).await?;
+    paused.resume()?;
+    let text = task.await?.unwrap_err().to_string();
+    assert!(text.contains(" left") && text.contains("this snapshot needs"), "{text}");
+    assert!(leftovers(&host).is_empty() && host.snapshots().await?.is_empty());
+    // The source never noticed.
+    as_odoo(&host, instance, data_set, "create table t as select 1 as n").await?.expect_success("table")?;
+    std::fs::remove_file(ballast)?;
+    let snapshot = take(&host, instance, data_set).await?;
+    let other = fill(80 * MIB).await?;
+    let text = bring_to_life(&host, instance, snapshot.id, false).await.unwrap_err().to_string();
+    assert!(text.contains("this copy of a snapshot needs"), "{text}");
+    assert_eq!(host.data_sets(instance)?, vec![data_set]);
+    std::fs::remove_file(other)?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_pool_image_that_is_nearly_full_grows_before_anybody_asks() -> Result<()> {
+    let sandbox = Sandbox::with(|config| {
+        config.pool.image_size = 400 * MIB;
+        config.pool.image_size_limit = 700 * MIB;
+    })?;
+    let host = sandbox.host().await?;
+    host.rotate_logs().await?;
+    let before = host.facts().await?.pool;
+    assert!(before.total_bytes < 400 * MIB);
+    let ballast = std::fs::File::create(host.pool.path().join("ballast"))?;
+    rustix::fs::fallocate(&ballast, rustix::fs::FallocateFlags::empty(), 0, before.available_bytes - 20 * MIB)?;
+    host.rotate_logs().await?;
+    let after = host.facts().await?.pool;
+    assert!(after.total_bytes > 600 * MIB && after.total_bytes <= 700 * MIB, "{after:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn tablespaces_are_refused_and_manifests_of_old_are_the_instances_own() -> Result<()> {
+    let sandbox = Sandbox::new()?;
+    let host = sandbox.host().await?;
+    let (instance, data_set) = running(&host).await?;
+    let manifest = host.layout.data_set(instance, data_set).join("manifest.json");
+    let mut old: serde_json::Value = serde_json::from_slice(&std::fs::read(&manifest)?)?;
+    old.as_object_mut().context("an object")?.remove("standing").context("it says its standing")?;
+    std::fs::write(&manifest, old.to_string())?;
+    assert_eq!(host.standing_of(instance, data_set)?, Standing::Own);
+
+    let place = host.layout.data_set(instance, data_set).join("pgdata/elsewhere");
+    std::fs::create_dir(&place)?;
+    std::os::unix::fs::chown(&place, Some(host.allocation(instance).await?.postgres.uid), None)?;
+    let mut connection = host.cluster(&host.allocation(instance).await?, instance, data_set)?.connect().await?;
+    sqlx::query(sqlx::AssertSqlSafe(format!("create tablespace elsewhere location '{}'", place.display())))
+        .execute(&mut connection)
+        .await?;
+    let error = take(&host, instance, data_set).await.unwrap_err().to_string();
+    assert!(error.contains("tablespaces"), "{error}");
+    Ok(())
+}
+
+/// A tenant's process may put links and pipes where a file was; none of them leads out of its own directory.
+#[tokio::test]
+async fn links_in_a_file_store_are_copied_and_not_followed() -> Result<()> {
+    let sandbox = Sandbox::new()?;
+    let host = sandbox.host().await?;
+    let (instance, data_set) = running(&host).await?;
+    let data_dir = host.layout.data_dir(instance, data_set);
+    let secret = sandbox.path().join("secret");
+    std::fs::write(&secret, "secret")?;
+    std::os::unix::fs::symlink(&secret, data_dir.join("link"))?;
+    std::os::unix::fs::symlink(sandbox.path(), data_dir.join("filestore"))?;
+    Program::new("mkfifo").arg(data_dir.join("pipe")).run().await?.expect_success("mkfifo")?;
+    let snapshot = take(&host, instance, data_set).await?;
+    let copied = host.layout.snapshot(snapshot.id).join("data_dir");
+    assert_eq!(std::fs::read_link(copied.join("link"))?, secret);
+    assert!(std::fs::symlink_metadata(copied.join("filestore"))?.is_symlink());
+    assert!(!copied.join("pipe").exists());
+    assert_eq!(snapshot.file_store_files, 0);
     Ok(())
 }
