@@ -109,7 +109,12 @@ fn parse(line: &str) -> Option<Extent> {
     let start: u64 = start.trim().parse().ok()?;
     let length: u64 = fields.next()?.parse().ok()?;
     let flags = fields.next_back().unwrap_or_default();
-    if flags.split(',').any(|flag| matches!(flag, "unknown_loc" | "delalloc" | "inline" | "not_aligned")) {
+    let has = |wanted: &str| flags.split(',').any(|flag| flag == wanted);
+    if has("inline") {
+        // Within the file's own entry. The length is given in bytes here, whatever the unit is.
+        return Some(Extent::Somewhere(length.div_ceil(UNIT)));
+    }
+    if has("unknown_loc") || has("delalloc") || has("not_aligned") {
         return Some(Extent::Somewhere(length));
     }
     Some(Extent::At(start, start + length))
@@ -219,6 +224,8 @@ mod tests {
         let line = "   1:        5..       9:        100..       104:      5:   46147711: last,eof";
         assert_eq!(parse(line), Some(Extent::At(100, 105)));
         let line = "   0:        0..       7:          0..         7:      8:             last,unknown_loc,delalloc,eof";
+        assert_eq!(parse(line), Some(Extent::Somewhere(8)));
+        let line = "   0:        0..    4095:          0..      4095:   4096:             last,not_aligned,inline,eof";
         assert_eq!(parse(line), Some(Extent::Somewhere(8)));
         for other in [
             " ext:     logical_offset:        physical_offset: length:   expected: flags:",
