@@ -162,7 +162,7 @@ impl LocalHost {
     }
 
     /// What is written down; closed when nothing is, or nothing that can be read.
-    fn egress_policy(&self, instance: InstanceId) -> Egress {
+    pub(super) fn egress_policy(&self, instance: InstanceId) -> Egress {
         match durable::read_json::<Policy>(&self.layout.egress_policy(instance)) {
             Ok(found) => found.map_or_else(Egress::default, |policy| policy.egress),
             Err(error) => {

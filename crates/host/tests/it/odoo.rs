@@ -6,6 +6,7 @@ use ocore_host::{DataSource, Host, HostError, LogSink, OdooSettings, Progress, R
 use ocore_model::instance::Color;
 use tokio_util::sync::CancellationToken;
 
+use crate::clusters::as_odoo;
 use crate::project::{Project, changed, examples, names, page, parcels};
 
 const PASSWORD: &str = "an-admin-password-that-nobody-logs";
@@ -55,6 +56,10 @@ async fn the_example_is_installed_serves_is_updated_beside_and_is_adopted_by_ano
     assert!(status == 200 && text.contains("We repair bicycles") && text.contains("Yearly check"), "{text}");
     assert!(page(blue.http, "/web/database/manager").await.1.contains("manager has been disabled"));
     assert_unsaid(&project, &lines, &[PASSWORD, secret]);
+    // Nobody has opened it: it serves all the same, and prints from itself.
+    assert!(project.host.egress_report(project.instance).await.unwrap().enforced);
+    let reports = "select value from ir_config_parameter where key = 'report.url'";
+    assert_eq!(as_odoo(&project.host, project.instance, first, reports).await.unwrap().stdout_text(), format!("http://{}\n", blue.http));
 
     // Another oCore on the same home finds it, and leaves it as it is.
     let other = project.sandbox.host().await.unwrap();

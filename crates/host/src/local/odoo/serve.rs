@@ -22,10 +22,11 @@ use super::{
     stop::{self, Work},
 };
 use crate::{
-    api::{Progress, RunningSlot, SlotSpec, Standing},
+    api::{Egress, Progress, RunningSlot, SlotSpec, Standing},
     error::{HostError, Result},
     local::{
         LocalHost,
+        cluster::Cluster,
         fence::Claim,
         layout::{Layout, Unit},
         ledger::{OsUser, SlotPorts},
@@ -101,6 +102,9 @@ impl LocalHost {
         let ports = self.ledger.free_slot_ports(instance, spec.color).await?;
         self.confine(instance).await?;
         let (http, websocket) = addresses(ports, spec);
+        if let Err(error) = print_from(&cluster, http, self.egress_policy(instance) != Egress::Open).await {
+            tracing::warn!(%instance, %error, "Odoo is not told where its reports find their styles; they may come without");
+        }
         let log = self.odoo_log_path(instance);
         let log_start = prepare_log(&log, &allocation.odoo)?;
         let config = self.layout.instance(instance).join(format!("odoo-{}.conf", spec.color));
@@ -221,6 +225,23 @@ enum Wait {
     /// Not Odoo's doing.
     Stopped(HostError),
     Failed(String),
+}
+
+/// Has reports fetch their styles and pictures from this Odoo itself. Otherwise they would ask for `web.base.url`, which is the edge, where a closed
+/// Odoo may not go. An open one keeps what somebody has set, unless it is an earlier port of this kind.
+async fn print_from(cluster: &Cluster, http: SocketAddr, is_closed: bool) -> Result<()> {
+    let mut connection = cluster.connect_as_owner().await?;
+    let statement = if is_closed {
+        "insert into public.ir_config_parameter (key, value) values ('report.url', $1) on conflict (key) do update set value = excluded.value"
+    } else {
+        r"update public.ir_config_parameter set value = $1 where key = 'report.url' and value ~ '^http://127\.0\.0\.1:\d+$'"
+    };
+    sqlx::query(statement)
+        .bind(format!("http://{http}"))
+        .execute(&mut connection)
+        .await
+        .map_err(|error| HostError::machine_from("the address of reports could not be set", error))?;
+    Ok(())
 }
 
 fn addresses(ports: SlotPorts, spec: &SlotSpec) -> (SocketAddr, Option<SocketAddr>) {
