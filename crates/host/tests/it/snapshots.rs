@@ -747,7 +747,7 @@ async fn a_snapshot_without_room_is_refused_with_numbers_and_one_that_runs_out_o
 
     let paused = Paused::new(&host, instance, data_set).await?;
     let task = paused.take(&host, request(instance, data_set), CancellationToken::new()).await?;
-    let ballast = fill(36 * MIB).await?;
+    let ballast = fill(24 * MIB).await?;
     paused.resume()?;
     let text = task.await?.unwrap_err().to_string();
     assert!(text.contains(" left") && text.contains("this snapshot needs"), "{text}");
