@@ -19,13 +19,8 @@ use crate::{
         RunModules, RunningSlot, SlotSpec, Snapshot, SnapshotEstimate, Source, SourceId, SpaceReport, TakeSnapshot, TarStream, UploadPart,
         UploadedPart, Verification, WriteExport,
     },
-    error::{HostError, Result},
+    error::Result,
 };
-
-/// On this branch only, until each has its module.
-fn absent() -> HostError {
-    HostError::machine("not built yet")
-}
 
 #[async_trait]
 impl Host for LocalHost {

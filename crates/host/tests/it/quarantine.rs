@@ -348,7 +348,8 @@ async fn what_fails_leaves_the_copy_raw(world: &World) {
             )
         })
         .collect();
-    let release = world.project.release(&with(acme(), "neutralize.sql", &format!("do $$ begin\n{}\nend $$", tries.join("\n")))).await.unwrap();
+    let release =
+        world.project.release(&with(acme(), "neutralize.sql", &format!("do $$ begin\n{}\nend $$", tries.join("\n")))).await.unwrap();
     let copy = world.raw().await;
     world.neutralize(copy, &release).await.unwrap();
     world.remove(copy.id()).await;
