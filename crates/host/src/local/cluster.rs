@@ -41,9 +41,10 @@ const START_DEADLINE: Duration = Duration::from_mins(10);
 const FAST_STOP: Duration = Duration::from_mins(1);
 const IMMEDIATE_STOP: Duration = Duration::from_secs(10);
 const INIT_TIME_LIMIT: Duration = Duration::from_mins(5);
+const FIRST_NORMAL_OBJECT_ID: &str = "16384";
 const MIB: u64 = 1024 * 1024;
 /// Raised when [`initialise`] makes something else, so that templates of the old kind are not used any more.
-pub const SHAPE: u32 = 1;
+pub const SHAPE: u32 = 2;
 
 /// The one role and the one database of a cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -146,6 +147,16 @@ impl Cluster {
             if !gracefully {
                 tracing::warn!(pgdata = %self.pgdata.display(), "a PostgreSQL cluster had to be stopped by force; it recovers at its next start");
             }
+        }
+        self.end_leftovers().await?;
+        durable::remove_fleeting(&self.record)
+            .map_err(|error| HostError::machine_from("the record of a cluster could not be removed", error))
+    }
+
+    /// Ends it at once: what it has written is worth nothing any more. Not running is done.
+    pub async fn abandon(&self) -> Result<()> {
+        if let Some(process) = self.find()? {
+            process.stop(&[(Signal::QUIT, IMMEDIATE_STOP)]).await?;
         }
         self.end_leftovers().await?;
         durable::remove_fleeting(&self.record)
@@ -333,6 +344,16 @@ pub async fn initialise(bin: &Path, pgdata: &Path, user: &OsUser, tenant: &Tenan
     Program::new(bin.join("initdb"))
         .args(["--username", SUPERUSER, "--encoding=UTF8", "--locale=C.UTF-8", "--lc-collate=C", "--auth=peer"])
         .args(["--data-checksums", "--no-sync", "--no-instructions", "-D"])
+        .arg(pgdata)
+        .run_as(run_as.clone())
+        .time_limit(INIT_TIME_LIMIT)
+        .run()
+        .await?
+        .expect_success("a PostgreSQL cluster could not be made")?;
+    // Without a server, PostgreSQL gives objects numbers of its own range, and `pg_dump` leaves out an extension whose number is of that range
+    // (PostgreSQL's `transam.h`, FirstNormalObjectId; `varsup.c`, GetNewObjectId).
+    Program::new(bin.join("pg_resetwal"))
+        .args(["--next-oid", FIRST_NORMAL_OBJECT_ID, "-D"])
         .arg(pgdata)
         .run_as(run_as.clone())
         .time_limit(INIT_TIME_LIMIT)

@@ -100,7 +100,10 @@ impl LocalHost {
             self.delete_data_set(claim, data_set).await?;
         }
         claim.check()?;
-        let work = WorkDirectory::create(&target).await?;
+        let work = match source {
+            DataSource::Import { import, .. } => self.restore_import(claim, data_set, import, &allocation, progress).await?,
+            _ => WorkDirectory::create(&target).await?,
+        };
         let cancel = [progress.cancel.clone()];
         let (source_control, standing) = match source {
             DataSource::Fresh => {
@@ -124,7 +127,7 @@ impl LocalHost {
                 };
                 (None, standing)
             }
-            DataSource::Import { .. } => return Err(HostError::machine("not built yet")),
+            DataSource::Import { as_own, .. } => (None, if as_own { Standing::Own } else { Standing::Raw }),
         };
         let manifest = Manifest { data_set, source, created_at: Utc::now(), source_control, standing };
         durable::write_fleeting_json(&work.path().join(MANIFEST), &manifest)?;
@@ -264,7 +267,7 @@ impl LocalHost {
         records.filter(|path| !is_hidden(path)).filter_map(|path| Process::find(&path).transpose()).collect()
     }
 
-    async fn fill_fresh(&self, work: &WorkDirectory, allocation: &Allocation, cancel: &[CancellationToken]) -> Result<()> {
+    pub(super) async fn fill_fresh(&self, work: &WorkDirectory, allocation: &Allocation, cancel: &[CancellationToken]) -> Result<()> {
         let template = self.cluster_template(&allocation.postgres, &tenant(&allocation.odoo)).await?;
         let pgdata = work.path().join("pgdata");
         copy::copy_tree(&self.pool, &template.join("pgdata"), &pgdata, work, cancel).await?;
@@ -363,6 +366,8 @@ impl LocalHost {
             copy::sweep(&layout.releases())?;
             copy::sweep(&layout.environments())?;
             copy::sweep(&layout.sources())?;
+            copy::sweep(&layout.uploads())?;
+            copy::sweep(&layout.exports())?;
             copy::sweep(&layout.instances())?;
             snapshots::sweep(&layout)?;
             copy::sweep(&layout.sockets())?;

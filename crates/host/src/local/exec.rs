@@ -7,6 +7,7 @@ use std::{
     collections::BTreeMap,
     ffi::{OsStr, OsString},
     io,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     sync::Arc,
@@ -125,6 +126,8 @@ pub struct Program {
     run_as: Option<RunAs>,
     has_network: bool,
     stdin: Vec<u8>,
+    stdin_from: Option<Arc<OwnedFd>>,
+    stdout_to: Option<Arc<OwnedFd>>,
     time_limit: Option<Duration>,
     output_limit: usize,
     lines: Option<Arc<dyn LogSink>>,
@@ -145,6 +148,8 @@ impl Program {
             run_as: None,
             has_network: true,
             stdin: Vec::new(),
+            stdin_from: None,
+            stdout_to: None,
             time_limit: None,
             output_limit: DEFAULT_OUTPUT_LIMIT,
             lines: None,
@@ -188,6 +193,19 @@ impl Program {
 
     pub fn stdin(mut self, bytes: impl Into<Vec<u8>>) -> Self {
         self.stdin = bytes.into();
+        self
+    }
+
+    /// Reads this as its standard input, instead of [`Program::stdin`]: a file, which it may seek in, or the end of a pipe, of which we keep no
+    /// copy once it runs.
+    pub fn stdin_from(mut self, input: impl Into<OwnedFd>) -> Self {
+        self.stdin_from = Some(Arc::new(input.into()));
+        self
+    }
+
+    /// Writes its standard output there; no line of it reaches the sink, and [`Finished::stdout`] is empty.
+    pub fn stdout_to(mut self, output: impl Into<OwnedFd>) -> Self {
+        self.stdout_to = Some(Arc::new(output.into()));
         self
     }
 
@@ -241,9 +259,11 @@ impl Program {
     }
 
     /// Starts it; [`Started::finish`] waits. Dropping what is returned ends the whole process group.
-    pub fn start(self) -> Result<Started, ExecError> {
+    pub fn start(mut self) -> Result<Started, ExecError> {
         let mut command = self.command(false);
-        command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        let stdin = redirect(self.stdin_from.take()).map_err(|source| ExecError::Start { program: self.name(), source })?;
+        let stdout = redirect(self.stdout_to.take()).map_err(|source| ExecError::Start { program: self.name(), source })?;
+        command.process_group(0).stdin(stdin).stdout(stdout).stderr(Stdio::piped()).kill_on_drop(true);
         let child = self.spawn(&mut command)?;
         let group = GroupGuard { group: child.id().and_then(|id| Pid::from_raw(id.cast_signed())) };
         Ok(Started { program: self, child, group })
@@ -293,6 +313,13 @@ impl Program {
         let mut command = Command::new(words.next().unwrap_or_default());
         command.args(words).args(&self.args).env_clear().envs(&self.env).current_dir(&self.cwd);
         command
+    }
+}
+
+fn redirect(fd: Option<Arc<OwnedFd>>) -> io::Result<Stdio> {
+    match fd {
+        Some(fd) => Ok(Arc::try_unwrap(fd).or_else(|shared| shared.try_clone())?.into()),
+        None => Ok(Stdio::piped()),
     }
 }
 

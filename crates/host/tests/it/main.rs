@@ -5,6 +5,7 @@ mod data_sets;
 mod distribution;
 mod egress;
 mod failures;
+mod imports;
 mod ledger;
 mod odoo;
 mod project;

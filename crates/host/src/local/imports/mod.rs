@@ -3,7 +3,11 @@
 //! Nothing in a backup is trusted. Its bytes are parsed by users that own nothing, its SQL runs as the instance's own role and never as a
 //! superuser, its names decide about no path that was not looked at, and what it declares about its sizes is a promise that is kept to.
 
+mod archive;
 mod check;
+mod restore;
+mod sql;
+mod survey;
 mod uploads;
 
 use std::{path::Path, str::FromStr};
