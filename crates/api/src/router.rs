@@ -5,9 +5,9 @@ use tower_http::catch_panic::CatchPanicLayer;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
-    AppState, accounts, api_keys, audit, branches, clones, deployments, docs, document, egress, environments, events, git, health,
-    instances, large::LargeReads, members, metrics, neutralizations, observe, organizations, pipeline, problem, projects, repositories,
-    roles, rollbacks, servers, snapshots, space,
+    AppState, accounts, api_keys, audit, branches, clones, deployments, docs, document, egress, environments, events, exports, git, health,
+    imports, instances, large::LargeReads, members, metrics, neutralizations, observe, organizations, pipeline, problem, projects,
+    repositories, roles, rollbacks, servers, snapshots, space,
 };
 
 /// The API takes no larger body. (A push is not a call of the API.)
@@ -79,6 +79,15 @@ fn api() -> OpenApiRouter<AppState> {
         .routes(routes!(deployments::logs))
         .routes(routes!(deployments::follow))
         .routes(routes!(rollbacks::progress))
+        // imports and exports
+        .routes(routes!(imports::list, imports::create))
+        .routes(routes!(imports::show, imports::upload, imports::delete))
+        .routes(routes!(imports::add_file_store, imports::upload_file_store))
+        .routes(routes!(imports::start))
+        .routes(routes!(exports::list, exports::create))
+        .routes(routes!(exports::show, exports::delete))
+        .routes(routes!(exports::download))
+        .routes(routes!(exports::credentials))
         // instances
         .routes(routes!(instances::list, instances::create))
         .routes(routes!(instances::get, instances::update, instances::delete))

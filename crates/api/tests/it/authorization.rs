@@ -127,6 +127,21 @@ const OPERATIONS: &[(&str, Needs)] = &[
     ("DELETE /snapshots/{id}", Right("manage:snapshots")),
     ("POST /snapshots/{id}/verify", Right("manage:snapshots")),
     ("GET /space", Right("view:snapshots")),
+    // imports and exports
+    ("GET /environments/{id}/imports", Right("view:deployments")),
+    ("POST /environments/{id}/imports", Right("manage:deployments")),
+    ("GET /imports/{id}", Right("view:deployments")),
+    ("PATCH /imports/{id}", Right("manage:deployments")),
+    ("POST /imports/{id}/filestore", Right("manage:deployments")),
+    ("PATCH /imports/{id}/filestore", Right("manage:deployments")),
+    ("POST /imports/{id}/start", Right("manage:deployments")),
+    ("DELETE /imports/{id}", Right("manage:deployments")),
+    ("GET /environments/{id}/exports", Right("view:snapshots")),
+    ("POST /environments/{id}/exports", Right("manage:snapshots")),
+    ("GET /exports/{id}", Right("view:snapshots")),
+    ("GET /exports/{id}/download", Right("manage:snapshots")),
+    ("GET /exports/{id}/credentials", Right("manage:snapshots")),
+    ("DELETE /exports/{id}", Right("manage:snapshots")),
     // instances
     ("GET /instances", Right("view:instances")),
     ("POST /instances", Right("manage:instances")),
@@ -181,6 +196,7 @@ impl Things {
         let project = projects::create(control, &scope.grant()?, project).await?;
         let (instance, environment, deployment) = insert_deployed(api, scope, project.id.as_uuid()).await?;
         let snapshot = insert_snapshot(api, environment).await?;
+        let (import, export) = insert_transfers(api, scope, project.id.as_uuid(), environment).await?;
         Ok(Self(BTreeMap::from([
             ("/members/", member.context("the member")?.id.as_uuid()),
             ("/roles/", role.id.as_uuid()),
@@ -192,6 +208,8 @@ impl Things {
             ("/environments/", environment.as_uuid()),
             ("/deployments/", deployment.as_uuid()),
             ("/snapshots/", snapshot.as_uuid()),
+            ("/imports/", import),
+            ("/exports/", export),
         ])))
     }
 
@@ -263,6 +281,36 @@ async fn insert_snapshot(api: &TestApi, environment: EnvironmentId) -> Result<Sn
     .execute(&api.store.control.pool)
     .await?;
     Ok(snapshot)
+}
+
+/// Rows of an import and an export.
+async fn insert_transfers(api: &TestApi, scope: &Scope, project: Uuid, environment: EnvironmentId) -> Result<(Uuid, Uuid)> {
+    let (import, export) = (Uuid::now_v7(), Uuid::now_v7());
+    let control = &api.store.control;
+    sqlx::query(
+        "insert into imports (id, organization_id, project_id, environment_id, server_id, status, file_name, size, expires_at)
+         values ($1, $2, $3, $4, $5, 'rejected', 'backup.zip', 1, now() + interval '1 day')",
+    )
+    .bind(import)
+    .bind(scope.organization_id.as_uuid())
+    .bind(project)
+    .bind(environment.as_uuid())
+    .bind(control.server_id.as_uuid())
+    .execute(&control.pool)
+    .await?;
+    sqlx::query(
+        "insert into exports (id, organization_id, project_id, environment_id, server_id, status, format, neutralized, with_file_store,
+                              snapshot_id, scratch_instance_id, scratch_data_set_id, file_name, expires_at)
+         values ($1, $2, $3, $4, $5, 'failed', 'zip', true, true, $1, $1, $1, 'shop.zip', now() + interval '1 day')",
+    )
+    .bind(export)
+    .bind(scope.organization_id.as_uuid())
+    .bind(project)
+    .bind(environment.as_uuid())
+    .bind(control.server_id.as_uuid())
+    .execute(&control.pool)
+    .await?;
+    Ok((import, export))
 }
 
 /// A path template with one id in every place.

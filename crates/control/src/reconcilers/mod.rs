@@ -2,8 +2,10 @@
 //! runs on a timer and on a signal, one run at a time, and keeps what its last run did.
 
 mod egress;
+mod exports;
 mod git;
 mod heartbeat;
+mod imports;
 mod keep_running;
 mod leftovers;
 mod logs;
@@ -66,6 +68,8 @@ const ALL: &[Reconciler] = &[
     Reconciler { name: "snapshots", every: Duration::from_mins(5), run: |control| Box::pin(snapshots::run(control)) },
     Reconciler { name: snapshot_work::NAME, every: Duration::from_secs(5), run: |control| Box::pin(snapshot_work::run(control)) },
     Reconciler { name: "logs", every: Duration::from_mins(1), run: |control| Box::pin(logs::run(control)) },
+    Reconciler { name: "imports", every: Duration::from_secs(2), run: |control| Box::pin(imports::run(control)) },
+    Reconciler { name: "exports", every: Duration::from_secs(2), run: |control| Box::pin(exports::run(control)) },
     Reconciler { name: "mirrors", every: Duration::from_hours(24), run: |control| Box::pin(git::mirrors(control)) },
     Reconciler { name: "prune", every: Duration::from_hours(1), run: |control| Box::pin(prune::run(control)) },
     Reconciler { name: "sessions", every: Duration::from_hours(1), run: |control| Box::pin(sessions::run(control)) },

@@ -13,7 +13,9 @@ pub enum EnvironmentCommand {
         project: Option<String>,
     },
     /// Show one: by id, slug, branch or project/branch
-    Show { environment: String },
+    Show {
+        environment: String,
+    },
     /// Make an environment for a branch
     Create {
         branch: String,
@@ -45,14 +47,20 @@ pub enum EnvironmentCommand {
         csv: bool,
     },
     /// Build the commits that wait
-    Build { environment: String },
+    Build {
+        environment: String,
+    },
     /// What it may reach on the network
     #[command(subcommand)]
     Egress(EgressCommand),
     /// How to log in to its Odoo
-    Credentials { environment: String },
+    Credentials {
+        environment: String,
+    },
     /// How its snapshots are made and kept
     SnapshotSettings(super::snapshot::Settings),
+    Import(super::import::Import),
+    Export(super::export::Export),
 }
 
 #[derive(Debug, Args)]
@@ -130,6 +138,8 @@ impl EnvironmentCommand {
     pub async fn run(self, options: &ClientOptions, output: Output) -> Result<()> {
         let api = Api::logged_in(options)?;
         match self {
+            Self::Import(command) => command.run(options, output).await?,
+            Self::Export(command) => command.run(options, output).await?,
             Self::List { project } => {
                 let answer = match project {
                     Some(project) => {

@@ -124,6 +124,21 @@ impl Api {
         })
     }
 
+    /// Sends bytes that belong at an offset of something that is being uploaded. A session that has expired is not renewed: the caller asks where
+    /// to go on before each call, which does.
+    pub async fn upload(&self, path: &str, offset: u64, body: reqwest::Body) -> Result<()> {
+        let mut request = self.http.patch(format!("{}/api{path}", self.url)).header("upload-offset", offset);
+        if let Some(token) = self.token() {
+            request = request.bearer_auth(token);
+        }
+        if let Some(organization) = &self.organization {
+            request = request.header("x-org-slug", organization);
+        }
+        let sent = request.header("content-type", "application/offset+octet-stream").body(body).send().await;
+        let response = sent.map_err(|error| Failure::Unreachable { url: self.url.clone(), reason: error.to_string() })?;
+        check(response).await.map(drop)
+    }
+
     async fn renew(&self) -> Result<()> {
         let refresh_token = self.refresh_token();
         let response = self.send_once(&Method::POST, "/auth/refresh", Some(&json!({ "refreshToken": refresh_token })), &[]).await?;
