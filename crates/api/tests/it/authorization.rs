@@ -225,7 +225,7 @@ impl Things {
 }
 
 /// Rows of an instance with an environment and a deployment, as the engine would have written them.
-async fn insert_deployed(api: &TestApi, scope: &Scope, project: Uuid) -> Result<(InstanceId, EnvironmentId, DeploymentId)> {
+pub(crate) async fn insert_deployed(api: &TestApi, scope: &Scope, project: Uuid) -> Result<(InstanceId, EnvironmentId, DeploymentId)> {
     let (instance, environment, deployment) = (InstanceId::new(), EnvironmentId::new(), DeploymentId::new());
     let pool = &api.store.control.pool;
     let organization = scope.organization_id.as_uuid();

@@ -8,6 +8,7 @@ mod egress;
 mod environments;
 mod frame;
 mod git;
+mod imports;
 mod instances;
 mod organizations;
 mod projects;
