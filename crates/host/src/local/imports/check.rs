@@ -16,7 +16,7 @@ pub(super) const EXTENSIONS: &[&str] =
 
 impl LocalHost {
     pub(in crate::local) async fn check_upload(&self, request: &CheckImport, progress: &Progress) -> Result<ImportFacts> {
-        let survey = self.survey(request.import, progress).await?;
+        let survey = self.survey_upload(request.import, progress).await?;
         let available = self.available_modules(request).await?;
         let server = self.postgres_version().await?;
         let space = self.pool.facts().await?;

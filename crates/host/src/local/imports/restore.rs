@@ -121,7 +121,7 @@ impl LocalHost {
         progress: &Progress,
     ) -> Result<WorkDirectory> {
         let instance = claim.instance;
-        let survey = self.survey(import, progress).await?;
+        let survey = self.survey_upload(import, progress).await?;
         if survey.series().is_none() || !survey.is_whole {
             return Err(HostError::rejected("the backup was not found fit to be imported; check it again, and see why"));
         }

@@ -125,7 +125,7 @@ pub(super) fn directory_beside(directory: &Path) -> PathBuf {
 
 impl LocalHost {
     /// The survey of an import whose parts are whole; made once.
-    pub(super) async fn survey(&self, import: ImportId, progress: &Progress) -> Result<Survey> {
+    pub(super) async fn survey_upload(&self, import: ImportId, progress: &Progress) -> Result<Survey> {
         let parts = self.uploaded_parts(import).await?;
         if parts.is_empty() {
             return Err(HostError::NotFound { what: "upload", id: import.to_string() });
