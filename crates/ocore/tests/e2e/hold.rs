@@ -143,7 +143,8 @@ async fn no_request_fails_and_no_write_is_lost_while_deployments_come_fail_and_g
                 move || scene.push("main")
             })
             .await??;
-            ensure!(push.success == succeeds, "{}", push.output);
+            // The commit is received either way; what became of it stands in the output.
+            ensure!(push.success && push.output.contains("live at") == succeeds, "{}", push.output);
             Ok(())
         }
     };
