@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::Quiet;
 use crate::{
     Control, Error, Result,
+    operations::failpoint,
     store::{self, snapshots::Snapshot},
 };
 
@@ -89,9 +90,11 @@ async fn take(control: &Control, mut snapshot: Snapshot, cancel: &CancellationTo
         store::snapshots::set_ready(&mut *control.pool.acquire().await?, &taken, control.clock.now()).await?;
         return Ok(format!("found the snapshot {} whole on the server", snapshot.name));
     }
+    failpoint(|| "snapshots::before_take".to_owned()).await;
     for _ in 0..SOURCES {
         match copy(control, &snapshot, cancel).await {
             Ok(taken) => {
+                failpoint(|| "snapshots::after_take".to_owned()).await;
                 store::snapshots::set_ready(&mut *control.pool.acquire().await?, &taken, control.clock.now()).await?;
                 return Ok(format!("took the snapshot {} of {} in {:.1} s", snapshot.name, snapshot.environment_name, taken.seconds));
             }
