@@ -177,7 +177,7 @@ async fn data_that_a_deployment_replaces_meanwhile_are_followed_to_the_new_ones(
     let engine = kept.scene.engine().await;
     for digest in ["two", "three"] {
         let commit = kept.scene.commit(&[("shop", digest)]).await;
-        let deployment = kept.scene.deploy(kept.place, &commit, "keep").await;
+        let deployment = kept.scene.deploy(kept.place, &commit, "live").await;
         assert_eq!(kept.scene.ended(deployment).await, DeploymentStatus::Succeeded, "{:?}", kept.scene.message(deployment).await);
     }
     engine.stop().await;
@@ -280,7 +280,7 @@ async fn what_an_open_deployment_brings_to_life_is_not_removed_under_it() {
     let id = kept.made(SnapshotKind::Automatic, 30).await;
     kept.made(SnapshotKind::Automatic, 0).await;
     let commit = kept.scene.commit(&[("shop", "two")]).await;
-    let deployment = kept.scene.deploy(kept.place, &commit, "keep").await;
+    let deployment = kept.scene.deploy(kept.place, &commit, "live").await;
     sqlx::query("update deployments set source_snapshot_id = $2 where id = $1")
         .bind(deployment.as_uuid())
         .bind(id.as_uuid())
@@ -350,7 +350,7 @@ async fn a_data_set_that_its_deployment_could_not_retire_becomes_its_snapshot_la
     let kept = Kept::new().await;
     let before = kept.scene.instance(kept.place).await.live();
     let commit = kept.scene.commit(&[("shop", "two")]).await;
-    let deployment = kept.scene.deploy(kept.place, &commit, "keep").await;
+    let deployment = kept.scene.deploy(kept.place, &commit, "live").await;
     kept.scene.world.trouble("retire_data_set", Trouble::Break("the pool is read-only"));
     let engine = kept.scene.engine().await;
     assert_eq!(kept.scene.ended(deployment).await, DeploymentStatus::Succeeded);
