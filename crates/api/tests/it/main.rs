@@ -12,4 +12,5 @@ mod imports;
 mod instances;
 mod organizations;
 mod projects;
+mod snapshots;
 mod support;

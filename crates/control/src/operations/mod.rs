@@ -25,6 +25,7 @@ use sqlx::PgConnection;
 use steno::{ActionRegistry, SagaDag};
 
 pub use engine::{Engine, Injection};
+pub(crate) use saga::failpoint;
 
 use self::{
     engine::Outcome,

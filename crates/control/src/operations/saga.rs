@@ -347,7 +347,7 @@ async fn reach(name: &'static str, place: &str) {
 
 /// A failpoint: `return` ends the process there as `kill -9` would, `pause` and `sleep` hold the operation there, and nothing else.
 #[cfg(feature = "failpoints")]
-pub(super) async fn failpoint(name: impl FnOnce() -> String) {
+pub(crate) async fn failpoint(name: impl FnOnce() -> String) {
     fn evaluate(point: &str) {
         fail::fail_point!(point, |_| std::process::abort());
     }
@@ -358,4 +358,4 @@ pub(super) async fn failpoint(name: impl FnOnce() -> String) {
 
 #[cfg(not(feature = "failpoints"))]
 #[allow(clippy::unused_async, reason = "the same signature as with failpoints")]
-pub(super) async fn failpoint(_name: impl FnOnce() -> String) {}
+pub(crate) async fn failpoint(_name: impl FnOnce() -> String) {}

@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::Quiet;
 use crate::{
     Control, Error, Result,
+    operations::failpoint,
     store::{self, snapshots::Snapshot},
 };
 
@@ -37,7 +38,7 @@ const SOURCES: usize = 5;
 
 pub(super) async fn run(control: &Control) -> Result<Vec<String>> {
     let woken = control.signals.waker(NAME);
-    let mut changes = Vec::new();
+    let (mut changes, mut failed) = (Vec::new(), None);
     let mut running = FuturesUnordered::new();
     let mut in_hand: BTreeMap<SnapshotId, CancellationToken> = BTreeMap::new();
     // Each job once a run: what fails without an end of its own waits for the next.
@@ -55,12 +56,19 @@ pub(super) async fn run(control: &Control) -> Result<Vec<String>> {
             }
         }
         if running.is_empty() {
-            return Ok(changes);
+            return failed.map_or(Ok(changes), Err);
         }
         tokio::select! {
             Some((id, done)) = running.next() => {
                 in_hand.remove(&id);
-                changes.extend(done?);
+                match done {
+                    Ok(change) => changes.extend(change),
+                    // The others go on.
+                    Err(error) => {
+                        tracing::warn!(snapshot = %id, %error, "a snapshot could not be worked on; it is tried again");
+                        failed.get_or_insert(error);
+                    }
+                }
             }
             () = woken.notified() => {}
             () = tokio::time::sleep(LOOK) => {}
@@ -89,9 +97,11 @@ async fn take(control: &Control, mut snapshot: Snapshot, cancel: &CancellationTo
         store::snapshots::set_ready(&mut *control.pool.acquire().await?, &taken, control.clock.now()).await?;
         return Ok(format!("found the snapshot {} whole on the server", snapshot.name));
     }
+    failpoint(|| "snapshots::before_take".to_owned()).await;
     for _ in 0..SOURCES {
         match copy(control, &snapshot, cancel).await {
             Ok(taken) => {
+                failpoint(|| "snapshots::after_take".to_owned()).await;
                 store::snapshots::set_ready(&mut *control.pool.acquire().await?, &taken, control.clock.now()).await?;
                 return Ok(format!("took the snapshot {} of {} in {:.1} s", snapshot.name, snapshot.environment_name, taken.seconds));
             }

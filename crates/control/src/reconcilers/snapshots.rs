@@ -42,33 +42,40 @@ pub(super) async fn run(control: &Control) -> Result<Vec<String>> {
         }
     }
     let whole = there.keys().copied().collect();
+    let mut failed = None;
     for (row, decision) in decide(&rows, &whole, &retention, control.clock.now()) {
-        let mut connection = control.pool.acquire().await?;
-        let now = control.clock.now();
-        match decision {
-            Decision::Ready => {
-                if let Some(taken) = there.get(&row.id)
-                    && store::snapshots::set_ready(&mut connection, taken, now).await?
-                {
-                    changes.push(format!("found the snapshot {} of {} on the server", row.name, row.environment_name));
-                }
-            }
-            Decision::Fail(why) => {
-                if store::snapshots::set_failed(&mut connection, row.id, why, now).await? {
-                    changes.push(format!("the snapshot {} of {} has no data: {why}", row.name, row.environment_name));
-                }
-            }
-            Decision::Retire => {
-                drop(connection);
-                changes.extend(retire(control, row).await?);
-            }
-            Decision::Remove(why) => {
-                drop(connection);
-                changes.extend(remove(control, row.id, why).await?);
+        match carry_out(control, row, decision, &there).await {
+            Ok(change) => changes.extend(change),
+            // The others are no worse for it.
+            Err(error) => {
+                tracing::warn!(snapshot = %row.id, %error, "a snapshot could not be looked after; it is tried again");
+                failed.get_or_insert(error);
             }
         }
     }
-    Ok(changes)
+    failed.map_or(Ok(changes), Err)
+}
+
+async fn carry_out(
+    control: &Control,
+    row: &Snapshot,
+    decision: Decision,
+    there: &BTreeMap<SnapshotId, ocore_host::Snapshot>,
+) -> Result<Option<String>> {
+    let now = control.clock.now();
+    match decision {
+        Decision::Ready => {
+            let Some(taken) = there.get(&row.id) else { return Ok(None) };
+            let found = store::snapshots::set_ready(&mut *control.pool.acquire().await?, taken, now).await?;
+            Ok(found.then(|| format!("found the snapshot {} of {} on the server", row.name, row.environment_name)))
+        }
+        Decision::Fail(why) => {
+            let failed = store::snapshots::set_failed(&mut *control.pool.acquire().await?, row.id, why, now).await?;
+            Ok(failed.then(|| format!("the snapshot {} of {} has no data: {why}", row.name, row.environment_name)))
+        }
+        Decision::Retire => retire(control, row).await,
+        Decision::Remove(why) => remove(control, row.id, why).await,
+    }
 }
 
 async fn on_server(control: &Control) -> Result<BTreeMap<SnapshotId, ocore_host::Snapshot>> {

@@ -13,4 +13,5 @@ mod organizations;
 mod pool;
 mod scene;
 mod servers;
+mod snapshots;
 mod world;
