@@ -10,4 +10,5 @@ mod crashes;
 mod hold;
 mod journey;
 mod machine_trouble;
+mod mail;
 mod scene;
