@@ -76,6 +76,14 @@ async fn identity(parts: &Parts, state: &AppState) -> Result<Identity, Problem> 
     Ok(accounts::identify(&state.control, &token).await?)
 }
 
+/// A websocket is opened by GET, so a page of somebody else could open one with the cookie: browsers do not ask first.
+pub(crate) fn upgrade_from_our_own_page(headers: &HeaderMap, state: &AppState) -> Result<(), Problem> {
+    if headers.contains_key(header::UPGRADE) && !headers.contains_key(header::AUTHORIZATION) {
+        from_our_own_page(headers, state)?;
+    }
+    Ok(())
+}
+
 fn presented_token(method: &Method, headers: &HeaderMap, state: &AppState) -> Result<String, Problem> {
     if let Some(value) = headers.get(header::AUTHORIZATION) {
         let token = value.to_str().ok().and_then(|value| value.split_once(' ')).filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));

@@ -60,7 +60,7 @@ pub(crate) struct EnvironmentBody<'a> {
     auto_destroy_on_merge: bool,
     cloned_from_id: Option<Uuid>,
     is_neutralized: bool,
-    /// Null: there is no mail catcher yet.
+    /// Where its mail catcher takes mail, on the loopback interface of its server. Null in production, and before the first deployment.
     mailpit_port: Option<i32>,
     /// How many commits of the branch are not live.
     pending_commit_count: i32,
@@ -101,7 +101,7 @@ impl<'a> EnvironmentBody<'a> {
             auto_destroy_on_merge: environment.auto_destroy_on_merge,
             cloned_from_id: environment.cloned_from_id.map(Uuid::from),
             is_neutralized: environment.is_neutralized,
-            mailpit_port: None,
+            mailpit_port: environment.mail_port,
             pending_commit_count: environment.pending_commit_count,
             pending_commit_sha: environment.pending_commit_sha.as_ref().map(AsRef::as_ref),
             live_commit_sha: environment.live_commit_sha.as_ref().map(AsRef::as_ref),

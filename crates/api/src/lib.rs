@@ -24,6 +24,7 @@ mod health;
 mod imports;
 mod instances;
 mod large;
+mod mail;
 mod members;
 mod metrics;
 mod neutralizations;

@@ -1,12 +1,17 @@
 //! The table of contents of the API. Every route is registered with its OpenAPI description in one call, so that the two cannot drift apart.
 
-use axum::{Extension, Router, extract::DefaultBodyLimit, middleware, routing::get};
+use axum::{
+    Extension, Router,
+    extract::DefaultBodyLimit,
+    middleware,
+    routing::{any, get},
+};
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
     AppState, accounts, api_keys, audit, branches, clones, deployments, docs, document, egress, environments, events, exports, git, health,
-    imports, instances, large::LargeReads, members, metrics, neutralizations, observe, organizations, pipeline, problem, projects,
+    imports, instances, large::LargeReads, mail, members, metrics, neutralizations, observe, organizations, pipeline, problem, projects,
     repositories, roles, rollbacks, servers, snapshots, space,
 };
 
@@ -71,6 +76,13 @@ fn api() -> OpenApiRouter<AppState> {
         .routes(routes!(snapshots::get, snapshots::update, snapshots::delete))
         .routes(routes!(snapshots::verify))
         .routes(routes!(space::show))
+        // caught mail
+        .routes(routes!(mail::page))
+        .routes(routes!(mail::inject))
+        .routes(routes!(mail::release))
+        .routes(routes!(mail::settings, mail::update_settings))
+        .route("/environments/{id}/mail/", any(mail::below))
+        .route("/environments/{id}/mail/{*path}", any(mail::below))
         // deployments
         .routes(routes!(deployments::list_of_project))
         .routes(routes!(deployments::deploy))

@@ -51,6 +51,17 @@ pub struct Settings {
     pub parallel_operations: usize,
     /// The edge's administration socket.
     pub edge_socket: PathBuf,
+    /// Through which server caught messages are released; `None`: none are.
+    pub mail_relay: Option<MailRelay>,
+}
+
+/// The server for released messages.
+#[derive(Debug, Clone)]
+pub struct MailRelay {
+    /// `smtp://user:password@host:587?tls=required`, as lettre reads it.
+    pub url: String,
+    /// The envelope's sender; empty: the message's own.
+    pub sender: String,
 }
 
 impl Settings {
@@ -90,6 +101,7 @@ pub(crate) mod tests {
             allow_local_repositories: false,
             parallel_operations: 2,
             edge_socket: PathBuf::from("/nonexistent/edge.sock"),
+            mail_relay: None,
         }
     }
 }

@@ -24,6 +24,7 @@ pub mod git;
 pub mod health;
 pub mod imports;
 pub mod instances;
+pub mod mail;
 pub mod members;
 pub mod neutralizations;
 pub mod operations;
@@ -42,7 +43,7 @@ pub mod space;
 pub mod steps;
 pub mod store;
 
-pub use context::{Control, Settings};
+pub use context::{Control, MailRelay, Settings};
 pub use error::{Error, FieldError, Result};
 
 /// Brings the store's schema up to date. May run twice, and on several machines at once (sqlx takes an advisory lock).

@@ -8,6 +8,7 @@ pub mod api;
 mod edge_client;
 mod error;
 pub mod local;
+mod mail_client;
 #[cfg(feature = "testing")]
 pub mod testing;
 
@@ -15,3 +16,4 @@ pub use api::*;
 pub use edge_client::EdgeClient;
 pub use error::{HostError, Result};
 pub use local::{LocalHost, LocalHostConfig, PrivateCluster};
+pub use mail_client::MailClient;

@@ -1,6 +1,6 @@
 //! The mail catcher: every environment that is not production sends here, and nothing leaves.
 //!
-//! One process a server, `ocore mail`, with a mailbox for each instance. A mailbox is an SMTP listener that takes mail only from its own
+//! One process a server, `ocore mail-catcher`, with a mailbox for each instance. A mailbox is an SMTP listener that takes mail only from its own
 //! instance, and a directory of append-only segments: what was accepted is on the disk. Mailpit's REST API, its events and a page are served on
 //! the administration socket, below `/box/<instance>/`; the API of oCore reaches them from there and knows who may see them. It outlives the
 //! control plane: mailboxes are kept on disk and asked of nobody.

@@ -11,6 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use ocore_control::MailRelay;
 use ocore_host::local::{EgressConfig, EnforceEgress, LocalHostConfig, PoolConfig, distribution::ExternalDistribution};
 use ocore_model::names::OdooVersion;
 use serde::Deserialize;
@@ -34,6 +35,7 @@ pub struct Config {
     pub git: Git,
     pub egress: Egress,
     pub limits: Limits,
+    pub mail: Mail,
     pub log: Log,
 }
 
@@ -121,6 +123,24 @@ pub struct Limits {
 pub struct Log {
     pub filter: String,
     pub json: bool,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mail {
+    pub message_bytes: usize,
+    pub messages: usize,
+    pub mailbox_bytes: u64,
+    pub days: u64,
+    pub free_bytes: u64,
+    pub relay_url: String,
+    pub relay_sender: String,
+}
+
+impl Mail {
+    pub fn relay(&self) -> Option<MailRelay> {
+        (!self.relay_url.is_empty()).then(|| MailRelay { url: self.relay_url.clone(), sender: self.relay_sender.clone() })
+    }
 }
 
 impl Config {
@@ -225,6 +245,10 @@ impl Config {
 
     pub fn edge_socket(&self) -> PathBuf {
         self.edge_directory().join("admin.sock")
+    }
+
+    pub fn mail_directory(&self) -> PathBuf {
+        self.home.join("mail")
     }
 
     pub fn repositories(&self) -> PathBuf {

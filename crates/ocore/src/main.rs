@@ -4,12 +4,13 @@
 #![allow(unreachable_pub, reason = "a binary exports nothing")]
 
 mod client;
+mod companion;
 mod config;
 mod doctor;
 mod edge;
-mod edge_process;
 mod lock;
 mod logging;
+mod mail_catcher;
 mod odoo;
 mod serve;
 mod shutdown;
@@ -46,6 +47,8 @@ enum Command {
     Serve,
     /// Run the reverse proxy; `serve` starts it by itself
     Edge,
+    /// Run the mail catcher; `serve` starts it by itself
+    MailCatcher,
     /// End everything that runs on this machine; data stays
     Stop,
     /// Remove everything from this machine: environments, data, users, the installed Odoo
@@ -106,6 +109,11 @@ fn run(command_line: CommandLine) -> Result<()> {
             let config = load()?;
             logging::start(&config.log);
             edge::run(&config)
+        }
+        Command::MailCatcher => {
+            let config = load()?;
+            logging::start(&config.log);
+            mail_catcher::run(&config)
         }
         Command::Stop => small_runtime()?.block_on(stop::stop(&load()?)),
         Command::Purge { yes, keep_odoo } => {

@@ -12,7 +12,7 @@ use ocore_model::{clock::SystemClock, ids::ServerId};
 use sqlx::PgPool;
 use tokio::net::TcpListener;
 
-use crate::{config::Config, edge_process::EdgeProcess, lock::ServerLock, shutdown};
+use crate::{companion::Companion, config::Config, lock::ServerLock, shutdown};
 
 /// How long everything may take to end once we are asked to stop, and how long answers under way may.
 const GRACE: Duration = Duration::from_secs(20);
@@ -27,8 +27,10 @@ pub async fn run(config: Config, config_file: Option<PathBuf>) -> Result<()> {
         .with_context(|| format!("cannot listen at {}: another program has that port; set `listen` to another address", config.listen))?;
 
     let host = Arc::new(LocalHost::open(config.host()).await?);
-    let edge = EdgeProcess::new(&config, config_file);
+    let edge = Companion::edge(&config, config_file.clone());
     edge.ensure().await?;
+    let catcher = Companion::mail(&config, config_file);
+    catcher.ensure().await?;
     let pool = connect(&config).await?;
     ocore_control::migrate(&pool).await.context("the store cannot be brought up to date")?;
     let control = Control {
@@ -42,7 +44,7 @@ pub async fn run(config: Config, config_file: Option<PathBuf>) -> Result<()> {
 
     let engine = Engine::start(control.clone(), shutdown.clone()).await.context("the operations engine cannot start")?;
     let reconcilers = Reconcilers::start(&control, &shutdown);
-    let patrol = tokio::spawn(edge.patrol(shutdown.clone()));
+    let patrols = [tokio::spawn(edge.patrol(shutdown.clone())), tokio::spawn(catcher.patrol(shutdown.clone()))];
     let service = ocore_api::router(AppState { control }).into_make_service_with_connect_info::<SocketAddr>();
     tracing::info!(address = %config.listen, "the API listens");
     let stop = shutdown.clone();
@@ -53,7 +55,9 @@ pub async fn run(config: Config, config_file: Option<PathBuf>) -> Result<()> {
     let ended = async {
         engine.stopped().await;
         reconcilers.stopped().await;
-        let _ = patrol.await;
+        for patrol in patrols {
+            let _ = patrol.await;
+        }
         // Followers of long streams hold their connections open; they come back to the next server.
         let _ = tokio::time::timeout(ANSWER_GRACE, serving).await;
         pool.close().await;
@@ -107,5 +111,6 @@ fn settings(config: &Config) -> Result<Settings> {
         allow_local_repositories: config.git.allow_local_repositories,
         parallel_operations: config.parallel_operations(),
         edge_socket: config.edge_socket(),
+        mail_relay: config.mail.relay(),
     })
 }

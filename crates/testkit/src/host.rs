@@ -5,14 +5,15 @@ use std::net::SocketAddr;
 use async_trait::async_trait;
 use ocore_host::{
     BuildRelease, ByteStream, CheckImport, DataSource, Distribution, Egress, EgressReport, ExportedFile, Fence, Host, HostError, HostFacts,
-    ImportFacts, InstalledModule, InstanceObservation, Neutralize, Neutralized, NewDataSet, NewUpload, Progress, Release, ReleaseId,
-    Result, RunModules, RunningSlot, SlotSpec, Snapshot, SnapshotEstimate, Source, SourceId, SpaceReport, TakeSnapshot, TarStream,
-    UploadPart, UploadedPart, Verification, WriteExport,
+    ImportFacts, InstalledModule, InstanceObservation, MailStream, Neutralize, Neutralized, NewDataSet, NewUpload, Progress, Release,
+    ReleaseId, Result, RunModules, RunningSlot, SlotSpec, Snapshot, SnapshotEstimate, Source, SourceId, SpaceReport, TakeSnapshot,
+    TarStream, UploadPart, UploadedPart, Verification, WriteExport,
 };
 use ocore_model::{
     edge::EdgeStatus,
     ids::{DataSetId, ExportId, ImportId, InstanceId, SnapshotId},
     instance::Color,
+    mail::MailboxStatus,
     names::OdooVersion,
     route::RouteSnapshot,
 };
@@ -175,6 +176,22 @@ impl Host for NoHost {
     }
 
     async fn mail_address(&self, _: InstanceId) -> Result<SocketAddr> {
+        refuse()
+    }
+
+    async fn mailboxes(&self) -> Result<Vec<MailboxStatus>> {
+        refuse()
+    }
+
+    async fn set_mailbox(&self, _: InstanceId, _: bool) -> Result<()> {
+        refuse()
+    }
+
+    async fn catch_mail(&self, _: InstanceId, _: DataSetId) -> Result<Vec<String>> {
+        refuse()
+    }
+
+    async fn connect_mail(&self) -> Result<MailStream> {
         refuse()
     }
 

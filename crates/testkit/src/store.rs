@@ -304,5 +304,6 @@ pub fn settings(directory: &Path) -> Settings {
         allow_local_repositories: false,
         parallel_operations: 2,
         edge_socket: directory.join("edge.sock"),
+        mail_relay: None,
     }
 }

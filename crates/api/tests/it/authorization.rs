@@ -107,6 +107,12 @@ const OPERATIONS: &[(&str, Needs)] = &[
     ("POST /projects/{projectId}/environments", Right("manage:environments")),
     ("GET /projects/{projectId}/commits-since", Right("view:projects")),
     ("GET /projects/{projectId}/pipeline", Right("view:environments")),
+    // caught mail
+    ("GET /environments/{id}/mail", Right("view:environments")),
+    ("POST /environments/{id}/mail/inject", Right("manage:environments")),
+    ("POST /environments/{id}/mail/api/v1/message/{messageId}/release", Right("manage:environments")),
+    ("GET /environments/{id}/mail-settings", Right("view:environments")),
+    ("PUT /environments/{id}/mail-settings", Right("manage:environments")),
     // deployments
     ("GET /projects/{projectId}/deployments", Right("view:deployments")),
     ("POST /projects/{projectId}/deploy", Right("manage:deployments")),

@@ -9,6 +9,7 @@ mod imports;
 mod keep_running;
 mod leftovers;
 mod logs;
+mod mail;
 mod prune;
 mod routes;
 mod sessions;
@@ -70,6 +71,7 @@ const ALL: &[Reconciler] = &[
     Reconciler { name: "logs", every: Duration::from_mins(1), run: |control| Box::pin(logs::run(control)) },
     Reconciler { name: "imports", every: Duration::from_secs(2), run: |control| Box::pin(imports::run(control)) },
     Reconciler { name: "exports", every: Duration::from_secs(2), run: |control| Box::pin(exports::run(control)) },
+    Reconciler { name: "mail", every: Duration::from_secs(30), run: |control| Box::pin(mail::run(control)) },
     Reconciler { name: "mirrors", every: Duration::from_hours(24), run: |control| Box::pin(git::mirrors(control)) },
     Reconciler { name: "prune", every: Duration::from_hours(1), run: |control| Box::pin(prune::run(control)) },
     Reconciler { name: "sessions", every: Duration::from_hours(1), run: |control| Box::pin(sessions::run(control)) },

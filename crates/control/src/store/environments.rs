@@ -38,6 +38,8 @@ pub struct Environment {
     pub auto_destroy_on_merge: bool,
     pub cloned_from_id: Option<EnvironmentId>,
     pub is_neutralized: bool,
+    /// Of the mail catcher on the server's loopback interface; `None` where there is none.
+    pub mail_port: Option<i32>,
     pub pending_commit_count: i32,
     pub pending_commit_sha: Option<CommitSha>,
     pub last_commit_at: Option<DateTime<Utc>>,
@@ -63,7 +65,7 @@ macro_rules! select_environments {
                       environments.status as "status: EnvironmentStatus",
                       coalesce(nullif(environments.status_message, ''), instances.status_message) as "status_message!",
                       environments.auto_destroy_on_merge, environments.cloned_from_id as "cloned_from_id: EnvironmentId",
-                      environments.is_neutralized, environments.pending_commit_count,
+                      environments.is_neutralized, instances.mail_port, environments.pending_commit_count,
                       environments.pending_commit_sha as "pending_commit_sha: CommitSha", environments.last_commit_at,
                       environments.last_commit_author, environments.live_commit_sha as "live_commit_sha: CommitSha",
                       environments.created_at, environments.updated_at

@@ -15,6 +15,7 @@ pub mod exports;
 pub(crate) mod health;
 pub mod imports;
 pub mod instances;
+pub(crate) mod mail;
 pub(crate) mod members;
 pub mod neutralizations;
 pub(crate) mod operations;

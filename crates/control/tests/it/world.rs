@@ -13,15 +13,16 @@ use async_trait::async_trait;
 use chrono::Utc;
 use ocore_host::{
     BuildRelease, ByteStream, CheckImport, DataSource, Distribution, Egress, EgressReport, ExportedFile, Fence, Host, HostError, HostFacts,
-    ImportFacts, InstalledModule, InstanceObservation, NeutralizationReport, Neutralize, Neutralized, NewDataSet, NewUpload, PoolFacts,
-    Progress, RawDataSet, Release, ReleaseId, Result, RunModules, RunningSlot, ServableDataSet, SlotSpec, Snapshot, SnapshotEstimate,
-    Source, SourceId, SourceModule, SpaceReport, Standing, TakeSnapshot, TarStream, UploadPart, UploadedPart, Usage, Verification,
-    WriteExport,
+    ImportFacts, InstalledModule, InstanceObservation, MailStream, NeutralizationReport, Neutralize, Neutralized, NewDataSet, NewUpload,
+    PoolFacts, Progress, RawDataSet, Release, ReleaseId, Result, RunModules, RunningSlot, ServableDataSet, SlotSpec, Snapshot,
+    SnapshotEstimate, Source, SourceId, SourceModule, SpaceReport, Standing, TakeSnapshot, TarStream, UploadPart, UploadedPart, Usage,
+    Verification, WriteExport,
 };
 use ocore_model::{
     edge::EdgeStatus,
     ids::{DataSetId, ExportId, ImportId, InstanceId, SnapshotId},
     instance::Color,
+    mail::MailboxStatus,
     names::OdooVersion,
     route::{RouteSnapshot, RouteState},
 };
@@ -649,6 +650,22 @@ impl Host for World {
             return Err(HostError::NotFound { what: "instance", id: instance.to_string() });
         }
         Ok(SocketAddr::from(([127, 0, 0, 1], 2525)))
+    }
+
+    async fn mailboxes(&self) -> Result<Vec<MailboxStatus>> {
+        Ok(Vec::new())
+    }
+
+    async fn set_mailbox(&self, _: InstanceId, _: bool) -> Result<()> {
+        Ok(())
+    }
+
+    async fn catch_mail(&self, _: InstanceId, _: DataSetId) -> Result<Vec<String>> {
+        Ok(Vec::new())
+    }
+
+    async fn connect_mail(&self) -> Result<MailStream> {
+        Err(HostError::machine("there is no catcher in memory"))
     }
 
     async fn set_egress(&self, instance: InstanceId, egress: Egress, _: i64) -> Result<()> {

@@ -12,6 +12,7 @@ use ocore_model::{
     edge::EdgeStatus,
     ids::{DataSetId, ExportId, ImportId, InstanceId, OperationId, SnapshotId},
     instance::Color,
+    mail::MailboxStatus,
     names::{ModuleName, OdooVersion},
     route::RouteSnapshot,
 };
@@ -56,6 +57,14 @@ impl std::fmt::Display for ReleaseId {
         formatter.write_str(&self.0)
     }
 }
+
+/// Both ways of a connection to the mail catcher.
+pub trait MailConnection: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin {}
+
+impl<T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin> MailConnection for T {}
+
+/// See [`Host::connect_mail`].
+pub type MailStream = Box<dyn MailConnection>;
 
 /// A tar stream as `git archive` writes it.
 pub type TarStream = Box<dyn AsyncRead + Send + Unpin>;
@@ -389,6 +398,19 @@ pub trait Host: Send + Sync + 'static {
 
     /// Where the instance's mail catcher listens, or would: the only place that its Odoo may send mail to. It stays the same for the instance's life.
     async fn mail_address(&self, instance: InstanceId) -> Result<SocketAddr>;
+
+    /// The mailboxes of this server's mail catcher. `Machine` when the catcher is away.
+    async fn mailboxes(&self) -> Result<Vec<MailboxStatus>>;
+
+    /// Has a mailbox for the instance, or none; with it go its messages. Its Odoo is told at its next start. Done already is done.
+    async fn set_mailbox(&self, instance: InstanceId, wanted: bool) -> Result<()>;
+
+    /// Makes the instance's catcher the only active outgoing mail server of a data set that is awake, and incoming mail none. Says what it switched
+    /// off. Nothing is done for an instance without a mailbox, or while the data set rests.
+    async fn catch_mail(&self, instance: InstanceId, data_set: DataSetId) -> Result<Vec<String>>;
+
+    /// A connection to the mail catcher's socket, which speaks HTTP and sees every mailbox.
+    async fn connect_mail(&self) -> Result<MailStream>;
 
     /// What the instance's processes may reach, from now on and after each restart of the machine. Instances are closed until this is called. It
     /// takes no claim, so that closing never waits for an operation; `version` grows with every change of the policy, and an older one than the

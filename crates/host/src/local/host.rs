@@ -7,6 +7,7 @@ use ocore_model::{
     edge::EdgeStatus,
     ids::{DataSetId, ExportId, ImportId, InstanceId, SnapshotId},
     instance::Color,
+    mail::MailboxStatus,
     names::OdooVersion,
     route::RouteSnapshot,
 };
@@ -15,9 +16,9 @@ use super::{LocalHost, copy, imports};
 use crate::{
     api::{
         BuildRelease, ByteStream, CheckImport, DataSource, Distribution, Egress, EgressReport, ExportedFile, Fence, Host, HostFacts,
-        ImportFacts, InstalledModule, InstanceObservation, Neutralize, Neutralized, NewDataSet, NewUpload, Progress, Release, ReleaseId,
-        RunModules, RunningSlot, SlotSpec, Snapshot, SnapshotEstimate, Source, SourceId, SpaceReport, TakeSnapshot, TarStream, UploadPart,
-        UploadedPart, Verification, WriteExport,
+        ImportFacts, InstalledModule, InstanceObservation, MailStream, Neutralize, Neutralized, NewDataSet, NewUpload, Progress, Release,
+        ReleaseId, RunModules, RunningSlot, SlotSpec, Snapshot, SnapshotEstimate, Source, SourceId, SpaceReport, TakeSnapshot, TarStream,
+        UploadPart, UploadedPart, Verification, WriteExport,
     },
     error::Result,
 };
@@ -191,6 +192,22 @@ impl Host for LocalHost {
 
     async fn mail_address(&self, instance: InstanceId) -> Result<SocketAddr> {
         Ok(self.allocation(instance).await?.mail_address())
+    }
+
+    async fn mailboxes(&self) -> Result<Vec<MailboxStatus>> {
+        self.mail.mailboxes().await
+    }
+
+    async fn set_mailbox(&self, instance: InstanceId, wanted: bool) -> Result<()> {
+        if wanted { self.make_mailbox(instance).await } else { self.remove_mailbox(instance).await }
+    }
+
+    async fn catch_mail(&self, instance: InstanceId, data_set: DataSetId) -> Result<Vec<String>> {
+        self.catch_mail_of(instance, data_set).await
+    }
+
+    async fn connect_mail(&self) -> Result<MailStream> {
+        self.mail.connect().await
     }
 
     async fn set_egress(&self, instance: InstanceId, egress: Egress, version: i64) -> Result<()> {

@@ -78,6 +78,7 @@ impl LocalHost {
             copy::remove(&self.layout.socket_directory(data_set)).await?;
         }
         copy::remove(&self.layout.instance(instance)).await?;
+        self.remove_mailbox(instance).await?;
         self.cgroups.remove(instance);
         copy::remove(&self.layout.records(instance)).await?;
         self.ledger.release(instance).await?;

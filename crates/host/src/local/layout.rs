@@ -8,6 +8,7 @@
 //! <home>/state/control/cluster.json               the same for the control plane's own cluster
 //! <home>/control/{pgdata, log}                    that cluster
 //! <home>/run/<16 digits>/.s.PGSQL.5432            sockets: outside the pool, since their paths have at most 107 bytes
+//! <home>/mail/{admin.sock, boxes/<instance>/}     the mail catcher's
 //! <pool>/instances/<id>/data/<data set>/{manifest.json, pgdata, data_dir}
 //! <pool>/snapshots/<id>/{snapshot.json, pgdata, data_dir}
 //! <pool>/instances/<id>/log/                      logs of PostgreSQL and Odoo
@@ -136,6 +137,24 @@ impl Layout {
     /// The directory of the socket of the control plane's own cluster.
     pub fn control_socket_directory(&self) -> PathBuf {
         self.sockets().join("control")
+    }
+
+    /// The mail catcher's own directory: outside the pool, so that mail takes no space from databases.
+    pub fn mail(&self) -> PathBuf {
+        self.home.join("mail")
+    }
+
+    pub fn mail_socket(&self) -> PathBuf {
+        self.mail().join("admin.sock")
+    }
+
+    /// The mailboxes, a directory each.
+    pub fn mailboxes(&self) -> PathBuf {
+        self.mail().join("boxes")
+    }
+
+    pub fn mailbox(&self, instance: InstanceId) -> PathBuf {
+        self.mailboxes().join(instance.to_string())
     }
 
     pub fn instances(&self) -> PathBuf {

@@ -21,6 +21,7 @@ mod imports;
 mod instances;
 pub mod layout;
 pub mod ledger;
+mod mail;
 mod odoo;
 mod pip;
 pub mod pool;
@@ -44,7 +45,7 @@ pub use self::{
     private_cluster::PrivateCluster,
 };
 use crate::{
-    EdgeClient,
+    EdgeClient, MailClient,
     error::{HostError, Result},
 };
 
@@ -56,6 +57,7 @@ pub struct LocalHost {
     pub pool: Pool,
     pub cgroups: Cgroups,
     edge: EdgeClient,
+    mail: MailClient,
     fences: Fences,
     template_turn: tokio::sync::Mutex<()>,
     builds: releases::Turns,
@@ -75,6 +77,7 @@ impl LocalHost {
         let host = Self {
             cgroups: Cgroups::detect(config.limits),
             edge: EdgeClient::new(&config.edge_socket),
+            mail: MailClient::new(layout.mail_socket()),
             fences: Fences::new(layout.fences()),
             template_turn: tokio::sync::Mutex::default(),
             builds: releases::Turns::default(),

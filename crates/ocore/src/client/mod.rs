@@ -10,6 +10,7 @@ mod failure;
 mod http;
 mod import;
 mod instance;
+mod mail;
 mod organization;
 mod output;
 mod profile;
@@ -87,6 +88,9 @@ pub enum ClientCommand {
     Open(environment::Open),
     /// Who changed what keeps the organization safe
     Audit(egress::Audit),
+    /// Mail that an environment's Odoo has sent and that was caught
+    #[command(subcommand)]
+    Mail(mail::MailCommand),
     /// API keys
     #[command(subcommand)]
     ApiKey(api_key::ApiKeyCommand),
@@ -114,6 +118,7 @@ pub async fn run(command: ClientCommand, options: ClientOptions) -> Result<()> {
         ClientCommand::Instance(command) => command.run(&options, output).await,
         ClientCommand::Open(command) => command.run(&options, output).await,
         ClientCommand::Audit(command) => command.run(&options, output).await,
+        ClientCommand::Mail(command) => command.run(&options, output).await,
         ClientCommand::ApiKey(command) => command.run(&options, output).await,
     }
 }

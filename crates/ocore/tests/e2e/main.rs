@@ -10,5 +10,6 @@ mod crashes;
 mod hold;
 mod journey;
 mod machine_trouble;
+mod mail;
 mod scene;
 mod snapshots;

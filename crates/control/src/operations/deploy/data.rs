@@ -48,6 +48,7 @@ pub(super) async fn copy(step: Arc<Step>) -> Result<(NewDataSet, String), Failur
     }
     control.host.create_instance(parameters.instance, step.fence()).await?;
     egress::apply(control, parameters.instance).await?;
+    crate::mail::prepare(control, parameters.instance).await;
     let made = create(&step).await?;
     let summary = match source(parameters) {
         DataSource::CopyOf(_) => "the live data, copied aside",

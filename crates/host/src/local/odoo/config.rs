@@ -55,6 +55,8 @@ pub(super) struct Serve {
     /// Present when there are workers.
     pub(super) websocket: Option<SocketAddr>,
     pub(super) log: PathBuf,
+    /// The mail catcher; `None` in production, whose mail goes where its database says.
+    pub(super) mail: Option<SocketAddr>,
 }
 
 impl OdooConfig<'_> {
@@ -90,6 +92,16 @@ impl OdooConfig<'_> {
                     ("limit_time_cpu", settings.limit_time_cpu.to_string()),
                     ("limit_time_real", settings.limit_time_real.to_string()),
                 ]);
+                if let Some(mail) = serve.mail {
+                    // For a database without a server of its own; the catcher is the only one in those that have some.
+                    options.extend([
+                        ("smtp_server", mail.ip().to_string()),
+                        ("smtp_port", mail.port().to_string()),
+                        ("smtp_ssl", "False".to_owned()),
+                        ("smtp_user", "False".to_owned()),
+                        ("smtp_password", "False".to_owned()),
+                    ]);
+                }
                 if let Some(websocket) = serve.websocket {
                     let name = if major(self.version) >= 16 { "gevent_port" } else { "longpolling_port" };
                     options.push((name, websocket.port().to_string()));
@@ -145,6 +157,7 @@ mod tests {
                 http: ([127, 0, 0, 1], 20_000).into(),
                 websocket: Some(([127, 0, 0, 1], 20_001).into()),
                 log: "/pool/log/odoo.log".into(),
+                mail: Some(([127, 0, 0, 1], 20_004).into()),
             }),
         };
         insta::assert_snapshot!(config.text("secret"));

@@ -107,6 +107,10 @@ impl LocalHost {
         }
         let log = self.odoo_log_path(instance);
         let log_start = prepare_log(&log, &allocation.odoo)?;
+        let mail = self.has_mailbox(instance).then(|| allocation.mail_address());
+        for done in self.catch_mail_of(instance, spec.data_set.id()).await? {
+            progress.log.line(&done);
+        }
         let config = self.layout.instance(instance).join(format!("odoo-{}.conf", spec.color));
         OdooConfig {
             version: &record.release.odoo_version,
@@ -114,7 +118,7 @@ impl LocalHost {
             data_dir: self.layout.data_dir(instance, spec.data_set.id()),
             socket_directory: cluster.socket_directory.clone(),
             settings: &spec.settings,
-            serve: Some(Serve { http, websocket, log: log.clone() }),
+            serve: Some(Serve { http, websocket, log: log.clone(), mail }),
         }
         .write(&config, &allocation.odoo)?;
         claim.check()?;

@@ -1,4 +1,4 @@
-//! The edge as a process of its own: started by `ocore serve`, found again by the next one, never ended by it.
+//! The edge and the mail catcher as processes of their own: started by `ocore serve`, found again by the next one, never ended by it.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -12,26 +12,34 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 
-/// How long the edge may take to let its requests end.
+/// How long one may take to let its requests end.
 const GRACE: Duration = Duration::from_secs(35);
-/// How often its process is looked for.
+/// How often the processes are looked for.
 const PATROL: Duration = Duration::from_secs(1);
 
-pub struct EdgeProcess {
+pub struct Companion {
+    /// The command that it is, and its name.
+    command: &'static str,
+    /// Whom a person knows it as.
+    title: &'static str,
     directory: PathBuf,
     config_file: Option<PathBuf>,
 }
 
-impl EdgeProcess {
-    pub fn new(config: &Config, config_file: Option<PathBuf>) -> Self {
-        Self { directory: config.edge_directory(), config_file }
+impl Companion {
+    pub fn edge(config: &Config, config_file: Option<PathBuf>) -> Self {
+        Self { command: "edge", title: "the edge", directory: config.edge_directory(), config_file }
+    }
+
+    pub fn mail(config: &Config, config_file: Option<PathBuf>) -> Self {
+        Self { command: "mail-catcher", title: "the mail catcher", directory: config.mail_directory(), config_file }
     }
 
     fn record(&self) -> PathBuf {
         self.directory.join("process.json")
     }
 
-    /// Starts the edge unless it runs.
+    /// Starts it unless it runs.
     pub async fn ensure(&self) -> Result<()> {
         if Process::find(&self.record())?.is_some() {
             return Ok(());
@@ -43,22 +51,23 @@ impl EdgeProcess {
                 program = program.env(name, value);
             }
         }
-        program = program.arg("edge");
+        program = program.arg(self.command);
         if let Some(file) = &self.config_file {
             program = program.arg("--config").arg(file);
         }
-        let mark = format!("{}/edge", self.directory.display());
+        let mark = format!("{}/{}", self.directory.display(), self.command);
         let new = NewProcess { program, record: self.record(), mark, data_set: None, details: serde_json::Value::Null };
-        let process = Process::start(new, &self.directory.join("edge.log")).await.context("the edge cannot be started")?;
-        tracing::info!(pid = process.pid(), "the edge was started");
+        let log = self.directory.join(format!("{}.log", self.command));
+        let process = Process::start(new, &log).await.with_context(|| format!("{} cannot be started", self.title))?;
+        tracing::info!(pid = process.pid(), "{} was started", self.title);
         Ok(())
     }
 
-    /// Keeps the edge running until the token is cancelled; leaves it running then.
+    /// Keeps it running until the token is cancelled; leaves it running then.
     pub async fn patrol(self, shutdown: CancellationToken) {
         loop {
             if let Err(error) = self.ensure().await {
-                tracing::error!(error = format!("{error:#}"), "the edge is not running");
+                tracing::error!(error = format!("{error:#}"), "{} is not running", self.title);
             }
             tokio::select! {
                 () = shutdown.cancelled() => return,
