@@ -5,8 +5,8 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use ocore_host::{
-    DataSource, FindingVerdict, Host, HostError, LocalHostConfig, NeutralizationReport, Neutralize, Neutralized, OdooSettings, RawDataSet,
-    Release, Result, RunModules, Standing, testing::progress,
+    DataSource, Egress, FindingVerdict, Host, HostError, LocalHostConfig, NeutralizationReport, Neutralize, Neutralized, OdooSettings,
+    RawDataSet, Release, Result, RunModules, Standing, testing::progress,
 };
 use ocore_model::ids::DataSetId;
 
@@ -66,6 +66,7 @@ fn seed() -> String {
              select '{{\"en_US\": \"Hook\"}}', 'ir.actions.server', 'ir_actions_server', 'webhook', id, 'https://hooks.example.com/T0/B0', 'action' from ir_model where model = 'res.partner';
          insert into base_automation (name, model_id, trigger, webhook_uuid, active)
              select '{{\"en_US\": \"In\"}}', id, 'on_webhook', '0b5c1c0e-1111-4222-8333-444455556666', true from ir_model where model = 'res.partner';
+         insert into change_password_own (new_password) values ('typed-into-a-form');
          insert into ir_cron_trigger (cron_id, call_at) select min(id), now() from ir_cron;
          insert into ir_config_parameter (key, value) values ('acme.token', '{TOKEN}'), ('acme.size', '12'), ('google_gmail_client_secret', 'g-secret'), ('acme.where', 'https://api.acme.example/v1');
          insert into acme_account (name, api_token, api_secret, note) values ('Ours', '{TOKEN}', 'other-secret', '{TOKEN}');
@@ -91,6 +92,8 @@ impl World {
             config.pool.image_size_limit = POOL_BYTES;
         })
         .await;
+        // So that only the quarantine keeps its programs from the network here.
+        project.host.set_egress(project.instance, Egress::Open, project.fence()).await.unwrap();
         let release = project.release(&acme()).await.unwrap();
         let production = project.data_set(DataSource::Fresh).await;
         project.run(production, &release, MODULES, &[]).await.unwrap();
@@ -209,6 +212,7 @@ async fn nothing_of_production_lives_in_the_copy(world: &World) {
         ("select count(*) from base_automation where webhook_uuid = '0b5c1c0e-1111-4222-8333-444455556666'", "0"),
         ("select count(*) from ir_cron where active", "1"),
         ("select count(*) from ir_cron_trigger", "0"),
+        ("select count(*) from change_password_own", "0"),
         ("select state from mail_mail", "cancel"),
         ("select value from ir_config_parameter where key = 'web.base.url'", "https://copy.example.org"),
         ("select value from ir_config_parameter where key = 'web.base.url.freeze'", "True"),
@@ -235,6 +239,7 @@ async fn nothing_of_production_lives_in_the_copy(world: &World) {
         ("ir_config_parameter:database.secret", FindingVerdict::Handled),
         ("ir_config_parameter:google_gmail_client_secret", FindingVerdict::Handled),
         ("payment_provider.stripe_secret_key", FindingVerdict::Handled),
+        ("change_password_own.new_password", FindingVerdict::Handled),
         ("ir_mail_server.smtp_pass", FindingVerdict::Handled),
         ("auth_oauth_provider.client_id", FindingVerdict::Handled),
         ("res_users.password", FindingVerdict::Harmless),

@@ -120,6 +120,29 @@ do $$ begin
     end if;
 end $$;
 
+-- Forms that people had open. Odoo keeps what was typed into them for hours: new passwords, keys in the settings. The rows of a form that another
+-- one needs stay; their credentials are emptied by the rules.
+do $$
+declare
+    form text;
+begin
+    if not pg_temp.ocore_has('ir_model', 'transient') then
+        return;
+    end if;
+    for form in
+        select c.relname
+          from public.ir_model m
+          join pg_catalog.pg_class c on c.relname = replace(m.model, '.', '_') and c.relkind = 'r' and c.relnamespace = 'public'::regnamespace
+         where m.transient
+    loop
+        begin
+            execute format('delete from public.%I', form);
+        exception when foreign_key_violation then
+            null;
+        end;
+    end loop;
+end $$;
+
 -- What waits to be done or sent is parked; a person can still send it again, to the catcher.
 do $$ begin
     if pg_temp.ocore_has('queue_job', 'state') then
