@@ -220,7 +220,7 @@ impl Pass<'_> {
     }
 
     fn file(&mut self, source: &OwnedFd, target: &OwnedFd, name: &CStr, path: &Path, seen: &Stat) -> io::Result<()> {
-        if self.how.again && self.is_unchanged(target, name, seen)? {
+        if self.how.again && is_unchanged(target, name, seen)? {
             self.count(path, seen);
             return Ok(());
         }
@@ -245,24 +245,6 @@ impl Pass<'_> {
         copied.st_size = length.cast_signed();
         self.count(path, &copied);
         Ok(())
-    }
-
-    /// Whether the copy of an earlier pass is still what the source is; one that is not is removed.
-    fn is_unchanged(&self, target: &OwnedFd, name: &CStr, seen: &Stat) -> io::Result<bool> {
-        match rustix::fs::statat(target, name, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(copy)
-                if (copy.st_size, copy.st_mtime, copy.st_mtime_nsec) == (seen.st_size, seen.st_mtime, seen.st_mtime_nsec)
-                    && FileType::from_raw_mode(copy.st_mode) == FileType::RegularFile =>
-            {
-                Ok(true)
-            }
-            Ok(_) => {
-                rustix::fs::unlinkat(target, name, AtFlags::empty())?;
-                Ok(false)
-            }
-            Err(Errno::NOENT) => Ok(false),
-            Err(error) => Err(error.into()),
-        }
     }
 
     /// Answers with how much there is.
@@ -315,6 +297,24 @@ impl Pass<'_> {
         {
             self.copied.noted.push(path.to_owned());
         }
+    }
+}
+
+/// Whether the copy of an earlier pass is still what the source is; one that is not is removed.
+fn is_unchanged(target: &OwnedFd, name: &CStr, seen: &Stat) -> io::Result<bool> {
+    match rustix::fs::statat(target, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(copy)
+            if (copy.st_size, copy.st_mtime, copy.st_mtime_nsec) == (seen.st_size, seen.st_mtime, seen.st_mtime_nsec)
+                && FileType::from_raw_mode(copy.st_mode) == FileType::RegularFile =>
+        {
+            Ok(true)
+        }
+        Ok(_) => {
+            rustix::fs::unlinkat(target, name, AtFlags::empty())?;
+            Ok(false)
+        }
+        Err(Errno::NOENT) => Ok(false),
+        Err(error) => Err(error.into()),
     }
 }
 
