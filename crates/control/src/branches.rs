@@ -137,7 +137,7 @@ impl Note<'_> {
         let mut message = String::new();
         for clone in clones::merged(connection, self.control, self.project.id, source.id, before, after).await? {
             self.destroy(connection, &clone).await?;
-            message.push_str(&format!("; {} is merged, and its environment goes", clone.branch));
+            message.extend(["; ", &clone.branch, " is merged, and its environment goes"]);
         }
         Ok(message)
     }

@@ -97,17 +97,16 @@ pub(super) async fn build(step: Arc<Step>) -> Result<(ReleaseId, String), Failur
         Some(release) => host.find_release(release).await?,
         None => None,
     };
-    let (release, how) = match kept {
-        Some(release) => (release, "of the snapshot"),
-        None => {
-            let source = match parameters.origin {
-                DataOrigin::Snapshot { .. } => export(&step).await?.0,
-                _ => step.context.output("deploy::checkout")?,
-            };
-            let request =
-                BuildRelease { source, odoo_version: parameters.odoo_version.clone(), isolation_key: parameters.project.to_string() };
-            (host.build_release(request, step.progress()).await?, "")
-        }
+    let (release, how) = if let Some(release) = kept {
+        (release, "of the snapshot")
+    } else {
+        let source = match parameters.origin {
+            DataOrigin::Snapshot { .. } => export(&step).await?.0,
+            _ => step.context.output("deploy::checkout")?,
+        };
+        let isolation_key = parameters.project.to_string();
+        let request = BuildRelease { source, odoo_version: parameters.odoo_version.clone(), isolation_key };
+        (host.build_release(request, step.progress()).await?, "")
     };
     store::deploy::set_release(&mut *step.control().pool.acquire().await?, parameters.deployment, &release.id.0).await?;
     let summary = format!("release {} {how}", release.id.0.get(..12).unwrap_or(&release.id.0));
