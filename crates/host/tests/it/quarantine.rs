@@ -93,7 +93,7 @@ impl World {
         })
         .await;
         // So that only the quarantine keeps its programs from the network here.
-        project.host.set_egress(project.instance, Egress::Open, project.fence()).await.unwrap();
+        project.host.set_egress(project.instance, Egress::Open, 1).await.unwrap();
         let release = project.release(&acme()).await.unwrap();
         let production = project.data_set(DataSource::Fresh).await;
         project.run(production, &release, MODULES, &[]).await.unwrap();
