@@ -10,6 +10,5 @@ mod crashes;
 mod hold;
 mod journey;
 mod machine_trouble;
-mod mail;
 mod scene;
 mod snapshots;
