@@ -12,3 +12,4 @@ mod project;
 mod quarantine;
 mod releases;
 mod snapshots;
+mod templates;

@@ -12,3 +12,4 @@ mod journey;
 mod machine_trouble;
 mod scene;
 mod snapshots;
+mod templates;
