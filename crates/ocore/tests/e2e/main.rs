@@ -11,5 +11,4 @@ mod hold;
 mod journey;
 mod machine_trouble;
 mod scene;
-mod snapshots;
 mod templates;
