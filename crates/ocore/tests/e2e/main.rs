@@ -11,4 +11,5 @@ mod hold;
 mod journey;
 mod machine_trouble;
 mod scene;
+mod snapshots;
 mod templates;
