@@ -11,7 +11,6 @@ mod push_to_live;
 mod report;
 mod rollback;
 mod source;
-mod template;
 
 use std::{path::PathBuf, process::Command};
 
@@ -59,11 +58,6 @@ enum Bench {
         #[arg(long, default_value_t = 5)]
         rounds: usize,
     },
-    /// A new development environment, beside one whose database is installed from nothing
-    Template {
-        #[arg(long, default_value_t = 3)]
-        rounds: usize,
-    },
     /// The memory of control plane and edge when nobody asks anything
     Idle,
 }
@@ -77,7 +71,6 @@ async fn main() -> Result<()> {
         Bench::Api { seconds } => api::run(binary, seconds).await,
         Bench::Copy { rounds, gigabytes, quick } => copy::run(binary, rounds, gigabytes, quick).await,
         Bench::Rollback { rounds } => rollback::run(binary, rounds).await,
-        Bench::Template { rounds } => template::run(binary, rounds).await,
         Bench::Idle => idle::run(binary).await,
     }
 }

@@ -5,13 +5,13 @@ use std::net::SocketAddr;
 use async_trait::async_trait;
 use ocore_host::{
     BuildRelease, ByteStream, CheckImport, DataSource, Distribution, Egress, EgressReport, ExportedFile, Fence, Host, HostError, HostFacts,
-    ImportFacts, InstalledModule, InstanceObservation, KeepTemplate, MailStream, MakeTemplate, Neutralize, Neutralized, NewDataSet,
-    NewUpload, Progress, Release, ReleaseId, Result, RunModules, RunningSlot, SlotSpec, Snapshot, SnapshotEstimate, Source, SourceId,
-    SpaceReport, TakeSnapshot, TarStream, Template, TemplateLimits, UploadPart, UploadedPart, Verification, WriteExport,
+    ImportFacts, InstalledModule, InstanceObservation, MailStream, Neutralize, Neutralized, NewDataSet, NewUpload, Progress, Release,
+    ReleaseId, Result, RunModules, RunningSlot, SlotSpec, Snapshot, SnapshotEstimate, Source, SourceId, SpaceReport, TakeSnapshot,
+    TarStream, UploadPart, UploadedPart, Verification, WriteExport,
 };
 use ocore_model::{
     edge::EdgeStatus,
-    ids::{DataSetId, ExportId, ImportId, InstanceId, SnapshotId, TemplateId},
+    ids::{DataSetId, ExportId, ImportId, InstanceId, SnapshotId},
     instance::Color,
     mail::MailboxStatus,
     names::OdooVersion,
@@ -108,22 +108,6 @@ impl Host for NoHost {
     }
 
     async fn retire_data_set(&self, _: TakeSnapshot, _: Fence, _: Progress) -> Result<Snapshot> {
-        refuse()
-    }
-
-    async fn templates(&self) -> Result<Vec<Template>> {
-        refuse()
-    }
-
-    async fn make_template(&self, _: MakeTemplate, _: Progress) -> Result<Template> {
-        refuse()
-    }
-
-    async fn keep_template(&self, _: InstanceId, _: KeepTemplate, _: Fence, _: Progress) -> Result<Template> {
-        refuse()
-    }
-
-    async fn prune_templates(&self, _: TemplateLimits) -> Result<Vec<TemplateId>> {
         refuse()
     }
 

@@ -11,7 +11,6 @@ mod queue;
 mod saga;
 mod saga_store;
 mod sweeper;
-mod template;
 
 use std::sync::Arc;
 

@@ -13,17 +13,17 @@ use async_trait::async_trait;
 use chrono::Utc;
 use ocore_host::{
     BuildRelease, ByteStream, CheckImport, DataSource, Distribution, Egress, EgressReport, ExportedFile, Fence, Host, HostError, HostFacts,
-    ImportFacts, InstalledModule, InstanceObservation, KeepTemplate, MailStream, MakeTemplate, NeutralizationReport, Neutralize,
-    Neutralized, NewDataSet, NewUpload, PoolFacts, Progress, RawDataSet, Release, ReleaseId, Result, RunModules, RunningSlot,
-    ServableDataSet, SlotSpec, Snapshot, SnapshotEstimate, Source, SourceId, SourceModule, SpaceReport, Standing, TakeSnapshot, TarStream,
-    Template, TemplateContent, TemplateLimits, UploadPart, UploadedPart, Usage, Verification, WriteExport,
+    ImportFacts, InstalledModule, InstanceObservation, MailStream, NeutralizationReport, Neutralize, Neutralized, NewDataSet, NewUpload,
+    PoolFacts, Progress, RawDataSet, Release, ReleaseId, Result, RunModules, RunningSlot, ServableDataSet, SlotSpec, Snapshot,
+    SnapshotEstimate, Source, SourceId, SourceModule, SpaceReport, Standing, TakeSnapshot, TarStream, UploadPart, UploadedPart, Usage,
+    Verification, WriteExport,
 };
 use ocore_model::{
     edge::EdgeStatus,
-    ids::{DataSetId, ExportId, ImportId, InstanceId, SnapshotId, TemplateId},
+    ids::{DataSetId, ExportId, ImportId, InstanceId, SnapshotId},
     instance::Color,
     mail::MailboxStatus,
-    names::{ModuleName, OdooVersion},
+    names::OdooVersion,
     route::{RouteSnapshot, RouteState},
 };
 use tokio::{
@@ -96,8 +96,6 @@ struct State {
     instances: BTreeMap<InstanceId, InstanceWorld>,
     /// Manifests, each with what was done in its data.
     snapshots: BTreeMap<SnapshotId, (Snapshot, Vec<String>)>,
-    /// Each with what was done in it.
-    templates: BTreeMap<TemplateId, (Template, Vec<String>)>,
     sources: BTreeMap<SourceId, Source>,
     releases: BTreeMap<ReleaseId, Release>,
     routes: Option<RouteSnapshot>,
@@ -186,27 +184,6 @@ impl World {
     /// Loses a snapshot behind everybody's back.
     pub(crate) fn lose_snapshot(&self, snapshot: SnapshotId) {
         self.state().snapshots.remove(&snapshot);
-    }
-
-    fn store_template(
-        &self,
-        isolation_key: Option<String>,
-        with_demo: bool,
-        requested: Vec<ModuleName>,
-        modules: BTreeMap<ModuleName, String>,
-        done: Vec<String>,
-    ) -> Template {
-        let content = TemplateContent { distribution_id: "odoo".to_owned(), with_demo, isolation_key, requested, modules };
-        let mut state = self.state();
-        if let Some((found, _)) = state.templates.values().find(|(template, _)| template.content == content) {
-            return found.clone();
-        }
-        let installed = done.iter().filter_map(|done| done.strip_prefix("installed ").map(str::to_owned)).collect();
-        let now = Utc::now();
-        let (id, postgres) = (TemplateId::new(), "in memory".to_owned());
-        let template = Template { id, content, postgres, installed, created_at: now, used_at: now, bytes: 1 };
-        state.templates.insert(id, (template.clone(), done));
-        template
     }
 
     pub(crate) fn trouble(&self, call: &'static str, trouble: Trouble) {
@@ -450,14 +427,7 @@ impl Host for World {
                 Some(self.snapshot(snapshot).ok_or_else(|| HostError::NotFound { what: "snapshot", id: snapshot.to_string() })?)
             }
             DataSource::Import { .. } => return Err(HostError::machine("no test needs imports in memory yet")),
-            DataSource::Fresh | DataSource::CopyOf(_) | DataSource::Template { .. } => None,
-        };
-        let template = match source {
-            DataSource::Template { template } => {
-                let found = self.state().templates.get(&template).map(|(_, done)| done.clone());
-                Some(found.ok_or_else(|| HostError::NotFound { what: "template", id: template.to_string() })?)
-            }
-            _ => None,
+            DataSource::Fresh | DataSource::CopyOf(_) => None,
         };
         let made = self.fenced(instance, fence, |world| {
             let (content, standing) = match (source, kept) {
@@ -476,7 +446,7 @@ impl Host for World {
                     };
                     (content, standing)
                 }
-                _ => (template.unwrap_or_default(), Standing::Own),
+                _ => (Vec::new(), Standing::Own),
             };
             Ok(world.make(data_set, content, standing))
         })?;
@@ -573,31 +543,6 @@ impl Host for World {
         })?;
         self.enter("retire_data_set", true, Some(&progress.cancel)).await?;
         Ok(taken)
-    }
-
-    async fn templates(&self) -> Result<Vec<Template>> {
-        self.enter("templates", false, None).await?;
-        Ok(self.state().templates.values().map(|(template, _)| template.clone()).collect())
-    }
-
-    async fn make_template(&self, request: MakeTemplate, progress: Progress) -> Result<Template> {
-        self.enter("make_template", false, Some(&progress.cancel)).await?;
-        let done = request.modules.iter().map(|name| format!("installed {name}")).collect();
-        let template = self.store_template(None, request.with_demo, request.modules, BTreeMap::new(), done);
-        self.enter("make_template", true, Some(&progress.cancel)).await?;
-        Ok(template)
-    }
-
-    async fn keep_template(&self, instance: InstanceId, request: KeepTemplate, fence: Fence, progress: Progress) -> Result<Template> {
-        self.fenced(instance, fence, |_| Ok(()))?;
-        self.enter("keep_template", false, Some(&progress.cancel)).await?;
-        let release = self.state().releases.get(&request.release).cloned().expect("a release that is there");
-        let done = self.fenced(instance, fence, |world| Ok(world.data_sets.get(&request.data_set).cloned().expect("a data set")))?;
-        Ok(self.store_template(Some(request.isolation_key), request.with_demo, request.requested, release.modules, done))
-    }
-
-    async fn prune_templates(&self, _: TemplateLimits) -> Result<Vec<TemplateId>> {
-        Ok(Vec::new())
     }
 
     async fn estimate_snapshot(&self, instance: InstanceId, data_set: DataSetId) -> Result<SnapshotEstimate> {

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use ocore_model::{
     edge::EdgeStatus,
-    ids::{DataSetId, ExportId, ImportId, InstanceId, OperationId, SnapshotId, TemplateId},
+    ids::{DataSetId, ExportId, ImportId, InstanceId, OperationId, SnapshotId},
     instance::Color,
     mail::MailboxStatus,
     names::{ModuleName, OdooVersion},
@@ -24,9 +24,8 @@ mod exports;
 mod imports;
 mod quarantine;
 mod snapshots;
-mod templates;
 
-pub use self::{exports::*, imports::*, quarantine::*, snapshots::*, templates::*};
+pub use self::{exports::*, imports::*, quarantine::*, snapshots::*};
 use crate::error::Result;
 
 /// Who calls: the operation, and the generation that was raised when it was claimed.
@@ -141,9 +140,6 @@ pub enum DataSource {
         /// The target is production, and takes the data over as they are.
         as_own: bool,
     },
-    /// A database with modules installed that nobody has used. It gets an identity of its own by the next [`Host::run_modules`], also by one that
-    /// has nothing to install; before that no slot starts on it.
-    Template { template: TemplateId },
     /// A backup that has been received and checked ([`Host::check_import`]). Raw, unless `as_own`.
     Import {
         import: ImportId,
@@ -347,20 +343,6 @@ pub trait Host: Send + Sync + 'static {
 
     /// Turns a data set that is not live any more into a snapshot: nothing is copied. Stops what uses it. Done already is done.
     async fn retire_data_set(&self, request: TakeSnapshot, fence: Fence, progress: Progress) -> Result<Snapshot>;
-
-    /// The templates that this server can use.
-    async fn templates(&self) -> Result<Vec<Template>>;
-
-    /// Installs modules of Odoo's own in a database that no tenant has, and keeps it for everybody. Made already is done. Takes as long as the
-    /// installation.
-    async fn make_template(&self, request: MakeTemplate, progress: Progress) -> Result<Template>;
-
-    /// Keeps a fresh data set, in which modules have been installed and that nobody has used, for builds with the same key. Its cluster is stopped.
-    /// Kept already is done.
-    async fn keep_template(&self, instance: InstanceId, request: KeepTemplate, fence: Fence, progress: Progress) -> Result<Template>;
-
-    /// Removes the templates that are too many or too old, and says which.
-    async fn prune_templates(&self, limits: TemplateLimits) -> Result<Vec<TemplateId>>;
 
     async fn estimate_snapshot(&self, instance: InstanceId, data_set: DataSetId) -> Result<SnapshotEstimate>;
 

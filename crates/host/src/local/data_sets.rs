@@ -55,9 +55,6 @@ struct Manifest {
     /// Manifests that do not say are older than the copies of other instances' data.
     #[serde(default = "own_standing")]
     standing: Standing,
-    /// A copy of a template that has not been given an identity of its own.
-    #[serde(default)]
-    is_unnamed: bool,
 }
 
 fn own_standing() -> Standing {
@@ -130,22 +127,15 @@ impl LocalHost {
                 };
                 (None, standing)
             }
-            DataSource::Template { template } => {
-                let _template_stays = self.data_locks.share(template).await;
-                self.fill_from_template(&work, template, &allocation, progress).await?;
-                (None, Standing::Own)
-            }
             DataSource::Import { as_own, .. } => (None, if as_own { Standing::Own } else { Standing::Raw }),
         };
-        let is_unnamed = matches!(source, DataSource::Template { .. });
-        let manifest = Manifest { data_set, source, created_at: Utc::now(), source_control, standing, is_unnamed };
+        let manifest = Manifest { data_set, source, created_at: Utc::now(), source_control, standing };
         durable::write_fleeting_json(&work.path().join(MANIFEST), &manifest)?;
         open_to_group(work.path(), allocation.odoo.uid)?;
         claim.check()?;
         work.keep().await?;
         progress.log.line(match source {
             DataSource::Fresh => "Made an empty database and an empty file store.",
-            DataSource::Template { .. } => "The database has no identity of its own yet.",
             DataSource::CopyOf(_) | DataSource::Snapshot { .. } if self.pool.has_reflinks() => {
                 "Copied the database and the file store; the copy shares their blocks."
             }
@@ -175,23 +165,6 @@ impl LocalHost {
             Standing::Own => return Err(HostError::machine("these are the instance's own data, which nothing may neutralize")),
         }
         Ok(ServableDataSet::proven(data_set))
-    }
-
-    /// It was made fresh or from a template.
-    pub(super) fn is_fresh(&self, instance: InstanceId, data_set: DataSetId) -> Result<bool> {
-        Ok(matches!(self.manifest(instance, data_set)?.source, DataSource::Fresh | DataSource::Template { .. }))
-    }
-
-    /// It is a copy of a template and has yet to get an identity of its own.
-    pub(super) fn is_unnamed(&self, instance: InstanceId, data_set: DataSetId) -> Result<bool> {
-        self.manifest(instance, data_set).map(|manifest| manifest.is_unnamed)
-    }
-
-    /// It has got an identity of its own. Done already is done.
-    pub(super) fn mark_named(&self, claim: &Claim, data_set: DataSetId) -> Result<()> {
-        claim.check()?;
-        let manifest = Manifest { is_unnamed: false, ..self.manifest(claim.instance, data_set)? };
-        durable::write_json(&self.layout.data_set(claim.instance, data_set).join(MANIFEST), &manifest)
     }
 
     fn manifest(&self, instance: InstanceId, data_set: DataSetId) -> Result<Manifest> {
@@ -318,7 +291,7 @@ impl LocalHost {
         let Some(manifest) = durable::read_json::<Manifest>(&target.join(MANIFEST))? else { return Ok(false) };
         Ok(manifest.source == source
             && match source {
-                DataSource::Fresh | DataSource::Snapshot { .. } | DataSource::Template { .. } | DataSource::Import { .. } => true,
+                DataSource::Fresh | DataSource::Snapshot { .. } | DataSource::Import { .. } => true,
                 DataSource::CopyOf(original) => manifest.source_control == Some(control_digest(&self.layout.pgdata(instance, original))?),
             })
     }

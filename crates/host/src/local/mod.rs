@@ -32,7 +32,6 @@ mod releases;
 pub mod slots;
 mod snapshots;
 mod sources;
-mod templates;
 mod users;
 
 use std::{os::unix::fs::PermissionsExt, path::Path};
@@ -61,7 +60,6 @@ pub struct LocalHost {
     mail: MailClient,
     fences: Fences,
     template_turn: tokio::sync::Mutex<()>,
-    workshop: tokio::sync::Mutex<()>,
     builds: releases::Turns,
     data_locks: data_locks::DataLocks,
     uploading: imports::Uploading,
@@ -82,7 +80,6 @@ impl LocalHost {
             mail: MailClient::new(layout.mail_socket()),
             fences: Fences::new(layout.fences()),
             template_turn: tokio::sync::Mutex::default(),
-            workshop: tokio::sync::Mutex::default(),
             builds: releases::Turns::default(),
             data_locks: data_locks::DataLocks::default(),
             uploading: imports::Uploading::default(),

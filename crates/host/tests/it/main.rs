@@ -12,4 +12,3 @@ mod project;
 mod quarantine;
 mod releases;
 mod snapshots;
-mod templates;

@@ -12,4 +12,3 @@ mod journey;
 mod machine_trouble;
 mod scene;
 mod snapshots;
-mod templates;

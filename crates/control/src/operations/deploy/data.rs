@@ -14,7 +14,6 @@ use rand::{RngExt, distr::Alphanumeric};
 use super::{
     Parameters,
     step::{Step, UndoStep},
-    template,
 };
 use crate::{
     egress,
@@ -50,9 +49,8 @@ pub(super) async fn copy(step: Arc<Step>) -> Result<(NewDataSet, String), Failur
     control.host.create_instance(parameters.instance, step.fence()).await?;
     egress::apply(control, parameters.instance).await?;
     crate::mail::prepare(control, parameters.instance).await;
-    let (made, source) = create(&step).await?;
-    let summary = match source {
-        DataSource::Template { .. } => "a copy of a template",
+    let made = create(&step).await?;
+    let summary = match source(parameters) {
         DataSource::CopyOf(_) => "the live data, copied aside",
         DataSource::Fresh => "an empty database",
         DataSource::Import { .. } => "the data of the backup",
@@ -74,15 +72,10 @@ fn source(parameters: &Parameters) -> DataSource {
     }
 }
 
-async fn create(step: &Step) -> Result<(NewDataSet, DataSource), Failure> {
+async fn create(step: &Step) -> Result<NewDataSet, Failure> {
     let parameters = &step.parameters;
-    let source = match source(parameters) {
-        DataSource::Fresh => template::source(step).await?,
-        source => source,
-    };
     let host = &step.control().host;
-    let made = host.create_data_set(parameters.instance, parameters.data_set, source, step.fence(), step.progress()).await?;
-    Ok((made, source))
+    Ok(host.create_data_set(parameters.instance, parameters.data_set, source(parameters), step.fence(), step.progress()).await?)
 }
 
 pub(super) async fn undo_copy(step: Arc<UndoStep>) -> Result<(), Failure> {
@@ -139,14 +132,13 @@ pub(super) async fn update(step: Arc<Step>) -> Result<(Option<String>, String), 
     let request = RunModules {
         data_set: parameters.data_set,
         release: step.context.output("deploy::build")?,
-        install: template::rest(&step, names(&plan.install)?).await?,
+        install: names(&plan.install)?,
         update: names(&plan.update)?,
         with_demo: parameters.with_demo && plan.data == DataMode::Fresh,
         admin_password: password.clone(),
         settings: parameters.settings.clone(),
     };
     control.host.run_modules(parameters.instance, request, step.fence(), step.progress()).await?;
-    template::keep(&step).await?;
     let sealed = match password {
         Some(password) => {
             Some(BASE64.encode(secrets::seal(&control.settings, password_place(parameters.instance), &Secret::new(password))?))

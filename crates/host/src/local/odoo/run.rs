@@ -21,7 +21,6 @@ use crate::{
         fence::Claim,
         layout::{Layout, Unit},
         process::run_recorded,
-        templates::give_identity,
     },
 };
 
@@ -38,12 +37,6 @@ impl LocalHost {
         let instance = claim.instance;
         let (record, distribution) = self.runnable(&request.release).await?;
         let cluster = self.run_cluster(instance, request.data_set).await?;
-        if self.is_unnamed(instance, request.data_set)? {
-            if request.admin_password.is_none() {
-                return Err(HostError::machine("a copy of a template needs a password of its own for Odoo's administrator"));
-            }
-            give_identity(&cluster).await?;
-        }
         let is_fresh = self.modules_in_database(claim, request.data_set).await?.is_empty();
         let mut install = request.install.clone();
         if is_fresh && install.is_empty() {
@@ -94,7 +87,6 @@ impl LocalHost {
         let (hash, ()) = tokio::try_join!(hash, run)?;
         if let Some(hash) = hash {
             set_admin_password(&cluster, &hash).await?;
-            self.mark_named(claim, request.data_set)?;
         }
         Ok(())
     }

@@ -66,9 +66,6 @@ impl LocalHost {
                 "this copy of another environment's data has not been made harmless, so no Odoo starts on it; neutralize it first",
             ));
         }
-        if self.is_unnamed(instance, spec.data_set.id())? {
-            return Err(HostError::machine("this copy of a template has no identity of its own yet, so no Odoo starts on it"));
-        }
         if let Some((process, details)) = slots::find(&self.layout, instance, spec.color)? {
             let is_same = details.data_set == spec.data_set.id() && details.release == spec.release && details.settings == spec.settings;
             if is_same {
