@@ -80,7 +80,7 @@ impl From<EnvironmentEgress> for EgressBody {
 /// And what it tried: an attempt in a neutralized environment is something that neutralization has missed.
 #[utoipa::path(get, path = "/environments/{id}/egress", tag = TAG, params(("id" = Uuid, Path, description = "The environment")),
     responses((status = 200, description = "As it is now", body = EgressBody)))]
-pub(crate) async fn get(
+pub(crate) async fn egress(
     Authorized(grant): Authorized<ViewEgress>,
     State(state): State<AppState>,
     FromPath(id): FromPath<Uuid>,
@@ -104,7 +104,7 @@ pub(crate) struct UpdateEgress {
 /// environment. A name is looked up now and every minute; an environment that may reach a name may ask the server's name servers.
 #[utoipa::path(put, path = "/environments/{id}/egress", tag = TAG, params(("id" = Uuid, Path, description = "The environment")),
     request_body = UpdateEgress, responses((status = 200, description = "As it is now", body = EgressBody)))]
-pub(crate) async fn update(
+pub(crate) async fn update_egress(
     Authorized(grant): Authorized<ManageEgress>,
     State(state): State<AppState>,
     FromPath(id): FromPath<Uuid>,

@@ -156,7 +156,7 @@ pub(crate) struct RollbackLogs {
 /// List rollbacks
 #[utoipa::path(get, path = "/environments/{id}/rollback-logs", tag = TAG, params(("id" = Uuid, Path, description = "The environment")),
     responses((status = 200, description = "The newest first", body = RollbackLogs)))]
-pub(crate) async fn logs(
+pub(crate) async fn rollback_logs(
     Authorized(grant): Authorized<ViewDeployments>,
     State(state): State<AppState>,
     FromPath(id): FromPath<Uuid>,
