@@ -22,7 +22,7 @@ use ocore_model::{
     edge::EdgeStatus,
     ids::{DataSetId, ExportId, ImportId, InstanceId, SnapshotId},
     instance::Color,
-    mail::MailboxStatus,
+    mail::{MailboxSpec, MailboxStatus},
     names::OdooVersion,
     route::{RouteSnapshot, RouteState},
 };
@@ -34,6 +34,9 @@ use tokio::{
 
 const DATABASE_BYTES: u64 = 40 << 20;
 const FILE_STORE_BYTES: u64 = 2 << 20;
+
+/// Of every mailbox; nothing listens there.
+const MAIL_PORT: u16 = 2525;
 
 /// What a call does when a test has said so.
 #[derive(Debug, Clone)]
@@ -56,6 +59,8 @@ pub(crate) struct InstanceWorld {
     pub clusters: BTreeSet<DataSetId>,
     pub slots: BTreeMap<Color, (DataSetId, ReleaseId)>,
     pub egress: Option<Egress>,
+    /// Its mail is caught.
+    pub mailbox: bool,
     /// Of the data sets that are not the instance's own.
     pub standings: BTreeMap<DataSetId, Standing>,
 }
@@ -649,14 +654,21 @@ impl Host for World {
         if !self.knows(instance) {
             return Err(HostError::NotFound { what: "instance", id: instance.to_string() });
         }
-        Ok(SocketAddr::from(([127, 0, 0, 1], 2525)))
+        Ok(SocketAddr::from(([127, 0, 0, 1], MAIL_PORT)))
     }
 
     async fn mailboxes(&self) -> Result<Vec<MailboxStatus>> {
-        Ok(Vec::new())
+        let state = self.state();
+        let caught = state.instances.iter().filter(|(_, world)| world.mailbox);
+        let spec = MailboxSpec { port: MAIL_PORT, uid: 0 };
+        Ok(caught.map(|(instance, _)| MailboxStatus { instance: *instance, spec, problem: None }).collect())
     }
 
-    async fn set_mailbox(&self, _: InstanceId, _: bool) -> Result<()> {
+    async fn set_mailbox(&self, instance: InstanceId, wanted: bool) -> Result<()> {
+        match self.state().instances.get_mut(&instance) {
+            Some(world) => world.mailbox = wanted,
+            None => return Err(HostError::NotFound { what: "instance", id: instance.to_string() }),
+        }
         Ok(())
     }
 
