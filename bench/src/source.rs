@@ -239,5 +239,6 @@ impl Load {
 
 fn sha1(content: &[u8]) -> String {
     use sha1::{Digest, Sha1};
-    Sha1::digest(content).iter().map(|byte| format!("{byte:02x}")).collect()
+    let digits: Vec<String> = Sha1::digest(content).iter().map(|byte| format!("{byte:02x}")).collect();
+    digits.concat()
 }

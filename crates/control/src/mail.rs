@@ -119,7 +119,7 @@ pub(crate) async fn reconcile(control: &Control) -> Result<Vec<String>> {
             }
             Err(HostError::NotFound { .. }) => {}
             Err(error) => {
-                tracing::warn!(instance = %row.instance, %error, "the outgoing mail servers of an environment were not looked at")
+                tracing::warn!(instance = %row.instance, %error, "the outgoing mail servers of an environment were not looked at");
             }
         }
     }
@@ -212,7 +212,7 @@ pub async fn release(
 
 /// The message with a subject and a header that say that it is a test.
 fn marked(raw: &[u8], branch: &str) -> Vec<u8> {
-    let branch: String = branch.chars().filter(|c| c.is_ascii_graphic()).collect();
+    let branch: String = branch.chars().filter(char::is_ascii_graphic).collect();
     let mut marked = format!("X-oCore-Test: released by hand from the environment {branch}\r\n").into_bytes();
     let mut in_headers = true;
     let mut has_subject = false;
@@ -313,7 +313,8 @@ pub async fn inject(control: &Control, grant: &Grant<ManageEnvironments>, id: En
 
 /// One XML-RPC call of Odoo's external API; the answer's text, or what Odoo said against it.
 async fn call(http: &str, service: &str, method: &str, parameters: &[String]) -> Result<String> {
-    let parameters: String = parameters.iter().map(|parameter| format!("<param><value>{parameter}</value></param>")).collect();
+    let parameters: Vec<String> = parameters.iter().map(|parameter| format!("<param><value>{parameter}</value></param>")).collect();
+    let parameters = parameters.concat();
     let body = format!("<?xml version=\"1.0\"?><methodCall><methodName>{method}</methodName><params>{parameters}</params></methodCall>");
     let unreachable =
         |error: reqwest::Error| Error::conflict("odoo_away", format!("the environment's Odoo did not answer: {}", error.without_url()));

@@ -242,7 +242,9 @@ fn load(directory: &Path) -> io::Result<(Index, Writer, Marks)> {
         newest = is_newest.then_some((number, end));
     }
     let (marks, list) = Marks::open(directory.join("marks"))?;
-    list.iter().for_each(|mark| index.apply(mark));
+    for mark in &list {
+        index.apply(mark);
+    }
     let writer = Writer::open(directory, newest)?;
     Ok((index, writer, marks))
 }

@@ -85,7 +85,9 @@ fn find_line(table: &str, peer: SocketAddr, local: SocketAddr) -> Option<u32> {
 /// An address as the tables write it, plain and mapped into IPv6: each group of four bytes as the machine's own number.
 fn written(address: SocketAddr) -> Vec<String> {
     let hex = |bytes: &[u8]| -> String {
-        bytes.chunks(4).map(|group| format!("{:08X}", u32::from_ne_bytes([group[0], group[1], group[2], group[3]]))).collect()
+        let groups: Vec<String> =
+            bytes.chunks(4).map(|group| format!("{:08X}", u32::from_ne_bytes([group[0], group[1], group[2], group[3]]))).collect();
+        groups.concat()
     };
     let port = address.port();
     match address.ip() {

@@ -242,7 +242,9 @@ impl Session<'_> {
                 self.greeted = true;
                 let limit = self.config.limits.message_bytes;
                 let lines = ["250-ocore", "250-PIPELINING", "250-8BITMIME", "250-SMTPUTF8", "250-ENHANCEDSTATUSCODES"];
-                lines.iter().for_each(|line| self.say(line));
+                for line in lines {
+                    self.say(line);
+                }
                 self.say(&format!("250 SIZE {limit}"));
             }
             Request::Helo { .. } => {

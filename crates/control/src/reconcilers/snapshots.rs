@@ -134,7 +134,7 @@ fn decide<'a>(
     }
     let decision = |row: &Snapshot| {
         let is_whole = whole.contains(&row.id);
-        let made = row.maker_status.is_some_and(|status| status.is_end());
+        let made = row.maker_status.is_some_and(ocore_model::deployment::DeploymentStatus::is_end);
         let old = |since: Option<DateTime<Utc>>| {
             retention.get(&row.environment_id).is_some_and(|days| since.unwrap_or(row.created_at) + *days < now)
         };

@@ -1,5 +1,7 @@
 //! Snapshots: asked for, taken, kept by rules, removed; on a machine in memory.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
+
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};

@@ -88,22 +88,21 @@ async fn catch(connection: &mut PgConnection, catcher: SocketAddr) -> sqlx::Resu
                 .map(|name| format!("The outgoing mail server {name:?} was switched off: mail of this environment is caught.")),
         );
         let (host, port) = (catcher.ip().to_string(), i32::from(catcher.port()));
-        let id: i32 = match ours {
-            Some(id) => id,
-            None => {
-                // Columns without a default differ between versions; these are required in all of them.
-                let columns = if has(&mut transaction, "ir_mail_server", "smtp_authentication").await? {
-                    "(name, smtp_host, smtp_port, smtp_encryption, active, smtp_authentication) values ($1, $2, $3, 'none', true, 'login')"
-                } else {
-                    "(name, smtp_host, smtp_port, smtp_encryption, active) values ($1, $2, $3, 'none', true)"
-                };
-                sqlx::query_scalar(sqlx::AssertSqlSafe(format!("insert into public.ir_mail_server {columns} returning id")))
-                    .bind(CATCHER)
-                    .bind(&host)
-                    .bind(port)
-                    .fetch_one(&mut *transaction)
-                    .await?
-            }
+        let id: i32 = if let Some(id) = ours {
+            id
+        } else {
+            // Columns without a default differ between versions; these are required in all of them.
+            let columns = if has(&mut transaction, "ir_mail_server", "smtp_authentication").await? {
+                "(name, smtp_host, smtp_port, smtp_encryption, active, smtp_authentication) values ($1, $2, $3, 'none', true, 'login')"
+            } else {
+                "(name, smtp_host, smtp_port, smtp_encryption, active) values ($1, $2, $3, 'none', true)"
+            };
+            sqlx::query_scalar(sqlx::AssertSqlSafe(format!("insert into public.ir_mail_server {columns} returning id")))
+                .bind(CATCHER)
+                .bind(&host)
+                .bind(port)
+                .fetch_one(&mut *transaction)
+                .await?
         };
         sqlx::query(
             "update public.ir_mail_server

@@ -1,5 +1,7 @@
 //! Backups as they come, and as somebody who means harm would make them.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
+
 use std::{
     collections::BTreeMap,
     io::{Cursor, Write},
@@ -36,7 +38,7 @@ struct Scene {
     host: Arc<LocalHost>,
     source: (InstanceId, DataSetId),
     target: InstanceId,
-    _sandbox: Sandbox,
+    sandbox: Sandbox,
 }
 
 impl Scene {
@@ -56,7 +58,7 @@ impl Scene {
         as_odoo(&host, source.0, source.1, TABLES).await?.expect_success("the tables were made")?;
         let target = InstanceId::new();
         host.create_instance(target, fence(1)).await?;
-        Ok(Self { host, source, target, _sandbox: sandbox })
+        Ok(Self { host, source, target, sandbox })
     }
 
     async fn pg_dump(&self, args: &[&str]) -> Result<Vec<u8>> {
@@ -470,7 +472,7 @@ async fn archives_that_mean_harm_are_refused() -> Result<()> {
 #[tokio::test]
 async fn sql_that_reaches_for_the_server_is_stopped() -> Result<()> {
     let scene = Scene::new().await?;
-    let mark = scene._sandbox.path().join("reached");
+    let mark = scene.sandbox.path().join("reached");
     let touch = format!("touch {}", mark.display());
     for command in [
         format!("\\! {touch}"),

@@ -157,16 +157,15 @@ async fn begin(api: &Api, environment: &Value, backup: &Path, store: Option<&Pat
             && store.as_ref().map_or(import["fileStore"].is_null(), |store| is_same(&import["fileStore"], store))
     };
     let begun = known["imports"].as_array().into_iter().flatten().find(fits);
-    let id = match begun {
-        Some(begun) => select::id(begun).to_owned(),
-        None => {
-            let target = api.post(&path, announced).await?;
-            let id = target["importId"].as_str().context("the server names no import")?.to_owned();
-            if let Some(store) = store {
-                api.post(&format!("/imports/{id}/filestore"), store).await?;
-            }
-            id
+    let id = if let Some(begun) = begun {
+        select::id(begun).to_owned()
+    } else {
+        let target = api.post(&path, announced).await?;
+        let id = target["importId"].as_str().context("the server names no import")?.to_owned();
+        if let Some(store) = store {
+            api.post(&format!("/imports/{id}/filestore"), store).await?;
         }
+        id
     };
     api.get(&format!("/imports/{id}")).await
 }

@@ -121,7 +121,7 @@ async fn under_load(user: &User, round: &str, happens: impl AsyncFnOnce() -> Res
     found.sort_unstable();
     ensure!(found == written, "{} were written while {round}, {} are there", written.len(), found.len());
     let longest = done.iter().map(|done| done.longest).max().unwrap_or_default();
-    println!("{round}: {requests} requests, {} writes, the longest {longest:.1?}", written.len());
+    eprintln!("{round}: {requests} requests, {} writes, the longest {longest:.1?}", written.len());
     Ok(())
 }
 

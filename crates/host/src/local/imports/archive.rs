@@ -298,7 +298,7 @@ pub(super) fn role(name: &str) -> Member {
     match *last {
         "dump.sql" if parts.len() == 1 => Member::Sql,
         "manifest.json" if parts.len() == 1 => Member::Manifest,
-        name if parts.len() == 1 && name.ends_with(".dump") => Member::Custom,
+        name if parts.len() == 1 && Path::new(name).extension().is_some_and(|extension| extension == "dump") => Member::Custom,
         name if is_of_directory_dump(name) => Member::Directory(name.to_owned()),
         _ => Member::Other,
     }

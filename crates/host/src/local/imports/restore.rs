@@ -131,7 +131,7 @@ impl LocalHost {
         self.confine(instance).await?;
         let turn = self.builds.take(&target.display().to_string()).await;
         let work = WorkDirectory::create(&target).await?;
-        self.fill_fresh(&work, allocation, &[progress.cancel.clone()]).await?;
+        self.fill_fresh(&work, allocation, std::slice::from_ref(&progress.cancel)).await?;
         open_to_group(work.path(), allocation.odoo.uid)?;
         let pgdata = work.path().join("pgdata");
         let haste = pgdata.join("postgresql.auto.conf");
@@ -401,7 +401,8 @@ fn wanted_entries(list: &str) -> String {
             ["EXTENSION", ..] | ["COMMENT", "-", "EXTENSION", ..] | ["SCHEMA", "-", "public", ..] | ["COMMENT", "-", "SCHEMA", "public"]
         )
     };
-    list.lines().filter(|line| !line.starts_with(';')).filter(is_wanted).map(|line| format!("{line}\n")).collect()
+    let wanted: Vec<&str> = list.lines().filter(|line| !line.starts_with(';')).filter(is_wanted).collect();
+    wanted.join("\n") + "\n"
 }
 
 fn judge(finished: &Finished) -> Result<()> {

@@ -182,7 +182,7 @@ impl<W: Write> Filter<W> {
             self.line += 1;
         }
         let state = std::mem::replace(&mut self.state, State::Top);
-        if !matches!(state, State::Meta(_)) && !(state == State::Top && byte == b'\\') {
+        if !(matches!(state, State::Meta(_)) || (state == State::Top && byte == b'\\')) {
             self.pending.push(byte);
         }
         self.state = match state {
