@@ -86,6 +86,10 @@ impl LocalHost {
             if !self.layout.data_set(instance, original).is_dir() {
                 return Err(HostError::NotFound { what: "data set", id: original.to_string() });
             }
+            if !self.layout.data_set(instance, data_set).is_dir() {
+                // Before anything is stopped: on a full disk what has stopped may not start again.
+                self.pool.require_for_copy(&self.layout.data_set(instance, original), "a copy of the live data").await?;
+            }
             self.stop_users_of(instance, original).await?;
             self.cluster(&allocation, instance, original)?.stop().await?;
             // Nor may anything write that an Odoo has left behind.

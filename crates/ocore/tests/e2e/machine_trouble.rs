@@ -28,7 +28,7 @@ async fn a_full_disk_fails_the_deployment_and_not_what_serves() -> Result<()> {
     let push = scene.push("main")?;
     let deployment = scene.last_deployment("main").await?;
     let message = deployment["errorMessage"].as_str().unwrap_or_default().to_lowercase();
-    ensure!(deployment["status"] == "failed" && (message.contains("space") || message.contains("full")), "{deployment}\n{}", push.output);
+    ensure!(deployment["status"] == "failed" && message.contains("stay free"), "{deployment}\n{}", push.output);
     std::fs::remove_file(&filler)?;
     scene.page_says("main", "/shop", "before", Duration::from_secs(60)).await?;
     scene.settles_to_one_of_each().await?;
