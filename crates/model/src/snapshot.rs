@@ -29,7 +29,8 @@ words! {
 }
 
 words! {
-    /// What a deployment does when the data before it cannot be kept.
+    /// What a deployment is to do when the data before it cannot be kept. Nothing acts on it yet: they are kept after the switch, and a reconciler
+    /// tries again.
     FailurePolicy, "failure policy" {
         Fail = "fail",
         Continue = "continue",
