@@ -137,21 +137,21 @@ impl Mirror {
         });
         let file =
             locked.await.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(|source| GitError::Directory { path, source })?;
-        Ok(Lock { _file: file })
+        Ok(Lock { file })
     }
 
     /// Held from the moment in which a push may move branches until what it moved is recorded. Pushes share it.
     pub(crate) fn mark_pushing(&self) -> Result<Lock, GitError> {
         let path = self.path.join("ocore-pushing.lock");
         let file = open_lock(&path).and_then(|file| file.lock_shared().map(|()| file));
-        Ok(Lock { _file: file.map_err(|source| GitError::Directory { path, source })? })
+        Ok(Lock { file: file.map_err(|source| GitError::Directory { path, source })? })
     }
 
     /// No push is between moving branches and recording them, and none begins while the lock is held.
     pub(crate) fn try_lock_out_pushes(&self) -> Result<Option<Lock>, GitError> {
         let path = self.path.join("ocore-pushing.lock");
         let tried = open_lock(&path).and_then(|file| match file.try_lock() {
-            Ok(()) => Ok(Some(Lock { _file: file })),
+            Ok(()) => Ok(Some(Lock { file })),
             Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(error)) => Err(error),
         });
@@ -169,7 +169,16 @@ pub(crate) struct Heads {
 /// Let go when it is dropped, and when the process dies.
 #[derive(Debug)]
 pub(crate) struct Lock {
-    _file: File,
+    file: File,
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing alone would not do: a program that is being started holds a copy of the descriptor until it has become itself.
+        if let Err(error) = self.file.unlock() {
+            tracing::warn!(%error, "a lock of a mirror is let go by closing its file");
+        }
+    }
 }
 
 fn open_lock(path: &Path) -> io::Result<File> {
