@@ -199,7 +199,7 @@ impl Pool {
         HostError::machine(format!(
             "the storage pool {} {left}, {what} needs {} and {} stay free: remove instances or snapshots that are not needed, or make the pool larger",
             self.config.path.display(),
-            human(needed),
+            if needed == 0 { "room".to_owned() } else { human(needed) },
             human(reserve),
         ))
     }

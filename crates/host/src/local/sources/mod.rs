@@ -67,6 +67,8 @@ impl LocalHost {
         if self.sealed(source).await?.is_some() {
             return Ok(());
         }
+        // The first thing that a deployment writes: on a full pool it ends here, with a sentence, whatever else is out of order by then.
+        self.pool.require(0, "a commit").await?;
         let (sources, directory, tree) = (self.layout.sources(), self.source_directory(source)?, self.source_tree(source)?);
         let reader = SyncIoBridge::new(tar);
         blocking(move || {
