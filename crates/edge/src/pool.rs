@@ -44,6 +44,13 @@ pub(crate) enum ConnectError {
     },
 }
 
+impl ConnectError {
+    /// The machine is there and nobody listens at the port.
+    pub(crate) fn is_refusal(&self) -> bool {
+        matches!(self, Self::Refused { source, .. } if source.kind() == io::ErrorKind::ConnectionRefused)
+    }
+}
+
 pub(crate) struct Pool {
     connect_timeout: Duration,
     idle: Mutex<HashMap<SocketAddr, Vec<Idle>>>,

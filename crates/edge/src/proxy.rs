@@ -1,6 +1,10 @@
 //! One request's way through the edge: who asks, where it leads, what Odoo answers.
 
-use std::{net::IpAddr, net::SocketAddr, sync::Arc};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, request::Parts};
 use hyper::body::{Body, Incoming};
@@ -22,6 +26,10 @@ use crate::{
     server::Shared,
     upgrade,
 };
+
+/// An Odoo with workers opens its port for websockets some half a second after the other one; a slot goes live without waiting for it.
+const WEBSOCKET_PORT_PATIENCE: Duration = Duration::from_secs(5);
+const WEBSOCKET_PORT_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Answers one request of one client connection.
 pub(crate) async fn handle(shared: Arc<Shared>, request: Request<Incoming>, peer: IpAddr, client: Client) -> Response<ResponseBody> {
@@ -205,6 +213,7 @@ async fn deliver(
     let mut visit = Visit::new(shared, host, client, &outbound.body, kind);
     let mut outbound = outbound;
     let mut destination = visit.admit(destination, exchange).await?;
+    let since = Instant::now();
     loop {
         let route = &destination.route;
         let Some(address) = address_for(route, exchange.path()) else { return Err(Page::unreachable(route)) };
@@ -216,9 +225,18 @@ async fn deliver(
             Err(failed) => *failed,
         };
         let Some(again) = failed.again else { return Err(failed.page) };
-        let newer = visit.look_again(exchange)?;
+        let mut newer = visit.look_again(exchange)?;
         if address_for(&newer.route, exchange.path()) == Some(address) {
-            return Err(failed.page);
+            let may_open =
+                failed.was_refused && has_port_for_websockets(&newer.route, address) && since.elapsed() < WEBSOCKET_PORT_PATIENCE;
+            if !may_open || shared.stopping.is_cancelled() {
+                return Err(failed.page);
+            }
+            tokio::select! {
+                () = client.gone() => return Err(Page::abandoned()),
+                () = tokio::time::sleep(WEBSOCKET_PORT_INTERVAL) => {}
+            }
+            newer = visit.look_again(exchange)?;
         }
         shared.metrics.retries.increment(1);
         exchange.trouble = None;
@@ -232,6 +250,8 @@ struct Failed {
     page: Page,
     /// The request, when nothing of it has been sent or it may be sent twice.
     again: Option<Outbound>,
+    /// Nobody listens there.
+    was_refused: bool,
 }
 
 /// Sends a request to a slot and waits for the head of the answer.
@@ -242,7 +262,7 @@ async fn send(
     route: &Route,
     exchange: &mut Exchange,
 ) -> Result<Response<Incoming>, Box<Failed>> {
-    let give_up = |page: Page| Err(Box::new(Failed { page, again: None }));
+    let give_up = |page: Page| Err(Box::new(Failed { page, again: None, was_refused: false }));
     if outbound.is_repeatable() {
         while let Some(connection) = shared.pool.take_idle(address) {
             match exchange_on(shared, connection, outbound.repeated(), None).await {
@@ -258,7 +278,10 @@ async fn send(
 
     let connection = match shared.pool.connect(address).await {
         Ok(connection) => connection,
-        Err(error) => return Err(Box::new(Failed { page: unreachable(shared, route, exchange, &error), again: Some(outbound) })),
+        Err(error) => {
+            let was_refused = error.is_refusal();
+            return Err(Box::new(Failed { page: unreachable(shared, route, exchange, &error), again: Some(outbound), was_refused }));
+        }
     };
     let watch = outbound.body.watch();
     let (request, again) = if outbound.is_repeatable() { (outbound.repeated(), Some(outbound)) } else { (outbound.into_request(), None) };
@@ -277,7 +300,7 @@ async fn send(
             (None, Failure::Broken(error)) => {
                 shared.metrics.broken_answers.increment(1);
                 exchange.trouble = Some(format!("{address} broke off before it answered: {error}"));
-                Err(Box::new(Failed { page: Page::unreachable(route), again }))
+                Err(Box::new(Failed { page: Page::unreachable(route), again, was_refused: false }))
             }
         },
     }
@@ -318,6 +341,11 @@ fn address_for(route: &Route, path: &str) -> Option<SocketAddr> {
         Some(websocket) if below("/websocket") || below("/longpolling") => Some(websocket),
         _ => Some(http),
     }
+}
+
+/// The address is the route's own one for websockets.
+fn has_port_for_websockets(route: &Route, address: SocketAddr) -> bool {
+    matches!(route.state, RouteState::Serving { http, websocket: Some(websocket) } if websocket == address && http != address)
 }
 
 fn unreachable(shared: &Shared, route: &Route, exchange: &mut Exchange, error: &crate::pool::ConnectError) -> Page {

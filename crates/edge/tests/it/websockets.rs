@@ -12,7 +12,11 @@ use crate::support::{PATIENCE, TestEdge, Upstream, echoed, request, route, servi
 
 /// A real websocket server that says its name and what it was asked, then echoes.
 async fn websocket_server(name: &'static str) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    websocket_server_at(name, "127.0.0.1:0".parse().unwrap()).await
+}
+
+async fn websocket_server_at(name: &'static str, address: SocketAddr) -> SocketAddr {
+    let listener = TcpListener::bind(address).await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
@@ -93,6 +97,35 @@ async fn websockets_go_to_their_own_port_where_there_is_one() {
     ] {
         assert_eq!(edge.get("old.example", path).await.json()["upstream"], upstream, "{path}");
     }
+}
+
+#[tokio::test]
+async fn a_websocket_waits_for_a_port_that_opens_after_the_other_one() {
+    let http = Upstream::start("http").await;
+    // Kept by somebody who does not listen, so that nobody else gets it meanwhile.
+    let port = tokio::net::TcpSocket::new_v4().unwrap();
+    port.set_reuseaddr(true).unwrap();
+    port.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let gevent = port.local_addr().unwrap();
+    let edge = TestEdge::start().await;
+    let route = route(&["shop.example"], RouteState::Serving { http: http.address, websocket: Some(gevent) });
+    let instance = route.instance_id;
+    edge.apply(1, vec![route]).await;
+
+    let waits = async {
+        let mut socket = open(&edge, "shop.example", "/websocket").await;
+        assert!(next(&mut socket).await.into_text().unwrap().starts_with("gevent "));
+    };
+    let opens = async {
+        edge.until(instance, |traffic| traffic.requests_in_flight == 1).await;
+        let refused = TcpStream::connect(gevent).await.unwrap_err();
+        assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+        websocket_server_at("gevent", gevent).await;
+    };
+    tokio::join!(waits, opens);
+    // The other port is waited for by nobody: who finds it closed is told so.
+    http.stop().await;
+    assert_eq!(edge.get("shop.example", "/").await.status, 502);
 }
 
 #[tokio::test]

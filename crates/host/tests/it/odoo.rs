@@ -112,7 +112,10 @@ async fn a_start_survives_a_taken_port_a_killed_odoo_and_workers() {
     let slot = project.start_with(Color::Blue, data_set, &release, settings).await.unwrap();
     let websocket = slot.websocket.unwrap();
     assert_eq!(page(slot.http, "/web/login").await.0, 200);
-    assert_eq!(page(websocket, "/websocket/health").await.0, 200);
+    // It opens later than the other one, and nothing waits for it.
+    while page(websocket, "/websocket/health").await.0 != 200 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 
     // Its log is rotated while it serves, and it goes on in the new one.
     let log = project.host.layout.logs(project.instance).join("odoo.log");

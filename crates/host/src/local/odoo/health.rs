@@ -28,11 +28,6 @@ pub(super) async fn login_page(address: SocketAddr, patience: Duration) -> Answe
     tokio::time::timeout(patience, get(address, "/web/login")).await.ok().flatten().map_or(Answer::Nothing, Answer::Status)
 }
 
-/// Whether somebody listens there.
-pub(super) async fn listens(address: SocketAddr) -> bool {
-    TcpStream::connect(address).await.is_ok()
-}
-
 async fn get(address: SocketAddr, path: &str) -> Option<StatusCode> {
     let stream = TcpStream::connect(address).await.ok()?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.ok()?;
