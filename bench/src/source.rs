@@ -102,7 +102,7 @@ impl Source {
         for part in 0..8 {
             self.sql(&format!(
                 "insert into bench_filler (part, body)
-                 select {part}, (select string_agg(md5(random()::text || g), '') from generate_series(1, 60))
+                 select {part}, (select string_agg(md5(random()::text || g || k), '') from generate_series(1, 60) k)
                  from generate_series(1, {}) g",
                 rows / 8
             ))?;
