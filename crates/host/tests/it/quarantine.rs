@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use ocore_host::{
     DataSource, Egress, FindingVerdict, Host, HostError, LocalHostConfig, NeutralizationReport, Neutralize, Neutralized, OdooSettings,
-    RawDataSet, Release, Result, RunModules, Standing, testing::progress,
+    RawDataSet, Release, ReleaseId, Result, RunModules, Standing, testing::progress,
 };
 use ocore_model::ids::DataSetId;
 
@@ -38,7 +38,10 @@ fn acme() -> Files {
              raise Exception('the network was reached')\n",
         ),
         ("acme/security/ir.model.access.csv", "id,name,model_id:id,group_id:id,perm_read,perm_write,perm_create,perm_unlink\n"),
-        ("acme/data/neutralize.sql", "UPDATE acme_account SET api_secret = NULL;\n"),
+        (
+            "acme/data/neutralize.sql",
+            "UPDATE acme_account SET api_secret = NULL;\nUPDATE ir_config_parameter SET value = 'sandbox' WHERE key = 'acme.sandbox_token';\n",
+        ),
     ]
     .into_iter()
     .map(|(path, text)| (path.to_owned(), text.to_owned()))
@@ -68,12 +71,25 @@ fn seed() -> String {
              select '{{\"en_US\": \"In\"}}', id, 'on_webhook', '0b5c1c0e-1111-4222-8333-444455556666', true from ir_model where model = 'res.partner';
          insert into change_password_own (new_password) values ('typed-into-a-form');
          insert into ir_cron_trigger (cron_id, call_at) select min(id), now() from ir_cron;
-         insert into ir_config_parameter (key, value) values ('acme.token', '{TOKEN}'), ('acme.size', '12'), ('google_gmail_client_secret', 'g-secret'), ('acme.where', 'https://api.acme.example/v1');
+         insert into ir_config_parameter (key, value) values ('acme.token', '{TOKEN}'), ('acme.size', '12'), ('google_gmail_client_secret', 'g-secret'), ('acme.where', 'https://api.acme.example/v1'),
+             ('acme.sandbox_token', '{TOKEN}'), ('acme.errors', 'https://4f9qzxbt@errors.acme.example/12'), ('acme.options', '{{\"user\": \"robot\", \"api_key\": \"zx81\"}}'),
+             ('acme.random', 'k7Qm2ZtX9vLw4BnR8sYc1HdF'), ('acme.public_key', 'everybody knows it'), ('acme.token_lifetime', '3600'), ('acme.use_login', 'True');
          insert into acme_account (name, api_token, api_secret, note) values ('Ours', '{TOKEN}', 'other-secret', '{TOKEN}');
          insert into mail_message (body, message_type, email_from, subject, model) values ('<p>Dear Ms Winter</p>', 'email', 'winter@example.com', 'Private', 'res.partner');
          insert into mail_mail (mail_message_id, state, email_to, body_html) select max(id), 'outgoing', 'winter@example.com', '<p>Dear</p>' from mail_message;
          insert into res_partner (name, complete_name, email, phone, active, type) values ('Wanda Winter', 'Wanda Winter', 'winter@example.com', '+49 30 1234567', true, 'contact');"
     )
+}
+
+fn neutralize(data_set: RawDataSet, release: ReleaseId) -> Neutralize {
+    Neutralize {
+        data_set,
+        release,
+        base_url: "https://copy.example.org".to_owned(),
+        mail: ([127, 0, 0, 1], 2525).into(),
+        admin_password: "a-new-password".to_owned(),
+        env_vars: BTreeMap::from([("ACME_HOOK".to_owned(), "told".to_owned())]),
+    }
 }
 
 /// A project whose production has been installed and filled, at rest.
@@ -133,15 +149,14 @@ impl World {
     }
 
     async fn neutralize(&self, data_set: RawDataSet, release: &Release) -> Result<Neutralized> {
-        let request = Neutralize {
-            data_set,
-            release: release.id.clone(),
-            base_url: "https://copy.example.org".to_owned(),
-            mail: ([127, 0, 0, 1], 2525).into(),
-            admin_password: "a-new-password".to_owned(),
-            env_vars: BTreeMap::from([("ACME_HOOK".to_owned(), "told".to_owned())]),
-        };
+        let request = neutralize(data_set, release.id.clone());
         self.project.host.neutralize(self.project.instance, request, self.project.fence(), progress().0).await
+    }
+
+    /// What a cluster answers that somebody else has started; `None` when it does not run.
+    async fn sql_of_running(&self, data_set: DataSetId, sql: &str) -> Option<String> {
+        let finished = as_odoo(&self.project.host, self.project.instance, data_set, sql).await.ok()?;
+        finished.status.success().then(|| finished.stdout_text().trim().to_owned())
     }
 
     /// Neutralizes a new copy with a release of these files, which must fail; the copy must still be raw.
@@ -167,6 +182,10 @@ fn verdict(report: &NeutralizationReport, place: &str) -> Option<FindingVerdict>
     report.findings.iter().find(|finding| finding.place == place).map(|finding| finding.verdict)
 }
 
+fn reason(report: &NeutralizationReport, place: &str) -> String {
+    report.findings.iter().find(|finding| finding.place == place).map(|finding| finding.reason.clone()).unwrap_or_default()
+}
+
 /// One installation for all: it takes most of the time.
 #[tokio::test]
 async fn a_raw_copy_becomes_harmless_or_stays_in_quarantine() {
@@ -176,6 +195,7 @@ async fn a_raw_copy_becomes_harmless_or_stays_in_quarantine() {
     raw_data_are_updated_without_a_network(&world).await;
     the_projects_own_scripts_run_and_are_named(&world).await;
     what_fails_leaves_the_copy_raw(&world).await;
+    cancelled_or_killed_in_the_middle_it_stays_raw_and_can_be_neutralized_again(&world).await;
     personal_data_are_masked_when_the_project_wants_it(&world).await;
     assert_eq!(world.standing(world.production), Standing::Own);
     assert_eq!(before, world.sql(world.production, "select md5(string_agg(t::text, '|' order by id)) from ir_mail_server t").await);
@@ -218,7 +238,14 @@ async fn nothing_of_production_lives_in_the_copy(world: &World) {
         ("select value from ir_config_parameter where key = 'web.base.url.freeze'", "True"),
         ("select count(*) from ir_config_parameter where key = 'google_gmail_client_secret'", "0"),
         ("select coalesce(api_secret, 'none') from acme_account", "none"),
-        ("select count(*) from ir_config_parameter where key = 'acme.token'", "1"),
+        (
+            "select string_agg(key, ' ' order by key) from ir_config_parameter where key ~ '^acme' and value = ''",
+            "acme.errors acme.options acme.public_key acme.random acme.token",
+        ),
+        (
+            "select string_agg(value, ' ' order by key) from ir_config_parameter where key ~ '^acme' and value <> ''",
+            "sandbox 12 3600 True https://api.acme.example/v1",
+        ),
     ] {
         assert_eq!(world.sql(data_set, query).await, expected, "{query}");
     }
@@ -231,7 +258,11 @@ async fn nothing_of_production_lives_in_the_copy(world: &World) {
     let report = &neutralized.report;
     assert!(report.facts.len() > 15 && report.facts.iter().all(|fact| fact.holds), "{:#?}", report.facts);
     for (place, expected) in [
-        ("ir_config_parameter:acme.token", FindingVerdict::Unknown),
+        ("ir_config_parameter:acme.token", FindingVerdict::Handled),
+        ("ir_config_parameter:acme.errors", FindingVerdict::Handled),
+        ("ir_config_parameter:acme.options", FindingVerdict::Handled),
+        ("ir_config_parameter:acme.random", FindingVerdict::Handled),
+        ("ir_config_parameter:acme.sandbox_token", FindingVerdict::Handled),
         ("ir_config_parameter:acme.where", FindingVerdict::Unknown),
         ("acme_account.api_token", FindingVerdict::Unknown),
         ("acme_account.note", FindingVerdict::Unknown),
@@ -246,21 +277,27 @@ async fn nothing_of_production_lives_in_the_copy(world: &World) {
     ] {
         assert_eq!(verdict(report, place), Some(expected), "{place}");
     }
-    assert_eq!(verdict(report, "ir_config_parameter:acme.size"), None);
+    for harmless in ["acme.size", "acme.token_lifetime", "acme.use_login"] {
+        assert_eq!(verdict(report, &format!("ir_config_parameter:{harmless}")), None, "{harmless}");
+    }
+    assert!(reason(report, "ir_config_parameter:acme.token").starts_with("masked: its name is one of a credential"));
+    assert!(reason(report, "ir_config_parameter:acme.random").starts_with("masked: its value looked like a credential"));
+    assert_eq!(reason(report, "ir_config_parameter:acme.sandbox_token"), "set by neutralize.sql of the module acme");
     let acme = report.modules.iter().find(|module| module.module == "acme").unwrap();
     assert!(acme.has_script && acme.unknown == 2, "{acme:?}");
     assert!(!report.modules.iter().find(|module| module.module == "auth_totp").unwrap().has_script);
     let text = serde_json::to_string(report).unwrap();
-    for secret in [TOKEN, "secret-of-the-mail", "our-client", "api.acme.example"] {
+    for secret in [TOKEN, "secret-of-the-mail", "our-client", "api.acme.example", "4f9qzxbt", "zx81", "k7Qm2ZtX9vLw4BnR8sYc1HdF"] {
         assert!(!text.contains(secret), "a value is in the report");
     }
     let strange: Vec<_> = report.unknown().filter(|finding| !finding.place.contains("acme")).collect();
     assert!(strange.is_empty(), "Odoo's own places that nobody knows: {strange:#?}");
 
-    // Once more on the same copy: the same, and what has been handled is still told.
+    // Once more on the same copy: the same.
     let again = world.neutralize(copy, &world.release).await.unwrap();
     assert_eq!(world.sql(data_set, "select count(*) from ir_mail_server where active").await, "1");
-    assert_eq!(verdict(&again.report, "ir_config_parameter:acme.token"), Some(FindingVerdict::Unknown));
+    assert_eq!(verdict(&again.report, "ir_config_parameter:acme.token"), None, "it is empty by now");
+    assert_eq!(world.sql(data_set, "select value from ir_config_parameter where key = 'acme.sandbox_token'").await, "sandbox");
     world.remove(data_set).await;
 }
 
@@ -296,10 +333,14 @@ async fn the_projects_own_scripts_run_and_are_named(world: &World) {
     );
     let files = with(acme(), "neutralize.py", &hook);
     let files = with(files, "neutralize.sql", "update ir_config_parameter set value = 'nothing' where key = 'acme.token';\n");
+    let files = with(files, "ocore.toml", "[neutralization]\nkeep_parameters = [\"acme.public_key\", \"acme.nowhere_key\"]\n");
     let release = world.project.release(&files).await.unwrap();
     let copy = world.raw().await;
     let report = world.neutralize(copy, &release).await.unwrap().report;
     assert_eq!(report.scripts, ["neutralize.sql", "neutralize.py"]);
+    let parameters = "select string_agg(value, ', ' order by key) from ir_config_parameter where key in ('acme.public_key', 'acme.token')";
+    assert_eq!(world.sql(copy.id(), parameters).await, "everybody knows it, nothing");
+    assert_eq!(verdict(&report, "ir_config_parameter:acme.public_key"), Some(FindingVerdict::Harmless));
     assert_eq!(world.sql(copy.id(), "select api_token from acme_account").await, "closed told");
     let token = report.findings.iter().find(|finding| finding.place == "ir_config_parameter:acme.token").unwrap();
     assert_eq!((token.verdict, token.reason.as_str()), (FindingVerdict::Handled, "set by neutralize.sql of the project"));
@@ -328,6 +369,14 @@ async fn what_fails_leaves_the_copy_raw(world: &World) {
         "{}",
         error.excerpt()
     );
+
+    // A token that comes back without anybody naming it, and a known credential that the project would keep.
+    let sneaky = "update ir_config_parameter set value = 'zx81' where key like 'acme.tok_n';\n";
+    let error = world.refuse(&with(acme(), "neutralize.sql", sneaky)).await;
+    assert!(error.to_string().contains("Parameters look like credentials: acme.token"), "{error}");
+    let keep = "[neutralization]\nkeep_parameters = [\"google_gmail_client_secret\"]\n";
+    let error = world.refuse(&with(acme(), "ocore.toml", keep)).await;
+    assert!(error.to_string().contains("google_gmail_client_secret, which no copy keeps"), "{error}");
 
     // What would leave the database needs rights that Odoo's role does not have; each is tried, and none may succeed.
     let error = world.refuse(&with(acme(), "neutralize.sql", "copy (select 1) to program 'touch /tmp/escaped'")).await;
@@ -369,6 +418,81 @@ async fn what_fails_leaves_the_copy_raw(world: &World) {
         ))
         .await;
     assert!(error.to_string().contains("acme_account.nothing"), "{error}");
+}
+
+/// Holds what it has changed until somebody ends it.
+const ENDLESS: &str = "update res_partner set name = name || '!';\nselect pg_sleep(600);\n";
+
+async fn is_in_the_middle(world: &World, copy: RawDataSet) {
+    let query = "select count(*) from pg_stat_activity where query ~ 'pg_sleep' and pid <> pg_backend_pid()";
+    let begun = tokio::time::timeout(std::time::Duration::from_mins(2), async {
+        while world.sql_of_running(copy.id(), query).await.as_deref() != Some("1") {
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    });
+    begun.await.expect("the project's script runs");
+}
+
+async fn cancelled_or_killed_in_the_middle_it_stays_raw_and_can_be_neutralized_again(world: &World) {
+    let endless = world.project.release(&with(acme(), "neutralize.sql", ENDLESS)).await.unwrap();
+    let harmless = async |copy: RawDataSet| {
+        assert_eq!(world.standing(copy.id()), Standing::Raw);
+        let neutralized = world.neutralize(copy, &world.release).await.unwrap();
+        assert!(neutralized.report.facts.iter().all(|fact| fact.holds));
+        assert_eq!(world.sql(copy.id(), "select count(*) from res_partner where name like '%!'").await, "0");
+        assert!(
+            reason(&neutralized.report, "ir_config_parameter:acme.token").starts_with("masked: "),
+            "what the first run has seen is told"
+        );
+        world.remove(copy.id()).await;
+    };
+
+    let copy = world.raw().await;
+    let (progress, _) = progress();
+    let cancel = progress.cancel.clone();
+    let request = neutralize(copy, endless.id.clone());
+    let (outcome, ()) =
+        tokio::join!(world.project.host.neutralize(world.project.instance, request, world.project.fence(), progress), async {
+            is_in_the_middle(world, copy).await;
+            cancel.cancel();
+        });
+    assert!(matches!(outcome, Err(HostError::Cancelled)), "{outcome:?}");
+    harmless(copy).await;
+
+    let copy = world.raw().await;
+    let name = module_path!().split_once("::").map(|(_, module)| module).unwrap_or_default();
+    let words = [
+        world.project.sandbox.home().display().to_string(),
+        world.project.instance.to_string(),
+        copy.id().to_string(),
+        endless.id.to_string(),
+        world.project.fence().generation.to_string(),
+    ];
+    let mut child = tokio::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", &format!("{name}::a_process_of_its_own_that_neutralizes")])
+        .env("OCORE_TEST_NEUTRALIZES", words.join(" "))
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    is_in_the_middle(world, copy).await;
+    child.kill().await.unwrap();
+    harmless(copy).await;
+}
+
+/// Not a test: the process that [`cancelled_or_killed_in_the_middle_it_stays_raw_and_can_be_neutralized_again`] kills.
+#[tokio::test]
+async fn a_process_of_its_own_that_neutralizes() {
+    let Ok(words) = std::env::var("OCORE_TEST_NEUTRALIZES") else { return };
+    let words: Vec<&str> = words.split(' ').collect();
+    let mut config = LocalHostConfig::new(words[0]);
+    config.pool.image_size = POOL_BYTES;
+    config.pool.image_size_limit = POOL_BYTES;
+    config.distributions = crate::project::odoo_directory().await;
+    let host = ocore_host::LocalHost::open(config).await.unwrap();
+    let copy = RawDataSet::quarantined(words[2].parse().unwrap());
+    let request = neutralize(copy, ReleaseId(words[3].to_owned()));
+    let fence = ocore_host::testing::fence(words[4].parse().unwrap());
+    host.neutralize(words[1].parse().unwrap(), request, fence, progress().0).await.unwrap();
 }
 
 async fn personal_data_are_masked_when_the_project_wants_it(world: &World) {

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use sqlx::{AssertSqlSafe, PgConnection, Row, postgres::PgRow};
 
 use super::{
+    parameters,
     rules::{AttachmentRule, CREDENTIAL_CONTENT, ENDPOINT_CONTENT, look_of_name},
     run_sql::lost,
 };
@@ -161,7 +162,10 @@ impl Catalog {
             look_into(connection, table, &columns, &mut seen).await?;
         }
         if self.has("ir_config_parameter", "value") {
-            look_at_parameters(connection, &mut seen).await?;
+            let parameters = parameters::look(connection).await?.into_iter();
+            seen.extend(
+                parameters.map(|found| (format!("{PARAMETER}{}", found.key), Seen { kind: found.kind, rows: 1, by_name: found.by_name })),
+            );
         }
         if self.has("ir_attachment", "res_field") {
             look_at_files(connection, files, &mut seen).await?;
@@ -225,26 +229,6 @@ fn sample(bytes: i64) -> String {
     format!(" tablesample system ({:.4}) repeatable (1)", 100.0 * SAMPLE as f64 / bytes as f64)
 }
 
-async fn look_at_parameters(connection: &mut PgConnection, seen: &mut Sightings) -> Result<()> {
-    let query = format!(
-        "select key::text, value ~ {}, value ~ '[a-z]://' from public.ir_config_parameter where coalesce(value, '') <> ''",
-        pattern(CREDENTIAL_CONTENT)
-    );
-    let rows: Vec<(String, bool, bool)> = sqlx::query_as(AssertSqlSafe(query)).fetch_all(&mut *connection).await.map_err(lost)?;
-    for (key, is_credential, is_endpoint) in rows {
-        let by_content = match (is_credential, is_endpoint) {
-            (true, _) => Some(FindingKind::Credential),
-            (false, true) => Some(FindingKind::Endpoint),
-            (false, false) => None,
-        };
-        let by_name = look_of_name(&key);
-        if let Some(kind) = by_name.or(by_content) {
-            seen.insert(format!("{PARAMETER}{key}"), Seen { kind, rows: 1, by_name: by_name.is_some() });
-        }
-    }
-    Ok(())
-}
-
 async fn look_at_files(connection: &mut PgConnection, files: &[AttachmentRule], seen: &mut Sightings) -> Result<()> {
     for rule in files {
         let counts: Vec<(String, i64)> = sqlx::query_as(
@@ -263,7 +247,8 @@ async fn look_at_files(connection: &mut PgConnection, files: &[AttachmentRule], 
     Ok(())
 }
 
-fn pattern(alternatives: &[&str]) -> String {
+/// A regular expression that any of these fits, as a literal of SQL.
+pub(super) fn pattern(alternatives: &[&str]) -> String {
     literal(&alternatives.iter().map(|pattern| format!("(?:{pattern})")).collect::<Vec<_>>().join("|"))
 }
 

@@ -22,6 +22,8 @@ pub(super) struct Evidence<'a> {
     /// All that ran.
     pub(super) scripts: &'a [Script],
     pub(super) masked: &'a BTreeSet<String>,
+    /// Parameters that the project keeps.
+    pub(super) kept: &'a BTreeSet<String>,
 }
 
 impl Evidence<'_> {
@@ -47,9 +49,10 @@ impl Evidence<'_> {
         let (verdict, reason) = match (after, rule) {
             _ if self.masked.contains(place) => (FindingVerdict::Handled, "masked by the project's rules".to_owned()),
             (None, Some((Treatment::Empty | Treatment::Set, why))) => (FindingVerdict::Handled, format!("emptied: {why}")),
-            (None, _) => (FindingVerdict::Handled, self.emptied_by(place, column)),
+            (None, _) => (FindingVerdict::Handled, self.emptied_by(place, column, before)),
             (Some(_), Some((Treatment::Set, why))) => (FindingVerdict::Handled, why.to_owned()),
             (Some(_), Some((Treatment::Keep, why))) => (FindingVerdict::Harmless, why.to_owned()),
+            (Some(_), None) if self.is_kept(place) => (FindingVerdict::Harmless, "kept by the project's ocore.toml".to_owned()),
             (Some(seen), Some((Treatment::Empty, _)) | None) => match self.mentioned_by(place, column) {
                 Some(script) => (FindingVerdict::Handled, format!("set by {}", script.name)),
                 None => (FindingVerdict::Unknown, suspicion(seen).to_owned()),
@@ -66,10 +69,18 @@ impl Evidence<'_> {
         }
     }
 
-    fn emptied_by(&self, place: &str, column: Option<&Column>) -> String {
-        match self.mentioned_by(place, column) {
-            Some(script) => format!("emptied by {}", script.name),
-            None => "emptied".to_owned(),
+    fn is_kept(&self, place: &str) -> bool {
+        place.strip_prefix(PARAMETER).is_some_and(|key| self.kept.contains(key))
+    }
+
+    fn emptied_by(&self, place: &str, column: Option<&Column>, before: Option<&Seen>) -> String {
+        match (self.mentioned_by(place, column), before) {
+            (Some(script), _) => format!("emptied by {}", script.name),
+            (None, Some(seen)) if place.starts_with(PARAMETER) && seen.kind == FindingKind::Credential => {
+                let why = if seen.by_name { "its name is one of a credential" } else { "its value looked like a credential" };
+                format!("masked: {why}; neutralize.sql may set another value, and keep_parameters in ocore.toml keeps this one")
+            }
+            (None, _) => "emptied".to_owned(),
         }
     }
 
@@ -77,7 +88,7 @@ impl Evidence<'_> {
     fn mentioned_by(&self, place: &str, column: Option<&Column>) -> Option<&Script> {
         self.scripts.iter().find(|script| match (column, place.strip_prefix(PARAMETER)) {
             (Some(column), _) => has_word(&script.text, &column.table) && has_word(&script.text, &column.name),
-            (None, Some(key)) => script.text.contains(&format!("'{key}'")) || script.text.contains(&format!("\"{key}\"")),
+            (None, Some(key)) => script.names_parameter(key),
             (None, None) => false,
         })
     }
@@ -130,10 +141,11 @@ mod tests {
     #[test]
     fn what_is_gone_is_handled_what_nobody_knows_is_unknown_and_what_a_script_names_is_handled() {
         let key = |key: &str| format!("{PARAMETER}{key}");
-        let before: Sightings = ["acme.gone", "acme.token", "acme.other_token", "database.secret", "mail.catchall.domain_token"]
-            .iter()
-            .map(|name| (key(name), seen(FindingKind::Credential)))
-            .collect();
+        let before: Sightings =
+            ["acme.gone", "acme.token", "acme.other_token", "acme.kept_token", "database.secret", "mail.catchall.domain_token"]
+                .iter()
+                .map(|name| (key(name), seen(FindingKind::Credential)))
+                .collect();
         let mut after = before.clone();
         after.remove(&key("acme.gone"));
         let scripts = [Script {
@@ -148,13 +160,16 @@ mod tests {
             after: &after,
             scripts: &scripts,
             masked: &BTreeSet::new(),
+            kept: &BTreeSet::from(["acme.kept_token".to_owned()]),
         };
         let verdicts: Vec<(String, FindingVerdict)> =
             evidence.findings().into_iter().map(|finding| (finding.place, finding.verdict)).collect();
+        assert!(evidence.findings()[0].reason.starts_with("masked: its name is one of a credential"), "{:?}", evidence.findings()[0]);
         assert_eq!(
             verdicts,
             vec![
                 (key("acme.gone"), FindingVerdict::Handled),
+                (key("acme.kept_token"), FindingVerdict::Harmless),
                 (key("acme.other_token"), FindingVerdict::Handled),
                 (key("acme.token"), FindingVerdict::Unknown),
                 (key("database.secret"), FindingVerdict::Handled),

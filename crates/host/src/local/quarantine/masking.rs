@@ -59,17 +59,10 @@ struct ProjectRule {
 /// The section `[masking]`.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-struct Section {
+pub(super) struct Section {
     enabled: bool,
     defaults: bool,
     rules: Vec<ProjectRule>,
-}
-
-/// The project's settings; other sections are not ours.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Settings {
-    masking: Section,
 }
 
 #[derive(Debug, Deserialize)]
@@ -128,14 +121,8 @@ struct Shape {
 }
 
 impl Masking {
-    /// From the text of the project's `ocore.toml`.
-    pub(super) fn of_project(settings: Option<&str>) -> Result<Self> {
-        let Some(text) = settings else { return Ok(Self::default()) };
-        let settings: Settings = toml::from_str(text).map_err(|error| HostError::Rejected {
-            summary: format!("ocore.toml of the project cannot be read: {}", error.message()),
-            excerpt: error.to_string(),
-        })?;
-        let section = settings.masking;
+    /// As the project's `ocore.toml` wants it.
+    pub(super) fn of_project(section: Section) -> Result<Self> {
         if !section.enabled {
             return Ok(Self::default());
         }
@@ -314,20 +301,24 @@ pub(super) async fn key(state: &Path) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::settings::ProjectSettings, *};
+
+    fn masking(text: &str) -> Result<Masking> {
+        Masking::of_project(ProjectSettings::read(Some(text))?.masking)
+    }
 
     #[test]
     fn nothing_is_masked_unless_the_project_wants_it() {
-        assert!(!Masking::of_project(None).unwrap().is_wanted());
-        assert!(!Masking::of_project(Some("[other]\nx = 1")).unwrap().is_wanted());
-        assert!(!Masking::of_project(Some("[masking]\ndefaults = true")).unwrap().is_wanted());
-        assert!(Masking::of_project(Some("[masking]\nenabled = true\ndefaults = true")).unwrap().is_wanted());
+        assert!(!Masking::of_project(Section::default()).unwrap().is_wanted());
+        assert!(!masking("[other]\nx = 1").unwrap().is_wanted());
+        assert!(!masking("[masking]\ndefaults = true").unwrap().is_wanted());
+        assert!(masking("[masking]\nenabled = true\ndefaults = true").unwrap().is_wanted());
     }
 
     #[test]
     fn a_rule_of_the_project_replaces_the_default_one() {
         let text = "[masking]\nenabled = true\ndefaults = true\nrules = [{ table = \"res_partner\", column = \"email\", how = \"hash\" }]";
-        let masking = Masking::of_project(Some(text)).unwrap();
+        let masking = masking(text).unwrap();
         let emails: Vec<How> = masking
             .tables
             .iter()
@@ -347,7 +338,7 @@ mod tests {
             ("{ table = \"t\", column = \"c\", how = \"null\", value = \"x\" }", "masking rule for t.c"),
             ("{ table = \"t\", how = \"null\" }", "missing field `column`"),
         ] {
-            let error = Masking::of_project(Some(&format!("[masking]\nenabled = true\nrules = [{rule}]"))).unwrap_err().to_string();
+            let error = masking(&format!("[masking]\nenabled = true\nrules = [{rule}]")).unwrap_err().to_string();
             assert!(error.contains(expected) && error.contains("ocore.toml"), "{error}");
         }
     }

@@ -13,9 +13,11 @@ mod empty;
 mod facts;
 mod hook;
 mod masking;
+mod parameters;
 mod rules;
 mod run_sql;
 mod scripts;
+mod settings;
 
 use std::{collections::BTreeSet, path::PathBuf};
 
@@ -33,6 +35,7 @@ use self::{
     rules::Rules,
     run_sql::lost,
     scripts::{ModuleScripts, ProjectScripts, Script},
+    settings::ProjectSettings,
 };
 use super::{
     LocalHost,
@@ -60,6 +63,8 @@ struct Ground {
     modules: ModuleScripts,
     project: ProjectScripts,
     masking: Masking,
+    /// Parameters that the project keeps though they look like credentials.
+    kept: BTreeSet<String>,
     odoo_modules: BTreeSet<String>,
     before: Sightings,
 }
@@ -115,6 +120,11 @@ impl LocalHost {
         let scripts = &ground.modules.scripts;
         progress.log.line(&format!("Odoo's neutralization: {} of {} modules have a script.", scripts.len(), ground.modules.modules.len()));
         let mut transaction = connection.begin().await.map_err(lost)?;
+        // First, so that the scripts may have values for copies.
+        let emptied = parameters::empty_suspects(&mut transaction, ground.rules, &ground.kept).await?;
+        if emptied > 0 {
+            progress.log.line(&format!("Masked {emptied} system parameters that look like credentials; the report names them."));
+        }
         for script in scripts {
             run_sql::run(&mut transaction, script, &progress.cancel).await?;
         }
@@ -166,7 +176,9 @@ impl LocalHost {
         let imported = catalog::imported_modules(connection).await?;
         let modules = self.module_scripts(&installed, &imported, &record, &distribution)?;
         let project = self.project_scripts(&request.release)?;
-        let masking = Masking::of_project(project.settings.as_deref())?;
+        let settings = ProjectSettings::read(project.settings.as_deref())?;
+        let kept = settings.neutralization.kept(Rules::known()?)?;
+        let masking = Masking::of_project(settings.masking)?;
         // What the first run has seen counts also for the next ones, which find it gone.
         let path = self.sightings_path(instance, data_set);
         let known: Option<Sightings> = durable::read_json(&path)?;
@@ -178,7 +190,7 @@ impl LocalHost {
             before
         };
         let odoo_modules = distribution.distribution.modules.iter().map(ToString::to_string).collect();
-        Ok(Ground { rules: Rules::known()?, modules, project, masking, odoo_modules, before })
+        Ok(Ground { rules: Rules::known()?, modules, project, masking, kept, odoo_modules, before })
     }
 
     /// The check and the report, over a connection of their own in which nothing is called that the database brings along.
@@ -213,8 +225,17 @@ impl LocalHost {
             ran.push("neutralize.py".to_owned());
             scripts.push(Script { name: "neutralize.py of the project".to_owned(), text });
         }
-        let evidence =
-            Evidence { catalog: &catalog, rules: ground.rules, odoo, before: &ground.before, after: &after, scripts: &scripts, masked };
+        facts.push(parameters_fact(&parameters::left(&mut connection, ground.rules, &ground.kept, &scripts).await?));
+        let evidence = Evidence {
+            catalog: &catalog,
+            rules: ground.rules,
+            odoo,
+            before: &ground.before,
+            after: &after,
+            scripts: &scripts,
+            masked,
+            kept: &ground.kept,
+        };
         let findings = evidence.findings();
         let modules = coverage::modules(&ground.modules.modules, &findings);
         Ok(NeutralizationReport { facts, modules, findings, scripts: ran, masked: masked.iter().cloned().collect() })
@@ -255,6 +276,17 @@ async fn credentials_fact(connection: &mut PgConnection, catalog: &Catalog, rule
         left => format!("Credentials are filled in: {}.", left.join(", ")),
     };
     Ok(fact("credentials", left.is_empty(), statement))
+}
+
+fn parameters_fact(left: &[String]) -> Fact {
+    let statement = match left {
+        [] => "No parameter holds what looks like a credential, but for what the project keeps or sets.".to_owned(),
+        left => format!(
+            "Parameters look like credentials: {}; set them in neutralize.sql, or name them in keep_parameters of ocore.toml.",
+            left.join(", ")
+        ),
+    };
+    fact("parameters", left.is_empty(), statement)
 }
 
 fn sessions_fact(sessions: &std::path::Path) -> Fact {

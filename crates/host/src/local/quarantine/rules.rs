@@ -187,6 +187,48 @@ pub(super) const CREDENTIAL_CONTENT: &[&str] = &[
     "^(?=.*[0-9])(?=.*[a-z])(?=.*[A-Z])[A-Za-z0-9+/=_-]{24,}$",
 ];
 
+/// What values of parameters look like besides, in any case of letters: settings of a program in few words, which prose is not.
+pub(super) const PARAMETER_CONTENT: &[&str] = &[
+    // A name alone in an address, as collectors of errors have it.
+    "[a-z]://[^/ @]+@",
+    // A field of a JSON document, of a connection string or of a query.
+    r#""[a-z_.-]*(token|secret|passw(or)?d|pwd|api_?key|private_?key|credential)[a-z_.-]*" *: *"[^"]"#,
+    r"(token|secret|passw(or)?d|pwd|api_?key|access_?key) *= *[^ ;&]",
+    // Long and random in letters of one case.
+    "^(?=.*[0-9])(?=.*[a-z])[a-z0-9]{20,}$",
+];
+
+/// Words that make a number under a name like a credential's a harmless one: `token_lifetime`, `password.minlength`.
+const MEASURES: &[&str] = &[
+    "length",
+    "minlength",
+    "size",
+    "limit",
+    "days",
+    "hours",
+    "hour",
+    "minutes",
+    "seconds",
+    "ms",
+    "lifetime",
+    "validity",
+    "expiration",
+    "expiry",
+    "timeout",
+    "ttl",
+    "count",
+    "rounds",
+    "max",
+    "min",
+    "interval",
+    "age",
+];
+
+/// Whether a name is one of a measure.
+pub(super) fn is_measure(name: &str) -> bool {
+    name.to_lowercase().split(|character: char| !character.is_alphanumeric()).any(|word| MEASURES.contains(&word))
+}
+
 /// A value that is an address which a program calls.
 pub(super) const ENDPOINT_CONTENT: &[&str] = &["^ *(https?|wss?|s?ftps?|smtps?|imaps?|ldaps?|ssh|redis|amqps?|postgres(ql)?|mysql)://"];
 
@@ -230,5 +272,10 @@ mod tests {
             assert!(look_of_name(name) != credential, "{name}");
         }
         assert_eq!(look_of_name("name"), None);
+        for (name, expected) in
+            [("acme.token_lifetime", true), ("password.minlength", true), ("acme.token", false), ("acme.ageless", false)]
+        {
+            assert_eq!(is_measure(name), expected, "{name}");
+        }
     }
 }

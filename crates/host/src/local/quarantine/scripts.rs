@@ -25,6 +25,13 @@ pub(super) struct Script {
     pub(super) text: String,
 }
 
+impl Script {
+    /// Its author knew the parameter.
+    pub(super) fn names_parameter(&self, key: &str) -> bool {
+        ['\'', '"'].iter().any(|quote| self.text.contains(&format!("{quote}{key}{quote}")))
+    }
+}
+
 /// The installed modules, found in the release, and their scripts.
 #[derive(Debug, Default)]
 pub(super) struct ModuleScripts {
