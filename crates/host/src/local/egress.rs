@@ -105,6 +105,9 @@ impl LocalHost {
         if self.config.egress.enforce == EnforceEgress::Off {
             tracing::warn!("egress.enforce is \"off\": non-production instances reach whatever this machine reaches");
         }
+        if let Err(error) = forget_vanished_homes(&self.config).await {
+            tracing::debug!(%error, "network rules of homes that are gone, if there are any, stay");
+        }
         match self.put_egress_into_force().await {
             Ok(true) => tracing::info!("the network rules of instances are in force again"),
             Ok(false) => {}
@@ -189,6 +192,15 @@ pub(super) async fn purge(config: &LocalHostConfig) {
     if let Err(error) = firewall(config).remove().await {
         tracing::warn!(%error, home = %config.home.display(), "the network rules of a home could not be removed, if there are any");
     }
+}
+
+/// Removes the rules of homes that are not there any more, so that they confine nobody else.
+async fn forget_vanished_homes(config: &LocalHostConfig) -> Result<()> {
+    for vanished in firewall(config).of_vanished_homes().await? {
+        vanished.remove().await?;
+        tracing::info!(table = vanished.table(), "removed the network rules of a home that is gone");
+    }
+    Ok(())
 }
 
 fn firewall(config: &LocalHostConfig) -> Firewall {

@@ -15,9 +15,11 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ffi::OsString,
     fmt::Write,
     net::{IpAddr, SocketAddr},
     ops::Range,
+    os::unix::ffi::OsStringExt,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -26,7 +28,10 @@ use ocore_model::ids::InstanceId;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use super::exec::{Finished, Program};
+use super::{
+    exec::{Finished, Program},
+    process,
+};
 use crate::{
     api::{Egress, EgressAttempt},
     error::{HostError, Result},
@@ -227,6 +232,28 @@ impl Firewall {
         }
     }
 
+    /// The tables of homes that are gone: whoever removes one by hand leaves its rules to those who get the same user numbers next. One whose users
+    /// still run something is none of them; its home is only out of sight.
+    pub(super) async fn of_vanished_homes(&self) -> Result<Vec<Self>> {
+        let finished = succeeded(self.program(&["-j"]).args(["list", "tables", "inet"]).run().await.map_err(HostError::from))?;
+        let mut vanished = Vec::new();
+        for name in objects(&understood(&finished)?).filter_map(|object| object["table"]["name"].as_str()) {
+            if !home_of(name).is_some_and(|home| home.try_exists().is_ok_and(|exists| !exists)) {
+                continue;
+            }
+            let other = Self { table: name.to_owned(), ..self.clone() };
+            let users = other.read().await?.owners;
+            if !process::scan().iter().any(|entry| entry.uid().is_some_and(|uid| users.contains_key(&uid))) {
+                vanished.push(other);
+            }
+        }
+        Ok(vanished)
+    }
+
+    pub(super) fn table(&self) -> &str {
+        &self.table
+    }
+
     /// What was refused to the instance with that user, the most frequent first.
     pub(super) async fn refused(&self, odoo: u32) -> Result<Vec<EgressAttempt>> {
         let mut attempts = Vec::new();
@@ -317,10 +344,7 @@ impl Firewall {
         {
             return Ok(None);
         }
-        let finished = succeeded(finished)?;
-        serde_json::from_slice(&finished.stdout)
-            .map(Some)
-            .map_err(|error| HostError::machine_from("what `nft` says about the firewall rules cannot be understood", error))
+        understood(&succeeded(finished)?).map(Some)
     }
 
     fn program(&self, options: &[&str]) -> Program {
@@ -341,6 +365,11 @@ fn succeeded(finished: Result<Finished>) -> Result<Finished> {
         );
         HostError::machine_from(summary, error)
     })
+}
+
+fn understood(finished: &Finished) -> Result<Value> {
+    serde_json::from_slice(&finished.stdout)
+        .map_err(|error| HostError::machine_from("what `nft` says about the firewall rules cannot be understood", error))
 }
 
 /// An element of a set of refused destinations.
@@ -368,6 +397,24 @@ fn table_name(home: &Path) -> String {
         }
     }
     name
+}
+
+/// The home whose table has that name; `None` for a table that is none of ours.
+fn home_of(table: &str) -> Option<PathBuf> {
+    let mut bytes = Vec::new();
+    let mut rest = table.strip_prefix("ocore")?.as_bytes();
+    while let [first, after @ ..] = rest {
+        rest = after;
+        if *first == b'_' {
+            let (digits, after) = rest.split_at_checked(2)?;
+            bytes.push(u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?);
+            rest = after;
+        } else {
+            bytes.push(*first);
+        }
+    }
+    let home = PathBuf::from(OsString::from_vec(bytes));
+    (home.is_absolute() && table_name(&home) == table).then_some(home)
 }
 
 #[cfg(test)]
@@ -413,5 +460,11 @@ mod tests {
     fn homes_have_tables_of_their_own() {
         let names: Vec<String> = ["/srv/a_b", "/srv/a_5fb", "/srv/a b", "/srv/a"].iter().map(|home| table_name(Path::new(home))).collect();
         assert_eq!(names, ["ocore/srv/a_5fb", "ocore/srv/a_5f5fb", "ocore/srv/a_20b", "ocore/srv/a"]);
+        for home in ["/srv/a_b", "/srv/a_5fb", "/srv/a b", "/srv/ä", "/"] {
+            assert_eq!(home_of(&table_name(Path::new(home))).as_deref(), Some(Path::new(home)));
+        }
+        for other in ["ocore", "ocore_edge", "ocorelike", "filter", "docker/srv", "ocore/srv/a_zz", "ocore/srv/a_5", "ocore/srv/a_61"] {
+            assert_eq!(home_of(other), None, "{other}");
+        }
     }
 }

@@ -5,6 +5,7 @@ use std::{
     io::{BufRead, BufReader, Read, Write},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     process::{Child, Command, Stdio},
+    time::Duration,
 };
 
 use anyhow::{Context, Result};
@@ -299,6 +300,53 @@ async fn a_destroyed_instance_leaves_no_rule_and_a_purged_home_no_table() -> Res
     drop(sandbox);
     assert!(!Command::new("nft").args(["list", "table", "inet", &home]).output()?.status.success());
     Ok(())
+}
+
+#[tokio::test]
+async fn the_rules_of_a_home_that_is_gone_go_at_the_next_start_of_another() -> Result<()> {
+    let (gone, other) = (Sandbox::new()?, Sandbox::new()?);
+    let host = gone.host().await?;
+    let instance = new_instance(&host).await?;
+    let uid = host.allocation(instance).await?.odoo.uid;
+    drop(host);
+    // Named like one of ours, but not as we name them; and one of others.
+    let strangers = ["ocore_vanished", "vanished/srv"];
+    for name in strangers {
+        nft(&["add", "table", "inet", name])?;
+    }
+    other.host().await?;
+    assert!(table(&gone)?.is_some(), "its home is there");
+
+    let aside = gone.path().join("aside");
+    std::fs::rename(gone.home(), &aside)?;
+    let mut running = Command::new("setpriv")
+        .args([format!("--reuid={uid}"), format!("--regid={uid}")])
+        .args(["--clear-groups", "sleep", "600"])
+        .spawn()?;
+    wait_for_user(uid).await;
+    other.host().await?;
+    let kept = table(&gone)?.is_some();
+    running.kill()?;
+    running.wait()?;
+    other.host().await?;
+    let removed = table(&gone)?.is_none();
+    let untouched = Command::new("nft").args(["list", "tables", "inet"]).output()?;
+    for name in strangers {
+        nft(&["delete", "table", "inet", name])?;
+    }
+    std::fs::rename(&aside, gone.home())?;
+    assert!(kept, "its users run something");
+    assert!(removed, "its home is gone");
+    let untouched = String::from_utf8_lossy(&untouched.stdout).into_owned();
+    assert!(strangers.iter().all(|name| untouched.contains(name)), "{untouched}");
+    Ok(())
+}
+
+/// Until a process has become that user's.
+async fn wait_for_user(uid: u32) {
+    while !ocore_host::local::process::scan().iter().any(|entry| entry.uid() == Some(uid)) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 #[tokio::test]
