@@ -74,6 +74,14 @@ impl Error {
         Self::Internal { context: context.into(), source: Some(Box::new(source)) }
     }
 
+    /// For whoever asked for something that was done later: what the server said is theirs to know, and what else went wrong inside is not.
+    pub(crate) fn in_words(&self) -> String {
+        match self {
+            Self::Internal { source: Some(source), .. } if source.is::<ocore_host::HostError>() => source.to_string(),
+            error => error.to_string(),
+        }
+    }
+
     /// A state of the store that our own rules exclude.
     pub fn broken(context: impl Into<String>) -> Self {
         Self::Internal { context: context.into(), source: None }

@@ -30,6 +30,13 @@ pub(super) async fn run(control: &Control) -> Result<Vec<String>> {
     let lying: Vec<ExportId> = control.host.exports().await?;
     let open = store::exports::open_of_server(&mut *control.pool.acquire().await?, control.server_id).await?;
     let mut changes = Vec::new();
+    // One that was given up while it was written, by a process that did not live to clear it away.
+    for export in store::exports::abandoned_of_server(&mut *control.pool.acquire().await?, control.server_id).await? {
+        let fence = Fence { operation: OperationId::new(), generation: now.timestamp_micros() };
+        clear(control, &export, fence).await?;
+        store::exports::set_cleared(&mut *control.pool.acquire().await?, export.id, now).await?;
+        changes.push(format!("cleared away the export {}, which was given up", export.file_name));
+    }
     let mut needed = BTreeSet::new();
     for export in open {
         if export.expires_at <= now && export.status != ExportStatus::Running {
@@ -72,17 +79,10 @@ async fn write(control: &Control, export: &Export) -> Result<String> {
             Ok(format!("exported {} ({} bytes)", export.file_name, file.bytes))
         }
         Err(error) => {
-            store::exports::fail(&mut connection, export.id, &sentence(&error), now).await?;
+            store::exports::fail(&mut connection, export.id, &error.in_words(), now).await?;
             cleared?;
             Ok(format!("the export {} failed: {error}", export.file_name))
         }
-    }
-}
-
-fn sentence(error: &Error) -> String {
-    match error {
-        Error::Internal { source: Some(source), .. } => source.to_string(),
-        error => error.to_string(),
     }
 }
 

@@ -31,7 +31,7 @@ pub(super) async fn run(control: &Control) -> Result<Vec<String>> {
     }
     for observation in &observed {
         let Some(row) = intended.get(&observation.instance) else {
-            tracing::warn!(instance = %observation.instance, "an instance on this server is unknown to the store; it is left alone");
+            changes.extend(unknown(control, observation.instance).await?);
             continue;
         };
         if row.status != InstanceStatus::Removing {
@@ -39,6 +39,21 @@ pub(super) async fn run(control: &Control) -> Result<Vec<String>> {
         }
     }
     Ok(changes)
+}
+
+/// An instance without a row: an export's, which goes with it, or one that is left alone.
+async fn unknown(control: &Control, instance: InstanceId) -> Result<Option<String>> {
+    match store::exports::end_of_scratch(&mut *control.pool.acquire().await?, instance).await? {
+        None => tracing::warn!(%instance, "an instance on this server is unknown to the store; it is left alone"),
+        // Whoever writes the export removes it.
+        Some(None) => {}
+        Some(Some(_)) => {
+            let fence = Fence { operation: OperationId::new(), generation: control.clock.now().timestamp_micros() };
+            control.host.destroy_instance(instance, fence).await?;
+            return Ok(Some(format!("removed the instance {instance}, in which an export was written")));
+        }
+    }
+    Ok(None)
 }
 
 /// A removal that failed is asked for again.

@@ -81,6 +81,24 @@ pub async fn open_of_server(connection: &mut PgConnection, server: ServerId) -> 
         .await?)
 }
 
+/// Those of a server that were given up while they were written, and nobody has cleared away since.
+pub async fn abandoned_of_server(connection: &mut PgConnection, server: ServerId) -> Result<Vec<Export>> {
+    Ok(select_exports!(
+        "exports.server_id = $1 and exports.status = 'expired' and exports.started_at is not null and exports.completed_at is null
+         order by exports.created_at",
+        server.as_uuid()
+    )
+    .fetch_all(connection)
+    .await?)
+}
+
+/// When the export that had this scratch instance ended: `None` when it is of no export, `Some(None)` when that is not over.
+pub async fn end_of_scratch(connection: &mut PgConnection, instance: InstanceId) -> Result<Option<Option<DateTime<Utc>>>> {
+    Ok(sqlx::query_scalar!("select completed_at from exports where scratch_instance_id = $1", instance.as_uuid())
+        .fetch_optional(connection)
+        .await?)
+}
+
 /// What [`insert`] writes.
 #[derive(Debug, Clone)]
 pub struct NewExport {
@@ -169,6 +187,14 @@ pub async fn fail(connection: &mut PgConnection, id: ExportId, message: &str, no
     )
     .execute(connection)
     .await?;
+    Ok(())
+}
+
+/// Nothing of it is left but its row.
+pub async fn set_cleared(connection: &mut PgConnection, id: ExportId, now: DateTime<Utc>) -> Result<()> {
+    sqlx::query!("update exports set completed_at = coalesce(completed_at, $2) where id = $1", id.as_uuid(), now)
+        .execute(connection)
+        .await?;
     Ok(())
 }
 

@@ -7,6 +7,7 @@ mod deploy;
 mod egress;
 mod environments;
 mod events;
+mod exports;
 mod git;
 mod operations;
 mod organizations;
