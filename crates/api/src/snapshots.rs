@@ -357,7 +357,7 @@ pub(crate) async fn estimate(
 pub(crate) struct SettingsBody {
     /// Deployments keep the data as they were before them.
     auto_enabled: bool,
-    /// Stored and shown. No deployment acts on it yet: the data before it are kept after the switch, and tried again until they are.
+    /// What the next deployment does when the data before an earlier one still cannot be kept: `fail` before it changes anything, or `continue`.
     failure_policy: FailurePolicy,
     max_pinned: i32,
     /// How long automatic ones stay. The newest one stays however old it is.

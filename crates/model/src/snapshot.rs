@@ -29,8 +29,8 @@ words! {
 }
 
 words! {
-    /// What a deployment is to do when the data before it cannot be kept. Nothing acts on it yet: they are kept after the switch, and a reconciler
-    /// tries again.
+    /// What a deployment does when the data before an earlier one still cannot be kept as its snapshot. They are kept after the switch, when there
+    /// is nothing to undo any more; so it is the next deployment that fails before it changes anything, or goes on and says so.
     FailurePolicy, "failure policy" {
         Fail = "fail",
         Continue = "continue",

@@ -204,7 +204,10 @@ async fn retire(control: &Control, row: &Snapshot) -> Result<Option<String>> {
             store::snapshots::set_failed(&mut connection, row.id, LOST, control.clock.now()).await?;
             Ok(None)
         }
-        Err(error) => Err(error.into()),
+        Err(error) => {
+            store::snapshots::set_owed(&mut connection, row.id, &error.to_string(), control.clock.now()).await?;
+            Err(error.into())
+        }
     }
 }
 

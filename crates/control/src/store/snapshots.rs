@@ -121,6 +121,16 @@ pub(crate) async fn read(connection: &mut PgConnection, id: SnapshotId) -> Resul
     Ok(select_snapshots!("snapshots.id = $1", id.as_uuid()).fetch_optional(connection).await?)
 }
 
+/// Those that an instance's data sets are still to become, the oldest first.
+pub(crate) async fn owed_by(connection: &mut PgConnection, instance: InstanceId) -> Result<Vec<Snapshot>> {
+    Ok(select_snapshots!(
+        "snapshots.instance_id = $1 and snapshots.retires and snapshots.status = 'creating' order by snapshots.created_at",
+        instance.as_uuid()
+    )
+    .fetch_all(connection)
+    .await?)
+}
+
 /// One of any organization, locked against everybody who wants to use it until the end of the transaction.
 pub(crate) async fn lock(connection: &mut PgConnection, id: SnapshotId) -> Result<Option<Snapshot>> {
     // A statement of its own: what it waits for is then seen by the next one.
@@ -426,6 +436,12 @@ pub(crate) async fn set_message(connection: &mut PgConnection, id: SnapshotId, m
     .execute(connection)
     .await?;
     Ok(())
+}
+
+/// The data are still the instance's, for that reason.
+pub(crate) async fn set_owed(connection: &mut PgConnection, id: SnapshotId, why: &str, now: DateTime<Utc>) -> Result<()> {
+    let message = format!("its data are still where they were, and keeping them is tried again: {why}");
+    set_message(connection, id, &message, now).await
 }
 
 /// It goes, for the reason in the message. The caller has locked it and knows that nobody needs it.

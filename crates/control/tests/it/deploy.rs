@@ -137,6 +137,52 @@ async fn data_that_cannot_be_retired_now_stay_until_they_can() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn while_earlier_data_cannot_be_kept_the_policy_says_whether_the_next_deployment_goes_on() {
+    let scene = Scene::new().await;
+    let place = scene.place("main").await;
+    scene.live(place, &[("a", "1")]).await;
+    scene.world.trouble("retire_data_set", Trouble::Break("the disk does not answer"));
+    assert_eq!(update(&scene, place, &[("a", "2")]).await, DeploymentStatus::Succeeded);
+    let message: String = scene.column("select message from snapshots where environment_id = $1", place.environment.as_uuid()).await;
+    assert!(message.contains("the disk does not answer") && message.contains("tried again"), "{message}");
+
+    // `fail`, as every environment begins: before anything is changed.
+    let (before, world) = (scene.instance(place).await, scene.world.instance(place.instance).data_sets);
+    assert_eq!(update(&scene, place, &[("a", "3")]).await, DeploymentStatus::Failed);
+    let sentence: String = scene
+        .column(
+            "select error_message from deployments where environment_id = $1 order by created_at desc limit 1",
+            place.environment.as_uuid(),
+        )
+        .await;
+    assert!(sentence.contains("the disk does not answer") && sentence.contains("failurePolicy"), "{sentence}");
+    let after = scene.instance(place).await;
+    assert_eq!(
+        (after.live(), after.active_color, scene.world.instance(place.instance).data_sets),
+        (before.live(), before.active_color, world)
+    );
+
+    // `continue`: nothing that was not kept is lost by it.
+    sqlx::query(
+        "insert into snapshot_settings (environment_id, auto_enabled, failure_policy, max_pinned, retention_days, timeout_seconds)
+         values ($1, true, 'continue', 5, 7, 600) on conflict (environment_id) do update set failure_policy = 'continue'",
+    )
+    .bind(place.environment.as_uuid())
+    .execute(&scene.control().pool)
+    .await
+    .unwrap();
+    assert_eq!(update(&scene, place, &[("a", "3")]).await, DeploymentStatus::Succeeded);
+    assert_eq!(scene.world.instance(place.instance).data_sets.len(), 3, "what is live and both before");
+
+    // When the trouble is over, the next one keeps what is owed.
+    scene.world.relieve("retire_data_set");
+    assert_eq!(update(&scene, place, &[("a", "4")]).await, DeploymentStatus::Succeeded);
+    let statuses: Vec<String> = scene.snapshots(place).await.into_iter().map(|snapshot| snapshot.status).collect();
+    assert_eq!(statuses, ["ready"; 3]);
+    assert_eq!(scene.world.instance(place.instance).data_sets.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_fresh_database_beside_the_live_one_lets_the_old_serve_until_the_new_is_good() {
     let scene = Scene::new().await;
     let place = scene.place("main").await;

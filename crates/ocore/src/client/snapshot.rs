@@ -267,7 +267,7 @@ pub struct Settings {
     /// Deployments keep the data as they were before them
     #[arg(long)]
     auto: Option<bool>,
-    /// What a deployment does when it cannot keep them
+    /// What the next deployment does when the data before an earlier one still cannot be kept
     #[arg(long, value_enum)]
     on_failure: Option<OnFailure>,
     /// How many snapshots may be pinned

@@ -12,7 +12,7 @@ use ocore_model::{
 use rand::{RngExt, distr::Alphanumeric};
 
 use super::{
-    Parameters,
+    Parameters, snapshot,
     step::{Step, UndoStep},
 };
 use crate::{
@@ -29,6 +29,7 @@ const PASSWORD_LENGTH: usize = 24;
 pub(super) async fn copy(step: Arc<Step>) -> Result<(NewDataSet, String), Failure> {
     let parameters = &step.parameters;
     let control = step.control();
+    snapshot::keep_earlier(&step).await?;
     // From this transaction on a later push waits instead of taking this one's place. The instance is locked first, as everywhere.
     let mut transaction = control.pool.begin().await?;
     let rests = parameters.rests_to_copy();

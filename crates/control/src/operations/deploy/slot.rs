@@ -160,6 +160,10 @@ pub(super) async fn let_go(step: Arc<Step>) -> Result<(), Failure> {
             Ok::<(), Error>(())
         };
         if let Err(error) = letting_go.await {
+            if let Some(snapshot) = parameters.keeps {
+                // The log has it too, should the store not take it.
+                let _ = snapshot::note(control, snapshot, &error.in_words()).await;
+            }
             tracing::warn!(%error, deployment = %parameters.deployment, "what was live before could not be let go completely; the reconcilers do it");
         }
     }

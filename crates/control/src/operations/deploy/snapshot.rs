@@ -3,7 +3,11 @@
 use std::sync::Arc;
 
 use ocore_host::{HostError, Snapshot, TakeSnapshot};
-use ocore_model::{deployment::DataOrigin, ids::SnapshotId, snapshot::SnapshotKind};
+use ocore_model::{
+    deployment::DataOrigin,
+    ids::SnapshotId,
+    snapshot::{FailurePolicy, SnapshotKind},
+};
 use sqlx::PgConnection;
 
 use super::{
@@ -118,6 +122,46 @@ pub(super) async fn retire(step: &Step, old: &Live) -> Result<()> {
     let request = TakeSnapshot { snapshot, instance: parameters.instance, data_set: old.data_set, release: Some(old.release.clone()) };
     let taken = control.host.retire_data_set(request, fence, step.progress()).await?;
     ready(control, &taken, snapshot).await
+}
+
+/// Before anything changes: the data before earlier deployments, which those could not keep, become their snapshots now. When they still cannot,
+/// the environment's `failurePolicy` says whether a deployment may put more data in the way. What is not kept stays where it is in any case, and
+/// a rollback or an import is not stopped: it may be what brings help.
+pub(super) async fn keep_earlier(step: &Step) -> Result<(), Failure> {
+    let (parameters, control) = (&step.parameters, step.control());
+    let Some(live) = &parameters.live else { return Ok(()) };
+    let owed = store::snapshots::owed_by(&mut *control.pool.acquire().await?, parameters.instance).await?;
+    for row in owed.into_iter().filter(|row| row.data_set_id != live.data_set) {
+        let release = row.release.clone().map(ocore_host::ReleaseId);
+        let request = TakeSnapshot { snapshot: row.id, instance: row.instance_id, data_set: row.data_set_id, release };
+        let error = match control.host.retire_data_set(request, step.fence(), step.progress()).await {
+            Ok(taken) => {
+                step.say(&format!("kept the data of the snapshot {}, which an earlier deployment could not keep", row.name));
+                ready(control, &taken, row.id).await?;
+                continue;
+            }
+            Err(error @ (HostError::Cancelled | HostError::Fenced { .. })) => return Err(error.into()),
+            // Gone; the reconciler says so in its row.
+            Err(HostError::NotFound { .. }) => continue,
+            Err(error) => error,
+        };
+        note(control, row.id, &error.to_string()).await?;
+        let settings = store::snapshot_settings::of_environment(&mut *control.pool.acquire().await?, parameters.environment).await?;
+        let policy = settings.map_or(FailurePolicy::Fail, |settings| settings.failure_policy);
+        let sentence = format!("the data before an earlier deployment cannot be kept as the snapshot {}: {error}", row.name);
+        if policy == FailurePolicy::Fail && matches!(parameters.origin, DataOrigin::Live | DataOrigin::Fresh) {
+            return Err(Failure::rejected(format!(
+                "{sentence}; see to that and deploy again, or let deployments go on without it (failurePolicy \"continue\" in the snapshot settings)"
+            )));
+        }
+        step.say(&format!("{sentence}; they stay where they are, and this goes on"));
+    }
+    Ok(())
+}
+
+/// Writes to a snapshot why its data could not be kept yet.
+pub(super) async fn note(control: &Control, snapshot: SnapshotId, why: &str) -> Result<()> {
+    store::snapshots::set_owed(&mut *control.pool.acquire().await?, snapshot, why, control.clock.now()).await
 }
 
 async fn ready(control: &Control, taken: &Snapshot, snapshot: SnapshotId) -> Result<()> {
