@@ -122,6 +122,44 @@ async fn a_clone_of_a_clone_a_stopped_source_and_a_deleted_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_source_is_cloned_while_it_is_deployed_and_as_it_is_when_that_was_faster() {
+    let scene = Scene::new().await;
+    let source = scene.place("main").await;
+    scene.live(source, &[("a", "1")]).await;
+    let engine = scene.engine().await;
+
+    // In the middle of the source's deployment: what is live until then is cloned.
+    let before = clone(&scene, source, Some("before")).await.unwrap();
+    assert_eq!(scene.ended(newest(&scene, place_of(&before)).await).await, DeploymentStatus::Succeeded);
+    scene.world.trouble("run_modules", Trouble::Hold);
+    let commit = scene.commit(&[("a", "2")]).await;
+    let deployment = scene.deploy(source, &commit, "live").await;
+    scene.world.held("run_modules").await;
+    let during = clone(&scene, source, Some("during")).await.unwrap();
+    assert_eq!(scene.ended(newest(&scene, place_of(&during)).await).await, DeploymentStatus::Succeeded);
+    let live = scene.instance(place_of(&during)).await.live();
+    assert_eq!(scene.world.instance(during.instance_id).data_sets[&live], ["installed a", "neutralized"]);
+    scene.world.relieve("run_modules");
+    assert_eq!(scene.ended(deployment).await, DeploymentStatus::Succeeded, "the clone has not disturbed it");
+
+    // The data that were to be cloned are replaced before they are read.
+    scene.world.trouble("take_snapshot", Trouble::Hold);
+    let overtaken = clone(&scene, source, Some("overtaken")).await.unwrap();
+    scene.world.held("take_snapshot").await;
+    let commit = scene.commit(&[("a", "3")]).await;
+    let deployment = scene.deploy(source, &commit, "live").await;
+    assert_eq!(scene.ended(deployment).await, DeploymentStatus::Succeeded);
+    scene.world.relieve("take_snapshot");
+    let cloning = newest(&scene, place_of(&overtaken)).await;
+    assert_eq!(scene.ended(cloning).await, DeploymentStatus::Succeeded, "{:?}", scene.message(cloning).await);
+    engine.stop().await;
+    let live = scene.instance(place_of(&overtaken)).await.live();
+    let done = scene.world.instance(overtaken.instance_id).data_sets[&live].clone();
+    assert_eq!(done[..3], ["installed a", "updated a", "updated a"], "{done:?}");
+    assert_eq!(done.last().map(String::as_str), Some("neutralized"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_cloned_is_said_with_what_to_do() {
     let scene = Scene::new().await;
     let source = scene.place("main").await;
