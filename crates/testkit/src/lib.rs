@@ -1,6 +1,7 @@
 //! For tests only: a whole oCore on real PostgreSQL, Git and Odoo in a temporary directory, and what a test does with it.
 
 pub mod client;
+pub mod elsewhere;
 pub mod host;
 pub mod installation;
 pub mod module;
@@ -10,6 +11,7 @@ pub mod store;
 pub mod wait;
 
 pub use client::ApiClient;
+pub use elsewhere::Elsewhere;
 pub use host::NoHost;
 pub use installation::{Installation, Options};
 pub use repository::{Push, Repository};

@@ -17,48 +17,13 @@ use ocore_testkit::{
 use serde_json::{Value, json};
 
 use crate::{
-    journey::json_rpc,
+    admin::Admin,
     scene::{DEPLOYMENT_LIMIT, Scene},
 };
 
 /// "the first invoice", as Odoo takes files.
 const INVOICE: &str = "dGhlIGZpcnN0IGludm9pY2U=";
 const TOKEN: &str = "sk_live_0123456789abcdef";
-
-/// Odoo's administrator of one environment.
-struct Admin<'a> {
-    scene: &'a Scene,
-    environment: Value,
-    user: Value,
-    password: Value,
-}
-
-impl<'a> Admin<'a> {
-    async fn of(scene: &'a Scene, branch: &str) -> Result<Self> {
-        let environment = scene.environment(branch).await?;
-        let path = format!("/instances/{}/credentials", environment["instanceId"].as_str().unwrap_or_default());
-        let credentials = scene.owner.get(&path).await?;
-        let password = credentials["password"].clone();
-        let user = json_rpc(scene, &environment, "common", "login", json!(["odoo", credentials["login"], password])).await?;
-        ensure!(user.as_i64().is_some_and(|id| id > 0), "the password that oCore knows is not the one of {branch}'s Odoo: {user}");
-        Ok(Self { scene, environment, user, password })
-    }
-
-    async fn call(&self, model: &str, method: &str, arguments: Value) -> Result<Value> {
-        let arguments = json!(["odoo", self.user, self.password, model, method, arguments]);
-        json_rpc(self.scene, &self.environment, "object", "execute_kw", arguments).await
-    }
-
-    /// The values of one field of all records that match.
-    async fn values(&self, model: &str, domain: Value, field: &str) -> Result<Vec<Value>> {
-        let rows = self.call(model, "search_read", json!([domain, [field]])).await?;
-        Ok(rows.as_array().into_iter().flatten().map(|row| row[field].clone()).collect())
-    }
-
-    async fn parameter(&self, key: &str) -> Result<Value> {
-        self.call("ir.config_parameter", "get_param", json!([key])).await
-    }
-}
 
 /// What a production has that a copy must not have.
 async fn furnish(admin: &Admin<'_>) -> Result<()> {

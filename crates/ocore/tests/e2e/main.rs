@@ -2,12 +2,14 @@
 
 #![allow(unreachable_pub, reason = "a test binary exports nothing")]
 
+mod admin;
 mod behaviors;
 mod broken_pushes;
 mod command_line;
 mod copies;
 mod crashes;
 mod hold;
+mod imports;
 mod journey;
 mod machine_trouble;
 mod scene;
