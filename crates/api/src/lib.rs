@@ -39,6 +39,7 @@ mod roles;
 mod rollbacks;
 mod router;
 mod servers;
+mod sleep;
 mod snapshots;
 mod space;
 mod wire;

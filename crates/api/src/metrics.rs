@@ -36,6 +36,7 @@ fn recorder() -> Option<&'static PrometheusHandle> {
             metrics::describe_histogram!("ocore_http_request_seconds", "Time until the head of the answer, by method and route.");
             metrics::describe_gauge!("ocore_deployments", "Deployments in the store by status.");
             metrics::describe_gauge!("ocore_instances", "Instances in the store by status.");
+            metrics::describe_gauge!("ocore_sleep_freed_bytes", "Memory that the sleep of instances frees.");
             metrics::describe_gauge!("ocore_pool_bytes", "Size of the storage pool.");
             metrics::describe_gauge!("ocore_pool_available_bytes", "What is free in the storage pool.");
             Some(handle)
@@ -79,6 +80,9 @@ pub(crate) async fn metrics(State(state): State<AppState>) -> Result<impl IntoRe
         for status in InstanceStatus::ALL {
             gauge!("ocore_instances", "status" => status.as_str()).set(count_of(&counts, status.as_str()));
         }
+    }
+    if let Some(freed) = numbers.freed_bytes {
+        gauge!("ocore_sleep_freed_bytes").set(freed as f64);
     }
     if let Some(pool) = numbers.pool {
         gauge!("ocore_pool_bytes").set(pool.total_bytes as f64);

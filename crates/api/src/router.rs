@@ -12,7 +12,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use crate::{
     AppState, accounts, api_keys, audit, branches, clones, deployments, docs, document, egress, environments, events, exports, git, health,
     imports, instances, large::LargeReads, mail, members, metrics, neutralizations, observe, organizations, pipeline, problem, projects,
-    repositories, roles, rollbacks, servers, snapshots, space,
+    repositories, roles, rollbacks, servers, sleep, snapshots, space,
 };
 
 /// The API takes no larger body. (A push is not a call of the API.)
@@ -59,6 +59,7 @@ fn api() -> OpenApiRouter<AppState> {
         .routes(routes!(environments::get, environments::update, environments::delete))
         .routes(routes!(environments::update_commit_behavior))
         .routes(routes!(egress::egress, egress::update_egress))
+        .routes(routes!(sleep::show, sleep::update))
         .routes(routes!(environments::list_deployments))
         .routes(routes!(environments::trigger_build))
         .routes(routes!(clones::clone))

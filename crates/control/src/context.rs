@@ -6,7 +6,7 @@ use ocore_host::Host;
 use ocore_model::{clock::Clock, ids::ServerId};
 use sqlx::PgPool;
 
-use crate::signals::Signals;
+use crate::{signals::Signals, sleep::SleepSettings};
 
 /// The control plane as one value; cheap to clone.
 #[derive(Clone)]
@@ -42,6 +42,8 @@ pub struct Settings {
     pub repositories: PathBuf,
     /// A push that brings more is refused.
     pub push_limit: u64,
+    /// When environments without a rule of their own sleep.
+    pub sleep: SleepSettings,
     /// `file://` repositories may be connected: whoever manages a project then reads every repository that this process can read. Off by default.
     pub allow_file_repositories: bool,
     /// External repositories, and submodules, may lie on this machine's own and link-local addresses and use plain `http://`. Off by default:
@@ -97,6 +99,7 @@ pub(crate) mod tests {
             public_url: "http://127.0.0.1:8700".to_owned(),
             repositories: PathBuf::from("/nonexistent"),
             push_limit: 1 << 20,
+            sleep: SleepSettings::default(),
             allow_file_repositories: false,
             allow_local_repositories: false,
             parallel_operations: 2,

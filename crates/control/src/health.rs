@@ -45,6 +45,8 @@ pub struct Numbers {
     pub deployments: Option<Vec<(String, i64)>>,
     /// The same of instances.
     pub instances: Option<Vec<(String, i64)>>,
+    /// The memory that the sleep of instances frees, in bytes.
+    pub freed_bytes: Option<i64>,
     pub pool: Option<PoolFacts>,
 }
 
@@ -53,9 +55,13 @@ pub async fn numbers(control: &Control) -> Numbers {
         let mut connection = control.pool.acquire().await?;
         let deployments = store::health::deployments(&mut connection).await?;
         let instances = store::health::instances(&mut connection).await?;
-        Ok::<_, crate::Error>((deployments, instances))
+        let freed = store::sleep::freed(&mut connection).await?;
+        Ok::<_, crate::Error>((deployments, instances, freed))
     };
     let (store, facts) = tokio::join!(tokio::time::timeout(PATIENCE, store), tokio::time::timeout(PATIENCE, control.host.facts()));
-    let (deployments, instances) = store.ok().and_then(Result::ok).unzip();
-    Numbers { deployments, instances, pool: facts.ok().and_then(Result::ok).map(|facts| facts.pool) }
+    let (deployments, instances, freed_bytes) = match store.ok().and_then(Result::ok) {
+        Some((deployments, instances, freed)) => (Some(deployments), Some(instances), Some(freed)),
+        None => (None, None, None),
+    };
+    Numbers { deployments, instances, freed_bytes, pool: facts.ok().and_then(Result::ok).map(|facts| facts.pool) }
 }

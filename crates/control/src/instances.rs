@@ -307,6 +307,9 @@ pub async fn control(control: &Control, grant: &Grant<ManageInstances>, id: Inst
             format!("nothing is deployed to {} yet, so there is no Odoo to {action}; push its branch", instance.slug),
         ));
     }
+    if action == ControlAction::Sleep && store::sleep::stage(&mut transaction, id).await? == Some(Stage::Production) {
+        return Err(Error::conflict("production_awake", "a production environment never sleeps; to stop its Odoo, ask for `stop`"));
+    }
     operations::enqueue(&mut transaction, instance.organization_id, id, OperationKind::Control { action }).await?;
     transaction.commit().await?;
     operations::wake(control, id).await;

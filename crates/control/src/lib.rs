@@ -38,6 +38,7 @@ pub mod routes;
 pub mod secrets;
 pub mod servers;
 pub mod signals;
+pub mod sleep;
 pub mod snapshots;
 pub mod space;
 pub mod steps;
@@ -45,6 +46,7 @@ pub mod store;
 
 pub use context::{Control, MailRelay, Settings};
 pub use error::{Error, FieldError, Result};
+pub use sleep::SleepSettings;
 
 /// Brings the store's schema up to date. May run twice, and on several machines at once (sqlx takes an advisory lock).
 pub async fn migrate(pool: &sqlx::PgPool) -> Result<()> {

@@ -22,7 +22,7 @@ use serde_json::json;
 use crate::{
     Control, Error, FieldError, Result, audit,
     authorization::{Grant, ManageEnvironments, ViewEnvironments},
-    secrets,
+    secrets, sleep,
     store::{self, mail::MailRow},
 };
 
@@ -284,6 +284,14 @@ pub async fn inject(control: &Control, grant: &Grant<ManageEnvironments>, id: En
     let found = store::mail::find(&mut connection, grant, id).await?;
     let row = caught(found.ok_or(Error::NotFound { what: "environment" })?)?;
     let message = mail.message()?;
+    let row = if row.status == InstanceStatus::Asleep {
+        drop(connection);
+        sleep::wake_and_wait(control, row.instance).await?;
+        connection = control.pool.acquire().await?;
+        caught(store::mail::find(&mut connection, grant, id).await?.ok_or(Error::NotFound { what: "environment" })?)?
+    } else {
+        row
+    };
     let http = row.http.filter(|_| row.status == InstanceStatus::Running);
     let http = http.ok_or_else(|| Error::conflict("not_running", "the environment's Odoo does not run; start it first"))?;
     let sealed = store::instances::admin_password(&mut connection, grant, row.instance).await?;

@@ -30,6 +30,9 @@ pub(crate) fn hold_limit(mut held: Vec<Duration>) -> Duration {
     }
 }
 
+/// Who asks for a sleeper waits no longer than this.
+const LONGEST_WAKE: Duration = Duration::from_mins(1);
+
 /// Notes, in the transaction that changes it, that an instance's route is another now.
 pub async fn raise(connection: &mut PgConnection, instance: InstanceId) -> Result<()> {
     store::routes::raise(connection, instance).await
@@ -95,6 +98,7 @@ fn state(row: &RouteRow) -> Option<RouteState> {
         InstanceStatus::Creating => Some(RouteState::Building { message: "The first deployment is on its way.".to_owned() }),
         InstanceStatus::Restarting => updating("Odoo is being restarted."),
         InstanceStatus::Stopped => Some(RouteState::Stopped),
+        InstanceStatus::Asleep => Some(RouteState::Asleep { seconds: LONGEST_WAKE.as_secs() as u32 }),
         InstanceStatus::Failed if row.deploying && row.http.is_none() => {
             Some(RouteState::Building { message: "Another deployment is on its way.".to_owned() })
         }
@@ -144,6 +148,7 @@ mod tests {
         let message = "A deployment is on its way.".to_owned();
         assert_eq!(state(&updating), Some(RouteState::Holding { message, until, seconds: 120 }));
         assert_eq!(state(&row(InstanceStatus::Stopped)), Some(RouteState::Stopped));
+        assert_eq!(state(&row(InstanceStatus::Asleep)), Some(RouteState::Asleep { seconds: 60 }));
         assert_eq!(state(&row(InstanceStatus::Failed)), Some(RouteState::Failed { message: "it died".to_owned() }));
         assert!(matches!(state(&row(InstanceStatus::Creating)), Some(RouteState::Building { .. })));
         let mut again = row(InstanceStatus::Failed);

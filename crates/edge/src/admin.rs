@@ -1,17 +1,18 @@
-//! The administration socket: how the host puts routes into force and sees what passes. Only who may open the socket file reaches it.
+//! The administration socket: how the host puts routes into force, sees what passes and hears who is wanted. Only who may open the socket file
+//! reaches it.
 
-use std::{io, path::Path, sync::Arc};
+use std::{io, path::Path, sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
     body::Bytes,
-    extract::{DefaultBodyLimit, State},
+    extract::{DefaultBodyLimit, Query, State},
     http::{StatusCode, header},
     response::{IntoResponse, Response},
     routing::get,
 };
 use ocore_model::{
-    edge::{EdgeRefusal, EdgeStatus},
+    edge::{EdgeRefusal, EdgeStatus, Wanted},
     route::RouteSnapshot,
 };
 use tokio::net::{UnixListener, UnixStream};
@@ -20,11 +21,14 @@ use crate::{error::EdgeError, server::Shared};
 
 /// More than the routes of a hundred thousand instances.
 const SNAPSHOT_SIZE_LIMIT: usize = 64 * 1024 * 1024;
+/// Who asks for sleepers that are wanted gets an answer after this, with or without any; below the patience of who asks.
+const WANTED_WAIT: Duration = Duration::from_secs(5);
 
 pub(crate) fn router(shared: Arc<Shared>) -> Router {
     Router::new()
         .route("/routes", get(routes).put(put_routes))
         .route("/status", get(status))
+        .route("/wanted", get(wanted))
         .route("/metrics", get(metrics))
         .route("/healthz", get(healthz))
         .layer(DefaultBodyLimit::max(SNAPSHOT_SIZE_LIMIT))
@@ -86,6 +90,20 @@ async fn status(State(shared): State<Arc<Shared>>) -> Json<EdgeStatus> {
         unknown_host_requests: shared.traffic.unknown_host_requests(),
         instances: shared.routes.traffic(),
     })
+}
+
+#[derive(serde::Deserialize)]
+struct After {
+    after: u64,
+}
+
+/// Waits for a sleeper that is wanted.
+async fn wanted(State(shared): State<Arc<Shared>>, Query(After { after }): Query<After>) -> Json<Wanted> {
+    tokio::select! {
+        wanted = shared.traffic.wanted_after(after) => Json(wanted),
+        () = tokio::time::sleep(WANTED_WAIT) => Json(Wanted { sequence: after, instances: Vec::new() }),
+        () = shared.stopping.cancelled() => Json(Wanted { sequence: after, instances: Vec::new() }),
+    }
 }
 
 async fn metrics(State(shared): State<Arc<Shared>>) -> impl IntoResponse {

@@ -1,4 +1,4 @@
-//! Requests of an instance that comes back in a moment wait for it: bounded in number, in bytes and in time, released in their order.
+//! Requests of an instance that comes back in a moment, or sleeps, wait for it: bounded in number, in bytes and in time, released in their order.
 //!
 //! Only their headers are held. A body stays with its client and in the kernel's buffers until the request is passed on.
 
@@ -11,17 +11,19 @@ use ocore_model::route::{DEFAULT_HOLD_SECONDS, Route, RouteState};
 
 use crate::{
     access::Exchange,
-    body::RequestBody,
     client::Client,
     host_name::HostName,
     line::{Call, Full, Kind, Line, Place},
-    pages::Page,
+    pages::{Form, Page},
+    proxy::Outbound,
     routes::Destination,
     server::Shared,
 };
 
 /// What the kernel takes of a connection that nobody reads (Linux's `tcp_rmem`, its largest by default).
 const RECEIVE_BUFFER: u64 = 6 * 1024 * 1024;
+/// Until a person sees that an instance wakes up, and not only that nothing happens.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// One request on its way to an Odoo that may have to come back first.
 pub(crate) struct Visit<'a> {
@@ -29,6 +31,8 @@ pub(crate) struct Visit<'a> {
     pub(crate) host: &'a HostName,
     pub(crate) client: &'a Client,
     kind: Kind,
+    /// A page is shown to a person.
+    is_page: bool,
     body_bytes: u64,
     /// Kept from the end of the waiting until Odoo has answered.
     place: Option<Place>,
@@ -36,9 +40,11 @@ pub(crate) struct Visit<'a> {
 }
 
 impl<'a> Visit<'a> {
-    pub(crate) fn new(shared: &'a Shared, host: &'a HostName, client: &'a Client, body: &RequestBody, kind: Kind) -> Self {
-        let body_bytes = body.received_unread(RECEIVE_BUFFER);
-        Self { shared, host, client, kind, body_bytes, place: None, arrived: Instant::now() }
+    pub(crate) fn new(shared: &'a Shared, host: &'a HostName, client: &'a Client, outbound: &Outbound) -> Self {
+        let kind = if outbound.is_websocket { Kind::Websocket } else { Kind::Request };
+        let is_page = outbound.is_repeatable() && Form::wanted_by(&outbound.head.headers) == Form::Html;
+        let body_bytes = outbound.body.received_unread(RECEIVE_BUFFER);
+        Self { shared, host, client, kind, is_page, body_bytes, place: None, arrived: Instant::now() }
     }
 
     /// Waits, if need be, until the route leads to an Odoo and this request may go there. `destination` is what was found for it already.
@@ -53,6 +59,12 @@ impl<'a> Visit<'a> {
                 RouteState::Holding { until, seconds, .. } => {
                     let of_the_hold = (*until - shared.traffic.now()).to_std().unwrap_or_default();
                     Duration::from_secs((*seconds).into()).saturating_sub(self.arrived.elapsed()).min(of_the_hold)
+                }
+                RouteState::Asleep { .. } if self.kind == Kind::Websocket => return Err(page(&destination.route)),
+                RouteState::Asleep { seconds } => {
+                    destination.want(&shared.traffic);
+                    let seconds = Duration::from_secs((*seconds).into());
+                    if self.is_page { PATIENCE.min(seconds) } else { seconds }.saturating_sub(self.arrived.elapsed())
                 }
                 RouteState::Building { .. } | RouteState::Updating { .. } | RouteState::Stopped | RouteState::Failed { .. } => {
                     return Err(page(&destination.route));

@@ -90,9 +90,15 @@ impl Page {
                     .hint("Your data is safe. This page reloads by itself and shows Odoo as soon as it is back.")
                     .reloading()
             }
+            RouteState::Asleep { .. } => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "waking", Tone::Working, "Waking up", format!("{title} is waking up"))
+                    .detail("Nobody used it for a while, so it slept. It is being started.")
+                    .hint("This page reloads by itself and shows Odoo as soon as it is there.")
+                    .reloading()
+            }
             RouteState::Stopped => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "stopped", Tone::Resting, "Stopped", format!("{title} is stopped"))
-                    .detail("Somebody stopped it, or nobody used it for a while. Its data is kept.")
+                    .detail("Somebody stopped it. Its data is kept.")
                     .hint("A member of the project can start it again in oCore.")
             }
             RouteState::Failed { message } => {

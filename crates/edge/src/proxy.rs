@@ -19,7 +19,6 @@ use crate::{
     headers::{self, Origin, Scheme},
     hold::Visit,
     host_name::HostName,
-    line::Kind,
     pages::{Form, Page},
     pool::Connection,
     routes::Destination,
@@ -80,7 +79,7 @@ async fn pass(shared: &Shared, request: Request<Incoming>, connection: &Client, 
     if closed::is_database_manager(request.uri().path()) {
         return Err(Page::database_manager_closed());
     }
-    if !matches!(destination.route.state, RouteState::Holding { .. })
+    if !matches!(destination.route.state, RouteState::Holding { .. } | RouteState::Asleep { .. })
         && let Some(page) = Page::for_route(&destination.route)
     {
         return Err(page);
@@ -168,15 +167,15 @@ impl Framing {
 }
 
 /// A request as Odoo gets it.
-struct Outbound {
-    head: Parts,
-    body: RequestBody,
-    is_websocket: bool,
+pub(crate) struct Outbound {
+    pub(crate) head: Parts,
+    pub(crate) body: RequestBody,
+    pub(crate) is_websocket: bool,
 }
 
 impl Outbound {
     /// May be sent twice: a safe method (RFC 9110, 9.2.1) and nothing of a body that would be gone.
-    fn is_repeatable(&self) -> bool {
+    pub(crate) fn is_repeatable(&self) -> bool {
         !self.is_websocket && matches!(self.head.method, Method::GET | Method::HEAD | Method::OPTIONS) && self.body.is_end_stream()
     }
 
@@ -209,8 +208,7 @@ async fn deliver(
     client: &Client,
     exchange: &mut Exchange,
 ) -> Result<(Response<Incoming>, Arc<Destination>), Page> {
-    let kind = if outbound.is_websocket { Kind::Websocket } else { Kind::Request };
-    let mut visit = Visit::new(shared, host, client, &outbound.body, kind);
+    let mut visit = Visit::new(shared, host, client, &outbound);
     let mut outbound = outbound;
     let mut destination = visit.admit(destination, exchange).await?;
     let since = Instant::now();

@@ -60,6 +60,11 @@ impl Destination {
     pub(crate) fn line(&self) -> &Arc<Line> {
         self.instance.line()
     }
+
+    /// Somebody asks for an instance that sleeps.
+    pub(crate) fn want(&self, traffic: &Traffic) {
+        traffic.want(&self.instance);
+    }
 }
 
 impl Routes {
@@ -232,9 +237,13 @@ fn set_gates(snapshot: &RouteSnapshot, traffic: &Traffic) {
     let with = |wanted: fn(&RouteState) -> bool| -> HashSet<InstanceId> {
         snapshot.routes.iter().filter(|route| wanted(&route.state)).map(|route| route.instance_id).collect()
     };
-    let held = with(|state| matches!(state, RouteState::Holding { .. }));
+    let asleep = with(|state| matches!(state, RouteState::Asleep { .. }));
+    let held = with(|state| matches!(state, RouteState::Holding { .. } | RouteState::Asleep { .. }));
     let serving = with(|state| matches!(state, RouteState::Serving { .. }));
     for instance in traffic.all() {
+        if !asleep.contains(&instance.id()) {
+            instance.forget_want();
+        }
         if held.contains(&instance.id()) {
             instance.line().close();
         } else if serving.contains(&instance.id()) {

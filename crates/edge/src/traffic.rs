@@ -12,9 +12,10 @@ use std::{
 use chrono::{DateTime, Utc};
 use ocore_model::{
     clock::Clock,
-    edge::{InstanceTraffic, UpstreamTraffic},
+    edge::{InstanceTraffic, UpstreamTraffic, Wanted},
     ids::InstanceId,
 };
+use tokio::sync::watch;
 
 use crate::{
     config::HoldLimits,
@@ -30,6 +31,8 @@ pub(crate) struct Traffic {
     hold: HoldLimits,
     held: Arc<Totals>,
     instances: Mutex<HashMap<InstanceId, Arc<InstanceCounters>>>,
+    /// The number of the last sleeper that was asked for.
+    wanted: watch::Sender<u64>,
 }
 
 #[derive(Debug)]
@@ -42,6 +45,8 @@ pub(crate) struct InstanceCounters {
     websockets_total: AtomicU64,
     /// Milliseconds since 1970; 0: never.
     last_request_at: AtomicI64,
+    /// Its number among the sleepers that were asked for; 0 while nobody asks, or it does not sleep.
+    wanted: AtomicU64,
     upstreams: Mutex<BTreeMap<SocketAddr, Arc<Open>>>,
 }
 
@@ -68,6 +73,7 @@ impl Traffic {
             hold,
             held: Arc::default(),
             instances: Mutex::default(),
+            wanted: watch::Sender::new(0),
         }
     }
 
@@ -103,6 +109,7 @@ impl Traffic {
                 errors_total: AtomicU64::new(0),
                 websockets_total: AtomicU64::new(0),
                 last_request_at: AtomicI64::new(0),
+                wanted: AtomicU64::new(0),
                 upstreams: Mutex::default(),
             })
         };
@@ -112,6 +119,33 @@ impl Traffic {
     pub(crate) fn count_request(&self, instance: &InstanceCounters) {
         instance.requests_total.fetch_add(1, Relaxed);
         instance.last_request_at.store(self.clock.now().timestamp_millis(), Relaxed);
+    }
+
+    /// Somebody waits for a sleeper. The first one to do so counts.
+    pub(crate) fn want(&self, instance: &InstanceCounters) {
+        self.wanted.send_if_modified(|last| {
+            let is_first = instance.wanted.load(Relaxed) == 0;
+            if is_first {
+                *last += 1;
+                instance.wanted.store(*last, Relaxed);
+            }
+            is_first
+        });
+    }
+
+    /// The sleepers that were asked for after that number, as soon as there are any.
+    pub(crate) async fn wanted_after(&self, sequence: u64) -> Wanted {
+        let mut changes = self.wanted.subscribe();
+        // The numbers end with the process: a greater one is of an edge that was here before.
+        let after = if sequence > *changes.borrow() { 0 } else { sequence };
+        loop {
+            let last = *changes.borrow_and_update();
+            let instances: Vec<InstanceId> =
+                self.all().iter().filter(|instance| instance.wanted.load(Relaxed) > after).map(|instance| instance.id).collect();
+            if !instances.is_empty() || changes.changed().await.is_err() {
+                return Wanted { sequence: last, instances };
+            }
+        }
     }
 
     /// Requests and handshakes that are held, of all instances.
@@ -152,6 +186,11 @@ impl Traffic {
 }
 
 impl InstanceCounters {
+    /// It does not sleep any more.
+    pub(crate) fn forget_want(&self) {
+        self.wanted.store(0, Relaxed);
+    }
+
     pub(crate) fn id(&self) -> InstanceId {
         self.id
     }
@@ -182,6 +221,7 @@ impl InstanceCounters {
                 0 => None,
                 milliseconds => DateTime::from_timestamp_millis(milliseconds),
             },
+            wanted: self.wanted.load(Relaxed) > 0,
             upstreams: lock(&self.upstreams)
                 .iter()
                 .map(|(http, open)| UpstreamTraffic {

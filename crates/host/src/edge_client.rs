@@ -9,7 +9,7 @@ use http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
 use ocore_model::{
-    edge::{EdgeRefusal, EdgeStatus, RoutesApplied},
+    edge::{EdgeRefusal, EdgeStatus, RoutesApplied, Wanted},
     route::RouteSnapshot,
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -66,6 +66,13 @@ impl EdgeClient {
     /// What passes through the edge, now.
     pub async fn status(&self) -> Result<EdgeStatus> {
         let (status, answer) = self.call(Method::GET, "/status", None::<&()>).await?;
+        expect_ok(status, &answer)?;
+        self.read(&answer)
+    }
+
+    /// The sleepers that were asked for after that sequence; waits some seconds for one, and answers with none when there was none.
+    pub async fn wanted(&self, after: u64) -> Result<Wanted> {
+        let (status, answer) = self.call(Method::GET, &format!("/wanted?after={after}"), None::<&()>).await?;
         expect_ok(status, &answer)?;
         self.read(&answer)
     }

@@ -44,6 +44,9 @@ pub struct InstanceTraffic {
     pub held_total: u64,
     /// When the last request or websocket came; `None` since the edge's start.
     pub last_request_at: Option<DateTime<Utc>>,
+    /// It sleeps, and somebody has asked for it.
+    #[serde(default)]
+    pub wanted: bool,
     /// By the HTTP address that a route named, the drained ones included until their last request has ended.
     pub upstreams: Vec<UpstreamTraffic>,
 }
@@ -77,4 +80,14 @@ pub struct EdgeRefusal {
     pub message: String,
     /// The generation in force.
     pub generation: u64,
+}
+
+/// The sleeping instances that somebody has asked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Wanted {
+    /// Of the last of them; to be given with the next question. Starts again with the edge's process.
+    pub sequence: u64,
+    /// Those that came after the sequence that was asked with.
+    pub instances: Vec<InstanceId>,
 }

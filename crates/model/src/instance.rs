@@ -27,6 +27,8 @@ words! {
         Running = "running",
         /// Somebody stopped it. Data and configuration stay.
         Stopped = "stopped",
+        /// Nobody used it: its Odoo and its cluster rest, and the first request wakes them.
+        Asleep = "asleep",
         Restarting = "restarting",
         /// It should run and does not.
         Failed = "failed",
@@ -41,6 +43,8 @@ words! {
         Start = "start",
         Stop = "stop",
         Restart = "restart",
+        /// As a stop, but the next request starts it again.
+        Sleep = "sleep",
     }
 }
 
@@ -50,6 +54,7 @@ pub enum InstanceEvent {
     /// A deployment is live, or a start or restart ended well.
     Started,
     Stopped,
+    FellAsleep,
     RestartRequested,
     /// The first deployment failed, or Odoo died and does not come back.
     Broke,
@@ -62,10 +67,11 @@ impl InstanceStatus {
         use InstanceEvent as Event;
         let next = match (self, event) {
             (Self::Deleted, _)
-            | (Self::Removing, Event::Started | Event::Stopped | Event::RestartRequested | Event::Broke)
-            | (Self::Creating, Event::Stopped | Event::RestartRequested) => None,
+            | (Self::Removing, Event::Started | Event::Stopped | Event::FellAsleep | Event::RestartRequested | Event::Broke)
+            | (Self::Creating, Event::Stopped | Event::FellAsleep | Event::RestartRequested) => None,
             (_, Event::Started) => Some(Self::Running),
             (_, Event::Stopped) => Some(Self::Stopped),
+            (_, Event::FellAsleep) => Some(Self::Asleep),
             (_, Event::RestartRequested) => Some(Self::Restarting),
             (_, Event::Broke) => Some(Self::Failed),
             (_, Event::RemovalRequested) => Some(Self::Removing),

@@ -51,7 +51,10 @@ pub enum RouteState {
         #[serde(default = "default_hold_seconds")]
         seconds: u32,
     },
-    /// Nobody used it, or somebody stopped it. 503 with a page.
+    /// Nobody used it for a while. A request wakes it and waits for it, at most so many seconds; a person gets a page after two. The handshake of
+    /// a websocket wakes nobody: a forgotten tab tries it again and again.
+    Asleep { seconds: u32 },
+    /// Somebody stopped it. 503 with a page.
     Stopped,
     /// 502 with a page.
     Failed { message: String },

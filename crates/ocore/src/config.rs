@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use ocore_control::MailRelay;
+use ocore_control::{MailRelay, SleepSettings};
 use ocore_host::local::{EgressConfig, EnforceEgress, LocalHostConfig, PoolConfig, distribution::ExternalDistribution};
 use ocore_model::names::OdooVersion;
 use serde::Deserialize;
@@ -34,6 +34,7 @@ pub struct Config {
     pub odoo: Odoo,
     pub git: Git,
     pub egress: Egress,
+    pub sleep: Sleep,
     pub limits: Limits,
     pub mail: Mail,
     pub log: Log,
@@ -51,6 +52,21 @@ pub struct Edge {
     pub held_websockets: usize,
     pub held_in_all: usize,
     pub held_body_bytes: u64,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sleep {
+    pub development_minutes: u64,
+    pub staging_minutes: u64,
+}
+
+impl Sleep {
+    /// 0 minutes: never.
+    pub fn settings(&self) -> SleepSettings {
+        let after = |minutes: u64| (minutes > 0).then(|| Duration::from_mins(minutes));
+        SleepSettings { development: after(self.development_minutes), staging: after(self.staging_minutes) }
+    }
 }
 
 #[derive(Debug, Clone, Deserialize)]

@@ -10,7 +10,7 @@ use ocore_host::{
     TarStream, UploadPart, UploadedPart, Verification, WriteExport,
 };
 use ocore_model::{
-    edge::EdgeStatus,
+    edge::{EdgeStatus, Wanted},
     ids::{DataSetId, ExportId, ImportId, InstanceId, SnapshotId},
     instance::Color,
     mail::MailboxStatus,
@@ -224,6 +224,14 @@ impl Host for NoHost {
     }
 
     async fn edge_status(&self) -> Result<EdgeStatus> {
+        refuse()
+    }
+
+    async fn wanted(&self, _after: u64) -> Result<Wanted> {
+        refuse()
+    }
+
+    async fn memory(&self, _instance: InstanceId) -> Result<u64> {
         refuse()
     }
 }

@@ -17,7 +17,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
 use nix::unistd::{Uid, User, chown};
 use ocore_control::{
-    Control, Settings,
+    Control, Settings, SleepSettings,
     accounts::{self, Client, LoggedIn, NewUser, Person},
     authorization::Scope,
     organizations::{self, NewOrganization},
@@ -303,6 +303,7 @@ pub fn settings(directory: &Path) -> Settings {
         allow_file_repositories: false,
         allow_local_repositories: false,
         parallel_operations: 2,
+        sleep: SleepSettings::default(),
         edge_socket: directory.join("edge.sock"),
         mail_relay: None,
     }

@@ -97,6 +97,8 @@ const OPERATIONS: &[(&str, Needs)] = &[
     ("PUT /environments/{id}/commit-behavior", Right("manage:environments")),
     ("GET /environments/{id}/egress", Right("view:egress")),
     ("PUT /environments/{id}/egress", Right("manage:egress")),
+    ("GET /environments/{id}/sleep", Right("view:environments")),
+    ("PUT /environments/{id}/sleep", Right("manage:environments")),
     ("GET /environments/{id}/deployments", Right("view:deployments")),
     ("POST /environments/{id}/trigger-build", Right("manage:deployments")),
     ("POST /environments/{id}/clone", Right("manage:environments")),

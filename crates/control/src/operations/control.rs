@@ -1,6 +1,8 @@
-//! Start, stop, restart: what a person asks of an instance's live slot.
+//! Start, stop, restart, sleep: what a person asks of an instance's live slot, and time of one that nobody uses.
 //!
 //! There is nothing to take back: a start that fails leaves the instance failed, with the reason, and the reconciler tries on.
+
+use std::net::SocketAddr;
 
 use chrono::{DateTime, Utc};
 use ocore_host::{OdooSettings, Progress, ReleaseId, ServableDataSet, SlotSpec};
@@ -12,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
 
 use super::{
+    deploy::drain,
     engine::Outcome,
     saga::{Execution, Failure, Graph, NodeContext},
 };
@@ -25,6 +28,8 @@ pub(super) struct Parameters {
     data_set: DataSetId,
     release: ReleaseId,
     settings: OdooSettings,
+    /// Where it answered then.
+    http: Option<SocketAddr>,
 }
 
 pub(super) async fn parameters(control: &Control, instance: InstanceId, action: ControlAction) -> Result<Parameters, Failure> {
@@ -33,14 +38,15 @@ pub(super) async fn parameters(control: &Control, instance: InstanceId, action: 
         return Err(Failure::rejected("nothing has been deployed to the instance yet; push a commit first"));
     };
     let settings = serde_json::from_value(live.settings).map_err(|error| Error::internal("reading an instance's settings", error))?;
-    Ok(Parameters { action, color, data_set, release: ReleaseId(release), settings })
+    let http = live.active_http.as_deref().and_then(|address| address.parse().ok());
+    Ok(Parameters { action, color, data_set, release: ReleaseId(release), settings, http })
 }
 
 pub(super) fn graph() -> Graph {
     Graph::default().then("control::rest", rest).then("control::run", run)
 }
 
-/// Stops the slot, for a stop also its cluster.
+/// Stops the slot, for a stop and for sleep also its cluster.
 async fn rest(context: NodeContext) -> Result<(), Failure> {
     let parameters: Parameters = context.parameters()?;
     let (control, execution) = (context.control(), context.execution());
@@ -48,13 +54,29 @@ async fn rest(context: NodeContext) -> Result<(), Failure> {
         ControlAction::Start => return Ok(()),
         ControlAction::Restart => InstanceStatus::Restarting,
         ControlAction::Stop => InstanceStatus::Stopped,
+        ControlAction::Sleep => InstanceStatus::Asleep,
     };
     // First the route: nobody is sent to an Odoo that is about to go.
     set_status(context.execution(), status, "").await?;
+    if parameters.action == ControlAction::Sleep {
+        note_memory(execution).await?;
+        // Who came before the route changed gets an answer; who comes now waits at the edge, and wakes it.
+        if let Some(http) = parameters.http {
+            drain(control, execution.instance, http).await;
+        }
+    }
     control.host.stop_slot(execution.instance, parameters.color, execution.fence()).await?;
-    if parameters.action == ControlAction::Stop {
+    if matches!(parameters.action, ControlAction::Stop | ControlAction::Sleep) {
         control.host.stop_cluster(execution.instance, parameters.data_set, execution.fence()).await?;
     }
+    Ok(())
+}
+
+/// What sleep frees. A second run of the node finds less, or nothing, and leaves what the first one wrote.
+async fn note_memory(execution: &Execution) -> Result<(), Failure> {
+    let control = &execution.control;
+    let bytes = control.host.memory(execution.instance).await?;
+    store::sleep::set_freed(&mut *control.pool.acquire().await?, execution.instance, i64::try_from(bytes).unwrap_or(i64::MAX)).await?;
     Ok(())
 }
 
@@ -62,7 +84,7 @@ async fn rest(context: NodeContext) -> Result<(), Failure> {
 async fn run(context: NodeContext) -> Result<(), Failure> {
     let parameters: Parameters = context.parameters()?;
     let (control, execution) = (context.control(), context.execution());
-    if parameters.action == ControlAction::Stop {
+    if matches!(parameters.action, ControlAction::Stop | ControlAction::Sleep) {
         return Ok(());
     }
     let slot = SlotSpec {
@@ -112,7 +134,7 @@ pub(super) async fn settled(
 ) -> Result<()> {
     let (Outcome::Failed(failure) | Outcome::Stuck(failure, _)) = outcome else { return Ok(()) };
     let Some(live) = store::deploy::live(connection, execution.instance).await? else { return Ok(()) };
-    if action == ControlAction::Stop || live.active_color.is_none() {
+    if matches!(action, ControlAction::Stop | ControlAction::Sleep) || live.active_color.is_none() {
         return Ok(());
     }
     // One that is being removed meanwhile stays so.

@@ -81,7 +81,7 @@ fn leftovers(observation: &InstanceObservation, row: &IntendedRow) -> Leftovers 
     if row.status == InstanceStatus::Deleted {
         return Leftovers { whole: true, ..Leftovers::default() };
     }
-    let rests = row.status == InstanceStatus::Stopped;
+    let rests = matches!(row.status, InstanceStatus::Stopped | InstanceStatus::Asleep);
     let is_live = |data_set: DataSetId| Some(data_set) == row.active_data_set_id;
     let needed =
         |data_set: DataSetId| is_live(data_set) || Some(data_set) == row.previous_data_set_id || row.retiring.contains(&data_set.as_uuid());

@@ -13,6 +13,7 @@ mod mail;
 mod prune;
 mod routes;
 mod sessions;
+mod sleep;
 pub(crate) mod snapshot_work;
 mod snapshots;
 
@@ -72,6 +73,7 @@ const ALL: &[Reconciler] = &[
     Reconciler { name: "imports", every: Duration::from_secs(2), run: |control| Box::pin(imports::run(control)) },
     Reconciler { name: "exports", every: Duration::from_secs(2), run: |control| Box::pin(exports::run(control)) },
     Reconciler { name: "mail", every: Duration::from_secs(30), run: |control| Box::pin(mail::run(control)) },
+    Reconciler { name: "sleep", every: Duration::from_secs(15), run: |control| Box::pin(sleep::run(control)) },
     Reconciler { name: "mirrors", every: Duration::from_hours(24), run: |control| Box::pin(git::mirrors(control)) },
     Reconciler { name: "prune", every: Duration::from_hours(1), run: |control| Box::pin(prune::run(control)) },
     Reconciler { name: "sessions", every: Duration::from_hours(1), run: |control| Box::pin(sessions::run(control)) },
@@ -96,6 +98,7 @@ impl Reconcilers {
             signals.insert(reconciler.name, signal.clone());
             tasks.spawn(keep(reconciler, control.clone(), signal, last.clone(), shutdown.clone()));
         }
+        tasks.spawn(sleep::listen(control.clone(), shutdown.clone()));
         tasks.close();
         Self { signals, last, tasks }
     }

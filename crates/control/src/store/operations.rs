@@ -306,6 +306,16 @@ pub(crate) async fn queued_of_instance(
     .collect())
 }
 
+/// Whether anything is asked of the instance that has not ended.
+pub(crate) async fn has_any_open(connection: &mut PgConnection, instance: InstanceId) -> Result<bool> {
+    Ok(sqlx::query_scalar!(
+        r#"select exists (select 1 from operations where instance_id = $1 and status in ('queued', 'running')) as "open!""#,
+        instance.as_uuid(),
+    )
+    .fetch_one(connection)
+    .await?)
+}
+
 /// An operation of this kind that is queued or running on the instance.
 pub(crate) async fn has_open(connection: &mut PgConnection, instance: InstanceId, kind: &str) -> Result<bool> {
     Ok(sqlx::query_scalar!(

@@ -14,5 +14,6 @@ mod organizations;
 mod pool;
 mod scene;
 mod servers;
+mod sleep;
 mod snapshots;
 mod world;

@@ -10,7 +10,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use ocore_host::{
     BuildRelease, ByteStream, CheckImport, DataSource, Distribution, Egress, EgressReport, ExportedFile, Fence, Host, HostError, HostFacts,
     ImportFacts, InstalledModule, InstanceObservation, MailStream, NeutralizationReport, Neutralize, Neutralized, NewDataSet, NewUpload,
@@ -19,7 +19,7 @@ use ocore_host::{
     Verification, WriteExport,
 };
 use ocore_model::{
-    edge::EdgeStatus,
+    edge::{EdgeStatus, InstanceTraffic, Wanted},
     ids::{DataSetId, ExportId, ImportId, InstanceId, SnapshotId},
     instance::Color,
     mail::{MailboxSpec, MailboxStatus},
@@ -107,6 +107,8 @@ struct State {
     trouble: BTreeMap<&'static str, Trouble>,
     calls: Vec<String>,
     holding: BTreeSet<&'static str>,
+    traffic: Vec<InstanceTraffic>,
+    edge_started: Option<DateTime<Utc>>,
 }
 
 /// The machine, its edge and its calls.
@@ -141,6 +143,15 @@ impl World {
 
     pub(crate) fn knows(&self, instance: InstanceId) -> bool {
         self.state().instances.contains_key(&instance)
+    }
+
+    /// What the edge counts from now on.
+    pub(crate) fn set_traffic(&self, traffic: Vec<InstanceTraffic>) {
+        self.state().traffic = traffic;
+    }
+
+    pub(crate) fn set_edge_started(&self, at: DateTime<Utc>) {
+        self.state().edge_started = Some(at);
     }
 
     pub(crate) fn routes(&self) -> Option<RouteSnapshot> {
@@ -749,11 +760,21 @@ impl Host for World {
         self.enter("edge_status", false, None).await?;
         Ok(EdgeStatus {
             generation: self.routes().map_or(0, |routes| routes.generation),
-            started_at: Utc::now(),
+            started_at: self.state().edge_started.unwrap_or_else(Utc::now),
             listen: vec![self.edge],
             connections: 0,
             unknown_host_requests: 0,
-            instances: Vec::new(),
+            instances: self.state().traffic.clone(),
         })
+    }
+
+    /// Nobody asks at this edge; see `set_traffic`.
+    async fn wanted(&self, after: u64) -> Result<Wanted> {
+        tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+        Ok(Wanted { sequence: after, instances: Vec::new() })
+    }
+
+    async fn memory(&self, instance: InstanceId) -> Result<u64> {
+        Ok(self.instance(instance).slots.len() as u64 * (150 << 20))
     }
 }

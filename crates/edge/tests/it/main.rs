@@ -8,6 +8,7 @@ mod hold;
 mod pages;
 mod routes;
 mod shutdown;
+mod sleep;
 mod smuggling;
 mod streams;
 mod support;

@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, net::SocketAddr};
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use ocore_model::{
-    edge::EdgeStatus,
+    edge::{EdgeStatus, Wanted},
     ids::{DataSetId, ExportId, ImportId, InstanceId, OperationId, SnapshotId},
     instance::Color,
     mail::MailboxStatus,
@@ -428,6 +428,9 @@ pub trait Host: Send + Sync + 'static {
     /// What is there, for every instance of this server.
     async fn observe(&self) -> Result<Vec<InstanceObservation>>;
 
+    /// The memory of all processes of an instance, in bytes, each shared page counted in parts (`Pss` in proc_pid_smaps(5)). 0 when none runs.
+    async fn memory(&self, instance: InstanceId) -> Result<u64>;
+
     /// The last `lines` lines of the instance's Odoo log, then, when `follow`, new ones as they come, across rotations, until the receiver goes.
     async fn odoo_log(&self, instance: InstanceId, lines: usize, follow: bool) -> Result<tokio::sync::mpsc::Receiver<String>>;
 
@@ -440,4 +443,8 @@ pub trait Host: Send + Sync + 'static {
 
     /// What passes through this server's edge, by instance and slot. `Machine` when it does not answer.
     async fn edge_status(&self) -> Result<EdgeStatus>;
+
+    /// The sleeping instances that somebody has asked for after that sequence (0 at first, then what the last answer said). Waits some seconds
+    /// for one; an answer without any is no error. May run twice.
+    async fn wanted(&self, after: u64) -> Result<Wanted>;
 }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use async_trait::async_trait;
 use ocore_model::{
-    edge::EdgeStatus,
+    edge::{EdgeStatus, Wanted},
     ids::{DataSetId, ExportId, ImportId, InstanceId, SnapshotId},
     instance::Color,
     mail::MailboxStatus,
@@ -226,6 +226,10 @@ impl Host for LocalHost {
         self.observe_instances().await
     }
 
+    async fn memory(&self, instance: InstanceId) -> Result<u64> {
+        self.memory_of(instance).await
+    }
+
     async fn odoo_log(&self, instance: InstanceId, lines: usize, follow: bool) -> Result<tokio::sync::mpsc::Receiver<String>> {
         self.read_log(instance, lines, follow).await
     }
@@ -241,5 +245,9 @@ impl Host for LocalHost {
 
     async fn edge_status(&self) -> Result<EdgeStatus> {
         self.edge.status().await
+    }
+
+    async fn wanted(&self, after: u64) -> Result<Wanted> {
+        self.edge.wanted(after).await
     }
 }

@@ -12,7 +12,7 @@ use rustix::process::Signal;
 use super::{
     LocalHost, copy,
     data_sets::open_to_group,
-    durable,
+    durable::{self, blocking},
     fence::Claim,
     layout::{Layout, Unit},
     ledger::Allocation,
@@ -136,6 +136,17 @@ impl LocalHost {
                 .map_err(|error| HostError::machine_from("the record of an old program could not be removed", error))?;
         }
         Ok(())
+    }
+
+    /// The memory of its processes, in bytes.
+    pub(super) async fn memory_of(&self, instance: InstanceId) -> Result<u64> {
+        let allocation = self.allocation(instance).await?;
+        let uids = [allocation.postgres.uid, allocation.odoo.uid];
+        blocking(move || {
+            let ours = process::scan().into_iter().filter(|entry| entry.uid().is_some_and(|uid| uids.contains(&uid)));
+            Ok(ours.map(|entry| entry.memory()).sum())
+        })
+        .await
     }
 
     fn run_records(&self, instance: InstanceId) -> Vec<PathBuf> {

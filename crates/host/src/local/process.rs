@@ -259,6 +259,13 @@ impl ProcEntry {
         fs::read_link(format!("/proc/{}/cwd", self.pid)).ok()
     }
 
+    /// Its share of memory, in bytes; 0 when it is gone.
+    pub fn memory(&self) -> u64 {
+        let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.pid)).unwrap_or_default();
+        let kibibytes = rollup.lines().find_map(|line| line.strip_prefix("Pss:")?.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+        kibibytes.unwrap_or_default() * 1024
+    }
+
     fn identity(&self) -> Identity {
         Identity { pid: self.pid, start_ticks: self.start_ticks, boot_id: boot_id().to_owned() }
     }

@@ -53,6 +53,19 @@ pub enum EnvironmentCommand {
     /// What it may reach on the network
     #[command(subcommand)]
     Egress(EgressCommand),
+    /// When it sleeps; `ocore instance sleep` does it now
+    Sleep {
+        environment: String,
+        /// After so many minutes without a request
+        #[arg(long, conflicts_with_all = ["never", "default"])]
+        after: Option<u32>,
+        /// Keep it awake
+        #[arg(long, conflicts_with = "default")]
+        never: bool,
+        /// As its stage does
+        #[arg(long)]
+        default: bool,
+    },
     /// How to log in to its Odoo
     Credentials {
         environment: String,
@@ -200,6 +213,18 @@ impl EnvironmentCommand {
                 super::deployment::follow(&api, output, &deployment).await?;
             }
             Self::Egress(command) => command.run(&api, output).await?,
+            Self::Sleep { environment, after, never, default } => {
+                let environment = select::environment(&api, &environment).await?;
+                let path = format!("/environments/{}/sleep", select::id(&environment));
+                let sleep = match (after, never, default) {
+                    (None, false, false) => api.get(&path).await?,
+                    (after, never, _) => api.put(&path, json!({ "ownMinutes": if never { Some(0) } else { after } })).await?,
+                };
+                output.show(
+                    &sleep,
+                    &[("sleeps after minutes", "afterMinutes"), ("asleep since", "asleepSince"), ("freed bytes", "freedBytes")],
+                );
+            }
             Self::Credentials { environment } => {
                 let environment = select::environment(&api, &environment).await?;
                 let path = format!("/instances/{}/credentials", environment["instanceId"].as_str().unwrap_or_default());

@@ -39,9 +39,19 @@ impl Logs {
 
 #[derive(Debug, Subcommand)]
 pub enum InstanceCommand {
-    Start { environment: String },
-    Stop { environment: String },
-    Restart { environment: String },
+    Start {
+        environment: String,
+    },
+    Stop {
+        environment: String,
+    },
+    Restart {
+        environment: String,
+    },
+    /// Stop it until somebody asks for it; the next request starts it
+    Sleep {
+        environment: String,
+    },
 }
 
 impl InstanceCommand {
@@ -51,6 +61,7 @@ impl InstanceCommand {
             Self::Start { environment } => (environment, "start"),
             Self::Stop { environment } => (environment, "stop"),
             Self::Restart { environment } => (environment, "restart"),
+            Self::Sleep { environment } => (environment, "sleep"),
         };
         let environment = select::environment(&api, environment).await?;
         let path = format!("/instances/{}/control", environment["instanceId"].as_str().unwrap_or_default());

@@ -13,4 +13,5 @@ mod imports;
 mod journey;
 mod machine_trouble;
 mod scene;
+mod sleep;
 mod snapshots;

@@ -27,8 +27,11 @@ use ocore_model::{
 use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
 
-pub(super) use self::settle::{must_stop, settled};
 use self::step::{last, step, undo};
+pub(super) use self::{
+    prove::drain,
+    settle::{must_stop, settled},
+};
 use super::saga::{Failure, Graph};
 use crate::{
     Control, Error, Result,
@@ -145,9 +148,9 @@ impl Parameters {
         self.origin == DataOrigin::Live && self.live.is_some()
     }
 
-    /// Whether the live Odoo ran when this began. A stopped one stays stopped if this fails.
+    /// Whether the live Odoo ran when this began. A stopped one stays stopped if this fails, and a sleeper sleeps on.
     fn ran(&self) -> bool {
-        !matches!(self.was, InstanceStatus::Stopped | InstanceStatus::Creating)
+        !matches!(self.was, InstanceStatus::Stopped | InstanceStatus::Asleep | InstanceStatus::Creating)
     }
 
     /// The data come as a raw copy and are made harmless on their way.

@@ -11,7 +11,7 @@ use crate::{Control, Error, operations::saga::Failure};
 const DRAIN: Duration = Duration::from_secs(15);
 
 /// Waits until the edge has passed on what the old slot had begun to answer, for a bounded time.
-pub(super) async fn drain(control: &Control, instance: InstanceId, http: SocketAddr) {
+pub(in crate::operations) async fn drain(control: &Control, instance: InstanceId, http: SocketAddr) {
     let busy = || async {
         let status = control.host.edge_status().await.map_err(|_| false)?;
         let in_flight = status

@@ -1,0 +1,77 @@
+//! When an environment sleeps, and whether it does.
+
+use axum::{Json, extract::State};
+use chrono::{DateTime, Utc};
+use ocore_control::{
+    authorization::{ManageEnvironments, ViewEnvironments},
+    sleep::{self, EnvironmentSleep},
+};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use crate::{
+    AppState, Problem,
+    authorized::Authorized,
+    environments::TAG,
+    extract::{FromPath, Input},
+};
+
+/// When an environment sleeps, and whether it does.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = Sleep)]
+pub(crate) struct SleepBody {
+    /// Its own rule, in minutes without a request; 0: never; null: that of its stage.
+    own_minutes: Option<i32>,
+    /// What holds for it; null: it never sleeps.
+    after_minutes: Option<u64>,
+    /// Null while it is awake.
+    asleep_since: Option<DateTime<Utc>>,
+    /// The memory that its sleep frees.
+    freed_bytes: Option<i64>,
+}
+
+impl From<EnvironmentSleep> for SleepBody {
+    fn from(found: EnvironmentSleep) -> Self {
+        let EnvironmentSleep { own_minutes, after_minutes, asleep_since, freed_bytes } = found;
+        Self { own_minutes, after_minutes, asleep_since, freed_bytes }
+    }
+}
+
+/// Get when an environment sleeps
+///
+/// One that nobody used for that long rests whole, Odoo and its database; the next request, a push or an injected mail wakes it. Requests wait
+/// for it. Production never sleeps. `POST /instances/{id}/control` with `sleep` and `start` does it by hand.
+#[utoipa::path(get, path = "/environments/{id}/sleep", operation_id = "environments_sleep", tag = TAG,
+    params(("id" = Uuid, Path, description = "The environment")),
+    responses((status = 200, description = "As it is now", body = SleepBody)))]
+pub(crate) async fn show(
+    Authorized(grant): Authorized<ViewEnvironments>,
+    State(state): State<AppState>,
+    FromPath(id): FromPath<Uuid>,
+) -> Result<Json<SleepBody>, Problem> {
+    Ok(Json(sleep::show(&state.control, &grant, id.into()).await?.into()))
+}
+
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct UpdateSleep {
+    /// 1 to 10080 minutes without a request; 0: never; null: what its stage does.
+    own_minutes: Option<i32>,
+}
+
+/// Change when an environment sleeps
+///
+/// 409 `production_awake` for a production environment.
+#[utoipa::path(put, path = "/environments/{id}/sleep", operation_id = "environments_update_sleep", tag = TAG,
+    params(("id" = Uuid, Path, description = "The environment")), request_body = UpdateSleep,
+    responses((status = 200, description = "As it is now", body = SleepBody)))]
+pub(crate) async fn update(
+    Authorized(grant): Authorized<ManageEnvironments>,
+    State(state): State<AppState>,
+    FromPath(id): FromPath<Uuid>,
+    Input(body): Input<UpdateSleep>,
+) -> Result<Json<SleepBody>, Problem> {
+    Ok(Json(sleep::update(&state.control, &grant, id.into(), body.own_minutes).await?.into()))
+}
