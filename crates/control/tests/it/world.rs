@@ -758,13 +758,17 @@ impl Host for World {
 
     async fn edge_status(&self) -> Result<EdgeStatus> {
         self.enter("edge_status", false, None).await?;
+        let (traffic, started) = {
+            let state = self.state();
+            (state.traffic.clone(), state.edge_started)
+        };
         Ok(EdgeStatus {
             generation: self.routes().map_or(0, |routes| routes.generation),
-            started_at: self.state().edge_started.unwrap_or_else(Utc::now),
+            started_at: started.unwrap_or_else(Utc::now),
             listen: vec![self.edge],
             connections: 0,
             unknown_host_requests: 0,
-            instances: self.state().traffic.clone(),
+            instances: traffic,
         })
     }
 
