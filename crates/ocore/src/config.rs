@@ -105,6 +105,7 @@ pub enum Copies {
 #[serde(deny_unknown_fields)]
 pub struct Odoo {
     pub directory: PathBuf,
+    pub warm_starts: bool,
     #[serde(default)]
     pub distributions: BTreeMap<OdooVersion, ExternalDistribution>,
 }
@@ -246,6 +247,7 @@ impl Config {
             ports: first_port..last_port,
             distributions: self.odoo.directory.clone(),
             external_distributions: self.odoo.distributions.clone(),
+            warm_starts: self.odoo.warm_starts,
             egress: EgressConfig { enforce: self.egress.enforce, nft: self.egress.nft.clone() },
             ..LocalHostConfig::new(&self.home)
         }

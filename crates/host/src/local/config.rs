@@ -35,6 +35,8 @@ pub struct LocalHostConfig {
     pub distributions: PathBuf,
     /// Odoo series whose source and Python environment the operator keeps; they go before installed ones.
     pub external_distributions: BTreeMap<OdooVersion, ExternalDistribution>,
+    /// Whether Odoos are forked from a parent that has imported it already, where that is possible.
+    pub warm_starts: bool,
     /// The administration socket of this server's edge.
     pub edge_socket: PathBuf,
     pub logs: LogLimits,
@@ -108,6 +110,7 @@ impl LocalHostConfig {
             postgres_bin: None,
             distributions: home.join("odoo"),
             external_distributions: BTreeMap::new(),
+            warm_starts: true,
             edge_socket: home.join("edge").join("admin.sock"),
             logs: LogLimits { max_bytes: 32 * 1024 * 1024, keep: 5 },
             limits: InstanceLimits::default(),

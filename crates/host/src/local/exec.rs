@@ -7,7 +7,7 @@ use std::{
     collections::BTreeMap,
     ffi::{OsStr, OsString},
     io,
-    os::fd::OwnedFd,
+    os::fd::{AsRawFd, OwnedFd},
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     sync::Arc,
@@ -18,10 +18,16 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use thiserror::Error;
 use tokio::{
     io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader},
-    process::{Child, Command},
+    net::unix::pipe,
+    process::{Child, ChildStdin, Command},
 };
 use tokio_util::sync::CancellationToken;
 
+use super::{
+    forked::{Forked, group_is_left},
+    odoo::nursery::{ForkRequest, NoFork, Nursery},
+    process::Identity,
+};
 use crate::{
     api::{LogSink, Progress},
     error::{HostError, Result},
@@ -55,6 +61,8 @@ pub enum ExecError {
     },
     #[error("`{program}` took longer than {} s and was ended", limit.as_secs())]
     TimedOut { program: String, limit: Duration },
+    #[error("nobody knows how `{program}` ended, since the process that it was forked from was killed at the same time; try it again")]
+    Lost { program: String },
     #[error("`{program}` was cancelled")]
     Cancelled { program: String },
     #[error("the output of `{program}` could not be read")]
@@ -133,6 +141,14 @@ pub struct Program {
     lines: Option<Arc<dyn LogSink>>,
     cancel: Vec<CancellationToken>,
     cgroups: Vec<PathBuf>,
+    parent: Option<Parent>,
+}
+
+/// Whom a program may be forked from.
+#[derive(Clone)]
+struct Parent {
+    nursery: Arc<Nursery>,
+    modules: Vec<String>,
 }
 
 impl Program {
@@ -155,6 +171,7 @@ impl Program {
             lines: None,
             cancel: Vec::new(),
             cgroups: Vec::new(),
+            parent: None,
         }
     }
 
@@ -243,6 +260,13 @@ impl Program {
         self
     }
 
+    /// Has it forked from a parent that has begun already, by whatever runs it recorded or detached; when that cannot be, it is started as ever.
+    /// `modules` are the project's.
+    pub(super) fn forked_from(mut self, nursery: Arc<Nursery>, modules: Vec<String>) -> Self {
+        self.parent = Some(Parent { nursery, modules });
+        self
+    }
+
     /// The program's own name, for messages.
     pub fn name(&self) -> String {
         self.path.file_name().unwrap_or(self.path.as_os_str()).to_string_lossy().into_owned()
@@ -264,29 +288,111 @@ impl Program {
         let stdin = redirect(self.stdin_from.take()).map_err(|source| ExecError::Start { program: self.name(), source })?;
         let stdout = redirect(self.stdout_to.take()).map_err(|source| ExecError::Start { program: self.name(), source })?;
         command.process_group(0).stdin(stdin).stdout(stdout).stderr(Stdio::piped()).kill_on_drop(true);
-        let child = self.spawn(&mut command)?;
-        let group = GroupGuard { group: child.id().and_then(|id| Pid::from_raw(id.cast_signed())) };
-        Ok(Started { program: self, child, group })
+        let mut child = self.spawn(&mut command)?;
+        let group = GroupGuard { group: child.id().and_then(|id| Pid::from_raw(id.cast_signed())), leader: None };
+        let stdin = child.stdin.take();
+        let stdout = child.stdout.take().map(|stream| Box::new(stream) as Box<_>);
+        let stderr = child.stderr.take().map(|stream| Box::new(stream) as Box<_>);
+        Ok(Started { program: self, child: Running::Own(Box::new(child)), stdin, stdout, stderr, group })
+    }
+
+    /// As [`Program::start`], from its parent when it has one.
+    pub(super) async fn start_warm(self) -> Result<Started, ExecError> {
+        if !self.stdin.is_empty() || self.stdin_from.is_some() || self.stdout_to.is_some() {
+            return self.start();
+        }
+        match self.fork_with_pipes().await {
+            Ok(Some((forked, stdout, stderr))) => {
+                let group = GroupGuard { group: Pid::from_raw(forked.identity().pid), leader: Some(forked.identity().clone()) };
+                let mut started = Started {
+                    program: self,
+                    child: Running::Forked(Box::new(forked)),
+                    stdin: None,
+                    stdout: Some(Box::new(stdout)),
+                    stderr: Some(Box::new(stderr)),
+                    group,
+                };
+                started.child.go().await.map_err(|source| ExecError::Start { program: started.program.name(), source })?;
+                Ok(started)
+            }
+            Ok(None) => self.start(),
+            Err(source) => Err(ExecError::Start { program: self.name(), source }),
+        }
+    }
+
+    async fn fork_with_pipes(&self) -> io::Result<Option<(Forked, pipe::Receiver, pipe::Receiver)>> {
+        if self.parent.is_none() {
+            return Ok(None);
+        }
+        let ((stdout, stdout_end), (stderr, stderr_end)) = (io::pipe()?, io::pipe()?);
+        let Some(forked) = self.fork(&stdout_end, &stderr_end, true).await else { return Ok(None) };
+        // The child has opened its own ends.
+        drop((stdout_end, stderr_end));
+        let receiver = |end: io::PipeReader| pipe::Receiver::from_owned_fd(end.into());
+        Ok(Some((forked, receiver(stdout)?, receiver(stderr)?)))
     }
 
     /// Starts it in a session of its own with both output streams appended to `log`, so that it outlives this process.
-    pub(super) fn start_detached(&self, log: std::fs::File) -> Result<Child, ExecError> {
+    pub(super) async fn start_detached(&self, log: std::fs::File) -> Result<Running, ExecError> {
         let start_error = |source| ExecError::Start { program: self.name(), source };
+        if let Some(forked) = self.fork(&log, &log, false).await {
+            let mut running = Running::Forked(Box::new(forked));
+            running.go().await.map_err(start_error)?;
+            return Ok(running);
+        }
         let mut command = self.command(true);
         command.stdin(Stdio::null()).stdout(log.try_clone().map_err(start_error)?).stderr(log).kill_on_drop(false);
-        self.spawn(&mut command)
+        Ok(Running::Own(Box::new(self.spawn(&mut command)?)))
+    }
+
+    /// A child of its parent that waits to be let go; `None` when there is no parent, or when it has to be started bare, which is said then.
+    async fn fork(&self, stdout: &impl AsRawFd, stderr: &impl AsRawFd, wait: bool) -> Option<Forked> {
+        let parent = self.parent.as_ref()?;
+        let forked = match self.fork_request(parent, stdout, stderr, wait) {
+            Some(request) => parent.nursery.fork(&request).await,
+            None => Err(NoFork::Unfit("its arguments or its environment are not UTF-8".to_owned())),
+        };
+        parent.nursery.note(&self.name(), forked.as_ref().map(drop));
+        let forked = forked.ok()?;
+        self.enter_cgroups(forked.identity().pid);
+        Some(forked)
+    }
+
+    /// The child opens our descriptors by their names in `/proc`.
+    fn fork_request(&self, parent: &Parent, stdout: &impl AsRawFd, stderr: &impl AsRawFd, wait: bool) -> Option<ForkRequest> {
+        let text = |word: &OsStr| word.to_str().map(ToOwned::to_owned);
+        let user = self.run_as.as_ref()?;
+        let ours = |fd: i32| format!("/proc/{}/fd/{fd}", std::process::id());
+        Some(ForkRequest {
+            python: text(self.path.as_os_str())?,
+            args: self.args.iter().map(|arg| text(arg)).collect::<Option<_>>()?,
+            env: self.env.iter().map(|(name, value)| Some((text(name)?, text(value)?))).collect::<Option<_>>()?,
+            cwd: text(self.cwd.as_os_str())?,
+            uid: user.uid,
+            gid: user.gid,
+            groups: user.groups.clone(),
+            network: self.has_network,
+            stdout: ours(stdout.as_raw_fd()),
+            stderr: ours(stderr.as_raw_fd()),
+            modules: parent.modules.clone(),
+            wait,
+        })
     }
 
     fn spawn(&self, command: &mut Command) -> Result<Child, ExecError> {
         let child = command.spawn().map_err(|source| ExecError::Start { program: self.name(), source })?;
         if let Some(pid) = child.id() {
-            for procs_file in &self.cgroups {
-                if let Err(error) = std::fs::write(procs_file, pid.to_string()) {
-                    tracing::warn!(%error, path = %procs_file.display(), "a process could not be put into its cgroup");
-                }
-            }
+            self.enter_cgroups(pid.cast_signed());
         }
         Ok(child)
+    }
+
+    fn enter_cgroups(&self, pid: i32) {
+        for procs_file in &self.cgroups {
+            if let Err(error) = std::fs::write(procs_file, pid.to_string()) {
+                tracing::warn!(%error, path = %procs_file.display(), "a process could not be put into its cgroup");
+            }
+        }
     }
 
     /// `setsid`, `unshare` and `setpriv` replace themselves by the program, so the child's pid is the program's.
@@ -323,17 +429,53 @@ fn redirect(fd: Option<Arc<OwnedFd>>) -> io::Result<Stdio> {
     }
 }
 
+/// A process of ours, or one that was forked for us.
+pub(super) enum Running {
+    Own(Box<Child>),
+    Forked(Box<Forked>),
+}
+
+impl Running {
+    /// `None` when it has ended already.
+    pub(super) fn identity(&self) -> Option<Identity> {
+        match self {
+            Self::Own(child) => child.id().and_then(|id| Identity::of(id.cast_signed())),
+            Self::Forked(forked) => Some(forked.identity().clone()),
+        }
+    }
+
+    async fn go(&mut self) -> io::Result<()> {
+        match self {
+            Self::Own(_) => Ok(()),
+            Self::Forked(forked) => forked.go().await,
+        }
+    }
+
+    /// How it ended; `None` when nobody knows.
+    pub(super) async fn wait(&mut self) -> io::Result<Option<ExitStatus>> {
+        match self {
+            Self::Own(child) => child.wait().await.map(Some),
+            Self::Forked(forked) => forked.wait().await,
+        }
+    }
+}
+
+type Output = Option<Box<dyn AsyncRead + Send + Unpin>>;
+
 /// A program that runs and is waited for.
 pub struct Started {
     program: Program,
-    child: Child,
+    child: Running,
+    stdin: Option<ChildStdin>,
+    stdout: Output,
+    stderr: Output,
     group: GroupGuard,
 }
 
 impl Started {
     /// `None` when it has ended already.
-    pub fn pid(&self) -> Option<i32> {
-        self.child.id().map(u32::cast_signed)
+    pub fn identity(&self) -> Option<Identity> {
+        self.child.identity()
     }
 
     /// Waits until it ends, its time is up, or it is cancelled; in the last two cases its whole group has been ended.
@@ -341,7 +483,7 @@ impl Started {
         let name = self.program.name();
         let output_error = |source| ExecError::Output { program: name.clone(), source };
         let limit = self.program.output_limit;
-        let mut stdin = self.child.stdin.take();
+        let mut stdin = self.stdin.take();
         let input = std::mem::take(&mut self.program.stdin);
         let feed = async {
             if let Some(stdin) = stdin.as_mut() {
@@ -350,8 +492,8 @@ impl Started {
             }
             drop(stdin);
         };
-        let stdout = self.child.stdout.take();
-        let stderr = self.child.stderr.take();
+        let stdout = self.stdout.take();
+        let stderr = self.stderr.take();
         let sink = self.program.lines.clone();
         let mut kept_stdout = Kept::first(limit);
         let mut kept_stderr = Kept::last(limit);
@@ -370,24 +512,24 @@ impl Started {
                 let mut fed = false;
                 let status = loop {
                     tokio::select! {
-                        result = &mut read, if !read_done => { result?; read_done = true; }
+                        result = &mut read, if !read_done => { result.map_err(output_error)?; read_done = true; }
                         () = &mut feed, if !fed => fed = true,
-                        status = &mut wait => break status?,
+                        status = &mut wait => break status.map_err(output_error)?,
                     }
                 };
                 if !read_done && let Ok(result) = tokio::time::timeout(OUTPUT_GRACE, &mut read).await {
-                    result?;
+                    result.map_err(output_error)?;
                     read_done = true;
                 }
                 if !read_done {
                     group.kill();
                     let _ = tokio::time::timeout(OUTPUT_GRACE, &mut read).await;
                 }
-                Ok(status)
+                status.ok_or_else(|| ExecError::Lost { program: name.clone() })
             };
             let time_limit = self.program.time_limit;
             tokio::select! {
-                status = work => status.map_err(output_error),
+                status = work => status,
                 () = any_cancelled(&self.program.cancel) => Err(ExecError::Cancelled { program: name.clone() }),
                 limit = sleep_for(time_limit) => Err(ExecError::TimedOut { program: name.clone(), limit }),
             }
@@ -410,11 +552,15 @@ impl Started {
 /// Ends the process group when whoever waits for it goes away.
 struct GroupGuard {
     group: Option<Pid>,
+    /// Of a group that is not led by a child of ours: somebody else reaps it, and then its number may soon mean another group.
+    leader: Option<Identity>,
 }
 
 impl GroupGuard {
     fn kill(&self) {
-        if let Some(group) = self.group {
+        if let Some(group) = self.group
+            && self.leader.as_ref().is_none_or(group_is_left)
+        {
             // It may be gone already, which is as good.
             let _ = kill_process_group(group, Signal::KILL);
         }
@@ -547,7 +693,7 @@ mod tests {
     async fn cancelling_and_running_out_of_time_end_the_whole_group() {
         let token = CancellationToken::new();
         let started = Program::new("sh").args(["-c", "sleep 1000 & sleep 1000"]).cancel(token.clone()).start().unwrap();
-        let group = started.pid().unwrap();
+        let group = started.identity().unwrap().pid;
         token.cancel();
         assert!(matches!(started.finish().await, Err(ExecError::Cancelled { .. })));
         // A killed member may stay for a moment until it is reaped.
@@ -583,7 +729,7 @@ mod tests {
         let finished = program(&connect).without_network().run().await.unwrap();
         assert!(finished.stderr_text().contains("Network is unreachable"), "{}", finished.stderr_text());
         let started = program("exec sleep 1000").without_network().start().unwrap();
-        let pid = started.pid().unwrap();
+        let pid = started.identity().unwrap().pid;
         drop(started);
         while std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z ")) {
             tokio::time::sleep(Duration::from_millis(5)).await;

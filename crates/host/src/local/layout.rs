@@ -5,6 +5,7 @@
 //! <home>/state/fences/<instance>.json             newest generations; they outlive the instance
 //! <home>/state/instances/<instance>/<unit>.json   records of processes
 //! <home>/state/egress/<instance>.json             what the instance may reach
+//! <home>/state/nurseries/<series>.{json, log}     the parents that Odoos are forked from
 //! <home>/state/control/cluster.json               the same for the control plane's own cluster
 //! <home>/control/{pgdata, log}                    that cluster
 //! <home>/run/<16 digits>/.s.PGSQL.5432            sockets: outside the pool, since their paths have at most 107 bytes
@@ -121,6 +122,11 @@ impl Layout {
 
     pub fn control_record(&self) -> PathBuf {
         self.state().join("control").join("cluster.json")
+    }
+
+    /// The parents that Odoos are forked from: their records, logs and their program.
+    pub fn nurseries(&self) -> PathBuf {
+        self.state().join("nurseries")
     }
 
     pub fn sockets(&self) -> PathBuf {

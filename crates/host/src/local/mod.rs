@@ -16,6 +16,7 @@ mod exports;
 mod facts;
 pub mod fence;
 mod firewall;
+mod forked;
 mod host;
 mod imports;
 mod instances;
@@ -42,6 +43,7 @@ use ocore_model::ids::InstanceId;
 use self::{cgroups::Cgroups, fence::Fences, layout::Layout, ledger::Ledger, pool::Pool};
 pub use self::{
     config::{EgressConfig, EnforceEgress, InstanceLimits, LocalHostConfig, LogLimits, PoolConfig},
+    odoo::nursery::WarmStarts,
     private_cluster::PrivateCluster,
 };
 use crate::{
@@ -63,6 +65,7 @@ pub struct LocalHost {
     builds: releases::Turns,
     data_locks: data_locks::DataLocks,
     uploading: imports::Uploading,
+    nurseries: odoo::nursery::Nurseries,
 }
 
 impl LocalHost {
@@ -83,6 +86,7 @@ impl LocalHost {
             builds: releases::Turns::default(),
             data_locks: data_locks::DataLocks::default(),
             uploading: imports::Uploading::default(),
+            nurseries: odoo::nursery::Nurseries::new(layout.clone(), config.warm_starts),
             config,
             layout,
             ledger,
@@ -98,7 +102,7 @@ impl LocalHost {
         for instance in self.ledger.instances().await? {
             self.stop_instance(instance).await?;
         }
-        Ok(())
+        odoo::nursery::stop_all(&self.layout).await
     }
 
     async fn stop_instance(&self, instance: InstanceId) -> Result<()> {
@@ -119,6 +123,7 @@ pub async fn purge(config: &LocalHostConfig) -> Result<()> {
     }
     let ledger = Ledger::open(config).await?;
     let cgroups = Cgroups::detect(config.limits);
+    odoo::nursery::stop_all(&Layout::new(config)).await?;
     if let Some(cluster) = PrivateCluster::find(config).await? {
         cluster.stop().await?;
     }

@@ -131,8 +131,8 @@ impl Process {
             .map_err(|error| HostError::machine_from(format!("the log {} could not be opened: {error}", log.display()), error))?;
         let uid = new.program.user().map(|user| user.uid);
         let program = new.program.env(MARK, &new.mark);
-        let mut child = program.start_detached(log_file)?;
-        let identity = child.id().and_then(|id| Identity::of(id.cast_signed()));
+        let mut child = program.start_detached(log_file).await?;
+        let identity = child.identity();
         // The parent reaps; after a restart of ours, init does.
         tokio::spawn(async move { child.wait().await });
         let identity = identity.ok_or_else(|| HostError::machine(format!("`{}` ended at once", program.name())))?;
@@ -204,8 +204,8 @@ impl Process {
 pub async fn run_recorded(program: Program, record: &Path, mark: &str, data_set: Option<DataSetId>) -> Result<Finished> {
     end_marked(mark).await?;
     let uid = program.user().map(|user| user.uid);
-    let started = program.env(MARK, mark).start()?;
-    if let Some(identity) = started.pid().and_then(Identity::of) {
+    let started = program.env(MARK, mark).start_warm().await?;
+    if let Some(identity) = started.identity() {
         let entry =
             ProcessRecord { identity, mark: mark.to_owned(), uid, data_set, started_at: Utc::now(), details: serde_json::Value::Null };
         durable::write_fleeting_json(record, &entry)?;

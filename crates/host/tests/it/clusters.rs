@@ -250,7 +250,7 @@ async fn a_newer_claim_ends_programs_of_older_ones_and_leaves_the_cluster() -> R
     // As an update of modules whose oCore was killed leaves it.
     let run_as = RunAs { uid: user.uid, gid: user.uid, groups: vec![] };
     let orphan = Program::new("sleep").arg("1000").run_as(run_as).start()?;
-    let pid = orphan.pid().context("it runs")?;
+    let pid = orphan.identity().context("it runs")?.pid;
     let identity = loop {
         let found = process::ProcEntry::read(pid).filter(|entry| entry.uid() == Some(user.uid));
         if found.is_some() {

@@ -7,6 +7,7 @@ mod egress;
 mod failures;
 mod imports;
 mod ledger;
+mod nursery;
 mod odoo;
 mod project;
 mod quarantine;

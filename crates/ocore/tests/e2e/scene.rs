@@ -128,7 +128,8 @@ fn has_parent_like(pid: i32, command: &str) -> bool {
     let Some(parent) = parent else { return false };
     // Odoo's process for websockets is its own program with one word more.
     let like = command.replacen(" gevent ", " ", 1);
-    std::fs::read(format!("/proc/{parent}/cmdline")).is_ok_and(|parent| String::from_utf8_lossy(&parent).replace('\0', " ") == like)
+    std::fs::read(format!("/proc/{parent}/cmdline"))
+        .is_ok_and(|parent| String::from_utf8_lossy(&parent).replace('\0', " ").trim_end() == like.trim_end())
 }
 
 /// The example repository of this project.

@@ -6,6 +6,7 @@ mod failure;
 mod health;
 mod log_record;
 pub(super) mod logs;
+pub(super) mod nursery;
 pub(super) mod run;
 mod serve;
 mod stop;

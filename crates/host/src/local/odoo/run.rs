@@ -63,7 +63,8 @@ impl LocalHost {
                 return Ok(());
             }
             progress.log.line(&announce(&install, &request.update));
-            let mut program = command::odoo(&distribution, &record, &allocation.odoo, &request.settings)
+            let mut program = self
+                .warm(command::odoo(&distribution, &record, &allocation.odoo, &request.settings), &distribution, &record)
                 .arg("--config")
                 .arg(&config)
                 .args(["--database", DATABASE, "--stop-after-init", "--no-http"])

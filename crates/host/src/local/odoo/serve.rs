@@ -125,7 +125,8 @@ impl LocalHost {
         let details =
             SlotDetails { data_set: spec.data_set.id(), release: spec.release.clone(), http, websocket, settings: spec.settings.clone() };
         let new = NewProcess {
-            program: command::odoo(&distribution, &record, &allocation.odoo, &spec.settings)
+            program: self
+                .warm(command::odoo(&distribution, &record, &allocation.odoo, &spec.settings), &distribution, &record)
                 .arg("--config")
                 .arg(&config)
                 .args(["--database", DATABASE])

@@ -1,0 +1,383 @@
+"""The parent that Odoo's processes are forked from.
+
+    python nursery.py SOCKET PROGRAM [--without MODULE,MODULE…]
+
+It imports Odoo and the Python code of Odoo's own modules, waits at SOCKET, and forks for each connection a child that becomes one instance's
+Odoo: what a bare start imports for a second is there already, and its memory is shared.
+
+It runs as root, since its children become other users. Its rules:
+
+1. It never runs, imports or reads anything of a project. A child does, when it is its instance's user, in its own session, network and
+   control group, and has been told to go on.
+2. It never learns what a child is told. It forks before it reads, so nothing of one tenant (its environment holds secrets) is ever in the
+   memory that the next child gets. It opens no database and has one thread.
+3. A child keeps nothing of it: not the socket, not the other children's connections.
+4. Nobody depends on it. A child lives on without it; whoever cannot reach it, or gets `no`, starts Odoo bare.
+
+A conversation, in lines: the request as JSON; `ready <pid>` or `no <reason>`; `go` (a connection that ends instead ends the child); then, when
+the request says `wait`, `ending <exit code>` from the child and `ended <wait status>` from the parent, which knows.
+"""
+
+import ast
+import ctypes
+import gc
+import importlib.metadata
+import importlib.util
+import json
+import os
+import select
+import site
+import socket
+import struct
+import sys
+import time
+
+SO_PEERCRED_FORMAT = "3i"
+# prctl(2), unshare(2)
+PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 4, 38
+CLONE_NEWNET = 0x40000000
+# Modules of which each installation needs few (localizations), none (tests), or other machines (devices).
+LEFT_OUT = ("l10n_", "test_", "hw_", "iot_", "pos_iot")
+# What a Python environment on top of the distribution's may run when Python starts; anything else needs a bare start.
+USUAL_PTH = {"odoo-distribution.pth", "distutils-precedence.pth"}
+# How long a child waits for its request, and between two looks whether the parent is still wanted, in seconds.
+PATIENCE, LOOK_INTERVAL = 30, 20
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+class NoFork(Exception):
+    """Why this Odoo has to be started bare."""
+
+
+def checked(result):
+    if result == -1:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def prctl(option, *arguments):
+    checked(libc.prctl(option, *(ctypes.c_ulong(argument) for argument in (*arguments, 0, 0, 0, 0)[:4])))
+
+
+class Missing:
+    """The last finder of all: remembers what nobody found. Odoo does without some packages that a project's environment may bring."""
+
+    def __init__(self):
+        self.names = set()
+
+    def find_spec(self, name, path=None, target=None):
+        self.names.add(name.partition(".")[0])
+        return None
+
+
+def warm_up(program, without):
+    """Imports Odoo and its own modules. Gives the names of packages that were looked for and are not there."""
+    sys.argv = [program]
+    sys.path[0] = os.path.dirname(program)
+    missing = Missing()
+    sys.meta_path.append(missing)
+    import odoo.cli
+    import odoo.addons
+
+    here = list(odoo.addons.__path__)
+    # An upstream checkout has most modules beside its code.
+    beside = os.path.join(os.path.dirname(program), "addons")
+    if os.path.isdir(beside) and beside not in here:
+        odoo.addons.__path__.append(beside)
+    broken = set()
+    for directory in list(odoo.addons.__path__):
+        for name in sorted(os.listdir(directory)):
+            if name.startswith(LEFT_OUT) or name in without or not takes_part(os.path.join(directory, name)):
+                continue
+            try:
+                __import__(f"odoo.addons.{name}")
+            except Exception as error:
+                print(f"{name} is left out: {error}", file=sys.stderr, flush=True)
+                broken.add(name)
+    if broken:
+        # Half of what they define is there. Once more, without them.
+        names = ",".join(sorted(broken | without))
+        os.execv(sys.executable, [sys.executable, __file__, SOCKET, program, "--without", names])
+    if beside not in here and beside in odoo.addons.__path__:
+        odoo.addons.__path__.remove(beside)
+    sys.meta_path.remove(missing)
+    return missing.names
+
+
+def takes_part(directory):
+    """Not what would be imported in part only. A `post_load` hook is run by Odoo when it imports the module, which it would not do again."""
+    try:
+        with open(os.path.join(directory, "__manifest__.py"), encoding="utf-8") as file:
+            manifest = ast.literal_eval(file.read())
+    except (OSError, ValueError, SyntaxError):
+        return False
+    needs = manifest.get("external_dependencies", {}).get("python", [])
+    return manifest.get("installable", True) and not manifest.get("post_load") and all(is_there(name) for name in needs)
+
+
+def is_there(name):
+    """Manifests name packages by what they import or by how they are installed."""
+    try:
+        importlib.metadata.distribution(name)
+        return True
+    except importlib.metadata.PackageNotFoundError:
+        return importlib.util.find_spec(name) is not None
+
+
+class Nursery:
+    """Serves its socket until that is gone."""
+
+    def __init__(self, path):
+        if os.path.lexists(path):
+            os.unlink(path)
+        self.path = path
+        self.listener = socket.socket(socket.AF_UNIX)
+        mask = os.umask(0o177)
+        self.listener.bind(path)
+        os.umask(mask)
+        self.inode = os.stat(path).st_ino
+        self.listener.listen(64)
+        self.poll = select.poll()
+        self.poll.register(self.listener, select.POLLIN)
+        # By descriptor: a child's pid with the connection that hears of its end, and the connections that are still wanted.
+        self.children = {}
+        self.connections = {}
+
+    def serve(self):
+        """Returns in children only, with their connection; the parent ends in here."""
+        while True:
+            for descriptor, event in self.poll.poll(LOOK_INTERVAL * 1000):
+                if descriptor == self.listener.fileno():
+                    if connection := self.accept():
+                        return connection
+                elif descriptor in self.children:
+                    self.reap(descriptor)
+                else:
+                    # Nobody listens there any more.
+                    self.hang_up(descriptor)
+            if not self.is_wanted():
+                sys.exit("the socket is gone, and with it whoever could want something")
+
+    def is_wanted(self):
+        try:
+            return os.stat(self.path).st_ino == self.inode
+        except OSError:
+            return False
+
+    def accept(self):
+        connection, _ = self.listener.accept()
+        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize(SO_PEERCRED_FORMAT))
+        if struct.unpack(SO_PEERCRED_FORMAT, credentials)[1] != 0:
+            connection.close()
+            return None
+        try:
+            pid = os.fork()
+        except OSError as error:
+            print(f"no fork: {error}", file=sys.stderr, flush=True)
+            connection.close()
+            return None
+        if pid == 0:
+            self.forget()
+            return connection
+        handle = os.pidfd_open(pid)
+        self.poll.register(handle, select.POLLIN)
+        # No event but the other side's end: what is said there is the child's to read.
+        self.poll.register(connection, 0)
+        self.children[handle] = (pid, connection)
+        self.connections[connection.fileno()] = connection
+        return None
+
+    def reap(self, handle):
+        pid, connection = self.children.pop(handle)
+        _, status = os.waitpid(pid, 0)
+        self.poll.unregister(handle)
+        os.close(handle)
+        if connection.fileno() in self.connections:
+            try:
+                connection.send(f"ended {status}\n".encode(), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            except OSError:
+                pass
+            self.hang_up(connection.fileno())
+
+    def hang_up(self, descriptor):
+        if connection := self.connections.pop(descriptor, None):
+            self.poll.unregister(descriptor)
+            connection.close()
+
+    def forget(self):
+        """In a child: nothing that is the parent's stays open."""
+        self.listener.close()
+        for handle in self.children:
+            os.close(handle)
+        for connection in self.connections.values():
+            connection.close()
+
+
+class Child:
+    """Becomes what the request says."""
+
+    def __init__(self, connection, brought, missing):
+        self.connection = connection
+        self.brought = brought
+        self.missing = missing
+
+    def prepare(self):
+        """Up to the moment at which the project's code may be touched. An end of the connection is the end."""
+        self.connection.settimeout(PATIENCE)
+        self.lines = self.connection.makefile("r", encoding="utf-8")
+        try:
+            line = self.lines.readline()
+            if not line:
+                os._exit(0)
+            self.request = json.loads(line)
+            os.setsid()
+            # Before its strings are written over: nothing of the C library may point to them any more.
+            os.environ.clear()
+            libc.clearenv()
+            self.rename()
+            self.redirect()
+            os.umask(UMASK)
+            os.chdir(self.request["cwd"])
+            if not self.request["network"]:
+                checked(libc.unshare(CLONE_NEWNET))
+            self.drop()
+            self.look_at_environment()
+        except (NoFork, OSError, KeyError, ValueError) as reason:
+            self.say(f"no {' '.join(str(reason).split())}")
+            os._exit(0)
+        self.say(f"ready {os.getpid()}")
+        if self.lines.readline() != "go\n":
+            os._exit(0)
+        self.lines.close()
+        self.connection.settimeout(None)
+        if not self.request["wait"]:
+            self.connection.close()
+
+    def say(self, text):
+        try:
+            self.connection.sendall(f"{text}\n".encode(), socket.MSG_NOSIGNAL)
+        except OSError:
+            pass
+
+    def rename(self):
+        """Writes over what the parent was started with: `ps` shows the command line of a bare start, and the mark is in the environment."""
+        with open("/proc/self/stat") as stat:
+            fields = stat.read().rpartition(")")[2].split()
+        # proc(5), fields 48 to 51; the third is the first after the name. All lie in one piece.
+        begin, end_of_arguments, _, end = (int(field) for field in fields[45:49])
+        mark = f"OCORE_UNIT={self.request['env']['OCORE_UNIT']}\0".encode()
+        room = end - end_of_arguments - len(mark) - 1
+        if begin == 0 or room <= 0:
+            raise NoFork("the parent left no room for the child's name")
+        # Where it does not end with its old place, the kernel shows everything up to the first zero, as one word.
+        name = " ".join([self.request["python"], *self.request["args"]]).encode()[:room] + b"\0"
+        ctypes.memset(begin, 0, end - begin)
+        ctypes.memmove(begin, name, len(name))
+        ctypes.memmove(max(end_of_arguments, begin + len(name)), mark, len(mark))
+
+    def redirect(self):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for path, flags, target in (
+            ("/dev/null", os.O_RDONLY, 0),
+            (self.request["stdout"], os.O_WRONLY | os.O_APPEND, 1),
+            (self.request["stderr"], os.O_WRONLY | os.O_APPEND, 2),
+        ):
+            descriptor = os.open(path, flags)
+            os.dup2(descriptor, target)
+            os.close(descriptor)
+
+    def drop(self):
+        """For good: also what is executed from here on gains nothing."""
+        uid, gid = self.request["uid"], self.request["gid"]
+        os.setgroups(self.request["groups"])
+        os.setresgid(gid, gid, gid)
+        os.setresuid(uid, uid, uid)
+        prctl(PR_SET_NO_NEW_PRIVS, 1)
+        # As after an execve(2): its files in /proc are its own.
+        prctl(PR_SET_DUMPABLE, 1)
+        if os.getresuid() != (uid, uid, uid) or uid == 0:
+            raise NoFork("the child did not become its user")
+
+    def look_at_environment(self):
+        """What the parent has imported must be what a bare start would import."""
+        for name in self.request["modules"]:
+            if f"odoo.addons.{name}" in sys.modules:
+                raise NoFork(f"the project replaces Odoo's module {name}")
+        self.layer = None
+        if self.request["python"] == sys.executable:
+            return
+        prefix = os.path.dirname(os.path.dirname(self.request["python"]))
+        version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+        self.layer = os.path.join(prefix, "lib", version, "site-packages")
+        imported = {name.partition(".")[0] for name in sys.modules}
+        for entry in os.listdir(self.layer):
+            name, _, kind = entry.partition(".")
+            if entry.endswith(".pth"):
+                if entry not in USUAL_PTH:
+                    raise NoFork(f"the project's environment runs {entry} when Python starts")
+            elif not entry.endswith((".dist-info", ".egg-info")) and name != "__pycache__":
+                if name in imported:
+                    raise NoFork(f"the project's environment has its own {name}")
+                if name in self.missing:
+                    raise NoFork(f"the project's environment has {name}, which Odoo uses when it is there")
+
+    def run(self):
+        """Odoo's program, as if Python had just been started with it."""
+        os.environ.update(self.request["env"])
+        os.environ.update(self.brought)
+        time.tzset()
+        program = self.request["args"][0]
+        sys.argv = list(self.request["args"])
+        sys.orig_argv = [self.request["python"], *self.request["args"]]
+        if self.layer:
+            self.put_on_top()
+        import runpy
+
+        wait, connection = self.request["wait"], self.connection
+        self.request = None
+        code = 1
+        try:
+            runpy.run_path(program, run_name="__main__")
+            code = 0
+        except SystemExit as end:
+            code = 0 if end.code is None else end.code & 0xFF if isinstance(end.code, int) else 1
+            raise
+        finally:
+            if wait and os.getpid() == MYSELF:
+                # In case the parent is not there to tell.
+                try:
+                    connection.send(f"ending {code}\n".encode(), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+                except OSError:
+                    pass
+
+    def put_on_top(self):
+        """As the environment's own Python would: its packages first, then the distribution's."""
+        python = self.request["python"]
+        before = len(sys.path)
+        site.addsitedir(self.layer)
+        added, sys.path[before:] = sys.path[before:], []
+        first = next((place for place, path in enumerate(sys.path) if path.endswith("-packages")), len(sys.path))
+        sys.path[first:first] = added
+        sys.executable = python
+        sys.prefix = sys.exec_prefix = os.path.dirname(os.path.dirname(python))
+
+
+SOCKET, PROGRAM = sys.argv[1:3]
+gc.disable()
+before = dict(os.environ)
+missing = warm_up(PROGRAM, set(sys.argv[4].split(",")) if "--without" in sys.argv else set())
+# What the imports themselves have set, like the time zone.
+brought = {name: value for name, value in os.environ.items() if before.get(name) != value}
+if len(os.listdir("/proc/self/task")) != 1:
+    sys.exit("something that was imported runs a thread, and a fork would lose it")
+gc.collect()
+gc.freeze()
+gc.enable()
+UMASK = os.umask(0o022)
+os.umask(UMASK)
+child = Child(Nursery(SOCKET).serve(), brought, missing)
+MYSELF = os.getpid()
+child.prepare()
+child.run()
