@@ -81,6 +81,9 @@ pub(crate) fn compose(draft: &Draft) -> Result<(Envelope, Vec<u8>), String> {
         builder = builder.reply_to(mailbox(named)?);
     }
     envelope.to.extend(draft.bcc.iter().cloned());
+    if !draft.headers.keys().any(|name| name.eq_ignore_ascii_case("message-id")) {
+        builder = builder.message_id(None);
+    }
     for (name, value) in &draft.headers {
         let name = HeaderName::new_from_ascii(name.clone()).map_err(|error| format!("a header's name: {error}"))?;
         builder = builder.raw_header(HeaderValue::new(name, value.replace(['\r', '\n'], " ")));

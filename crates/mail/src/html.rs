@@ -16,6 +16,10 @@ use crate::message::Body;
 /// Files beyond this are not put into the page.
 const INLINE_BYTES: usize = 8 << 20;
 
+/// HTML with more tags than this is not read: what a browser's rules make of tags that are never closed takes time by the square of their number.
+/// A quotation of a thousand lines has fewer.
+const TAGS: usize = 30_000;
+
 pub(crate) const POLICY: &str = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; font-src data:; form-action 'none'; base-uri 'none'; \
      frame-ancestors 'self'; sandbox allow-popups allow-popups-to-escape-sandbox";
 pub(crate) const POLICY_WITH_REMOTE: &str = "default-src 'none'; img-src data: https: http:; style-src 'unsafe-inline'; font-src data:; form-action \
@@ -23,9 +27,13 @@ pub(crate) const POLICY_WITH_REMOTE: &str = "default-src 'none'; img-src data: h
 
 /// A whole page that shows the message.
 pub(crate) fn page(body: &Body, remote: bool) -> String {
+    let text = || format!("<pre style=\"white-space:pre-wrap;font:14px/1.5 monospace\">{}</pre>", ammonia::clean_text(&body.text));
     let content = match &body.html {
+        Some(html) if html.matches('<').count() > TAGS => {
+            format!("<p><em>This HTML has too many elements to be shown; here is its text, and its source can be had.</em></p>{}", text())
+        }
         Some(html) => sanitize(html, body, remote),
-        None => format!("<pre style=\"white-space:pre-wrap;font:14px/1.5 monospace\">{}</pre>", ammonia::clean_text(&body.text)),
+        None => text(),
     };
     format!(
         "<!doctype html><html><head><meta charset=\"utf-8\"><meta name=\"referrer\" content=\"no-referrer\">\
@@ -236,6 +244,23 @@ mod tests {
         assert!(!closed.contains("tracker") && open.contains("https://tracker.example/1.gif"));
         assert!(!open.contains("svg"));
         assert!(has_remote(html));
+    }
+
+    #[test]
+    fn the_deepest_html_fits_the_smallest_stack() {
+        // The catcher's threads have no more than this.
+        let shown = std::thread::Builder::new().stack_size(512 << 10).spawn(|| {
+            let deep = format!("{}deep{}", "<div><b><table><tr><td>".repeat(1000), "</td></tr></table></b></div>".repeat(1000));
+            shown(&deep, false)
+        });
+        assert!(shown.unwrap().join().unwrap().contains("deep"));
+    }
+
+    #[test]
+    fn html_that_would_take_for_ever_is_shown_as_text() {
+        let body = Body { html: Some("<div><b>".repeat(500_000)), text: "the text".to_owned(), inline: Arc::default() };
+        let page = page(&body, false);
+        assert!(page.contains("too many elements") && !page.contains("<b>") && page.len() < 1000, "{page}");
     }
 
     #[test]

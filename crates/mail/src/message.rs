@@ -93,7 +93,8 @@ impl Kept {
             let parts = parts(message);
             summary.attachments = parts.iter().filter(|part| !part.inline).count();
             let body = message.body_text(0).unwrap_or_default();
-            summary.snippet = body.split_whitespace().flat_map(|word| [word, " "]).flat_map(str::chars).take(SNIPPET).collect::<String>();
+            let seen = body.replace(is_invisible, "");
+            summary.snippet = seen.split_whitespace().flat_map(|word| [word, " "]).flat_map(str::chars).take(SNIPPET).collect::<String>();
             summary.snippet.truncate(summary.snippet.trim_end().len());
             text.push_str(cut(&body, SEARCHED_TEXT));
             for part in parts.iter().take(ADDRESSES) {
@@ -109,6 +110,29 @@ impl Kept {
     }
 }
 
+/// Of a file's content, in hexadecimal digits.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct Checksums {
+    #[serde(rename = "MD5")]
+    md5: String,
+    #[serde(rename = "SHA1")]
+    sha1: String,
+    #[serde(rename = "SHA256")]
+    sha256: String,
+}
+
+impl Checksums {
+    fn of(content: &[u8]) -> Self {
+        let digit = |value: u8| char::from_digit(value.into(), 16).unwrap_or_default();
+        let hex = |digest: &[u8]| digest.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect();
+        Self {
+            md5: hex(&<md5::Md5 as md5::Digest>::digest(content)),
+            sha1: hex(&<sha1::Sha1 as sha1::Digest>::digest(content)),
+            sha256: hex(&<sha2::Sha256 as sha2::Digest>::digest(content)),
+        }
+    }
+}
+
 /// A part that is a file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "PascalCase")]
@@ -120,6 +144,8 @@ pub(crate) struct Part {
     #[serde(rename = "ContentID")]
     pub(crate) content_id: String,
     pub(crate) size: usize,
+    /// Empty where only a list needs the part: they cost more than all the rest.
+    pub(crate) checksums: Checksums,
     #[serde(skip)]
     pub(crate) inline: bool,
 }
@@ -192,7 +218,12 @@ impl Detail {
         }
         detail.text = text_of(&message);
         detail.html = html_of(&message);
-        (detail.inline, detail.attachments) = parts(&message).into_iter().partition(|part| part.inline);
+        let mut files = parts(&message);
+        for file in &mut files {
+            let content = file.part_id.parse().ok().and_then(|position: u32| message.part(position)).map(MessagePart::contents);
+            file.checksums = content.map(Checksums::of).unwrap_or_default();
+        }
+        (detail.inline, detail.attachments) = files.into_iter().partition(|part| part.inline);
         let header = |name: &'static str| message.header_raw(HeaderName::Other(name.into())).map(line).unwrap_or_default();
         let unsubscribe = message.header_raw(HeaderName::ListUnsubscribe).map(line).unwrap_or_default();
         detail.list_unsubscribe = ListUnsubscribe {
@@ -305,6 +336,7 @@ fn describe(position: u32, part: &MessagePart) -> Part {
         inline: !is_attachment && !content_id.is_empty(),
         content_id,
         size: part.len(),
+        checksums: Checksums::default(),
     }
 }
 
@@ -343,6 +375,11 @@ fn addresses(header: Option<&ParsedAddress>) -> Vec<Address> {
         .collect()
 }
 
+/// What senders pad the beginning of a message with, so that mail programs show no more of it than they want to be shown.
+fn is_invisible(character: char) -> bool {
+    matches!(character, '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2060}'..='\u{2064}' | '\u{feff}')
+}
+
 /// A header's text on one line, of a length that fits a list.
 fn line(text: &str) -> String {
     text.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).take(HEADER_TEXT).collect()
@@ -371,6 +408,13 @@ mod tests {
         assert_eq!(kept.summary.subject, "Grüße");
         assert_eq!(kept.summary.snippet, "Hello there");
         assert_eq!(kept.summary.bcc, [Address { name: String::new(), address: "eve@example.com".to_owned() }]);
+    }
+
+    #[test]
+    fn a_list_shows_what_can_be_seen() {
+        let raw =
+            "Content-Type: text/plain; charset=utf-8\r\n\r\nYour order \u{34f} \u{200b} \u{34f} \u{200b}\u{feff}is\u{ad} here".as_bytes();
+        assert_eq!(kept(raw, &[]).summary.snippet, "Your order is here");
     }
 
     #[test]

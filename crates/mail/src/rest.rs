@@ -16,7 +16,7 @@ use axum::{
     routing::{get, post, put},
 };
 use ocore_model::ids::InstanceId;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::broadcast::error::RecvError;
 use uuid::Uuid;
@@ -61,6 +61,7 @@ pub(crate) fn router() -> Router<Arc<Mailboxes>> {
         .route("/box/{mailbox}/api/v1/tags/{tag}", put(rename_tag).delete(delete_tag))
         .route("/box/{mailbox}/api/v1/info", get(info))
         .route("/box/{mailbox}/api/v1/webui", get(webui))
+        .route("/box/{mailbox}/api/v1/chaos", get(no_chaos).put(no_chaos))
         .layer(axum::extract::DefaultBodyLimit::max(JSON_LIMIT))
 }
 
@@ -149,7 +150,21 @@ struct Listing {
     remote: Option<String>,
 }
 
-fn listing(mailbox: &Mailbox, listing: &Listing) -> Value {
+/// The answer to a list and to a search.
+#[derive(Serialize)]
+struct Listed<'a> {
+    total: usize,
+    unread: usize,
+    count: usize,
+    messages_count: usize,
+    messages_unread: usize,
+    start: usize,
+    tags: Vec<String>,
+    messages: Vec<&'a Summary>,
+}
+
+/// Written while the index is held: a copy of 10,000 messages would cost more than their text does.
+fn listing(mailbox: &Mailbox, listing: &Listing) -> Response {
     let query = Query::parse(&listing.query);
     let limit = listing.limit.filter(|limit| *limit > 0).unwrap_or(PAGE).min(mailbox.limits().messages.max(PAGE));
     let index = mailbox.index();
@@ -164,22 +179,29 @@ fn listing(mailbox: &Mailbox, listing: &Listing) -> Value {
         fitting += 1;
         unread += usize::from(!entry.kept.summary.read);
     }
-    json!({
-        "total": index.len(), "unread": index.unread(), "count": messages.len(), "messages_count": fitting, "messages_unread": unread,
-        "start": listing.start, "tags": index.tags().into_keys().collect::<Vec<_>>(), "messages": messages,
-    })
+    let listed = Listed {
+        total: index.len(),
+        unread: index.unread(),
+        count: messages.len(),
+        messages_count: fitting,
+        messages_unread: unread,
+        start: listing.start,
+        tags: index.tags().into_keys().collect(),
+        messages,
+    };
+    Json(listed).into_response()
 }
 
-async fn list(Used(mailbox): Used, UrlQuery(mut query): UrlQuery<Listing>) -> Json<Value> {
+async fn list(Used(mailbox): Used, UrlQuery(mut query): UrlQuery<Listing>) -> Response {
     query.query.clear();
-    Json(listing(&mailbox, &query))
+    listing(&mailbox, &query)
 }
 
 async fn search(Used(mailbox): Used, UrlQuery(query): UrlQuery<Listing>) -> Answer {
     if query.query.trim().is_empty() {
         return Err(unfit("Error: no search query"));
     }
-    Ok(Json(listing(&mailbox, &query)).into_response())
+    Ok(listing(&mailbox, &query))
 }
 
 /// Answers with the newest message that fits as soon as there is one: one that is there already, unless `after` names a message that it must be
@@ -342,7 +364,9 @@ async fn show(named: Named) -> Answer {
     if !kept.summary.read {
         named.mailbox.mark(Mark::Read { ids: vec![named.id], read: true }).await?;
     }
-    Ok(Json(Detail::new(&kept, &raw)).into_response())
+    // Long work for a message of 50 MB: not where others wait for their answers.
+    let detail = tokio::task::spawn_blocking(move || Detail::new(&kept, &raw)).await.map_err(|_| MailError::Stopping)?;
+    Ok(Json(detail).into_response())
 }
 
 async fn read(named: &Named) -> Answer<Bytes> {
@@ -405,16 +429,24 @@ async fn no_spam_check(_: Named) -> Refusal {
     Refusal(StatusCode::BAD_REQUEST, "SpamAssassin is not enabled".to_owned())
 }
 
+async fn no_chaos(_: Used) -> Refusal {
+    Refusal(StatusCode::BAD_REQUEST, "Chaos is not enabled".to_owned())
+}
+
 async fn html_check(named: Named) -> Answer {
-    let body = Body::new(&read(&named).await?);
-    if body.html.is_none() {
-        return Err(unfit("message does not contain HTML"));
-    }
-    Ok(Json(html::html_check(&body)).into_response())
+    let raw = read(&named).await?;
+    let checked = tokio::task::spawn_blocking(move || {
+        let body = Body::new(&raw);
+        body.html.is_some().then(|| html::html_check(&body))
+    });
+    let checked = checked.await.map_err(|_| MailError::Stopping)?;
+    checked.map(|checked| Json(checked).into_response()).ok_or_else(|| unfit("message does not contain HTML"))
 }
 
 async fn link_check(named: Named) -> Answer {
-    Ok(Json(html::link_check(&Body::new(&read(&named).await?))).into_response())
+    let raw = read(&named).await?;
+    let checked = tokio::task::spawn_blocking(move || html::link_check(&Body::new(&raw))).await.map_err(|_| MailError::Stopping)?;
+    Ok(Json(checked).into_response())
 }
 
 /// `view/<id>.html` and `view/<id>.txt`: the message as a page of its own, in a sandbox.
@@ -422,25 +454,29 @@ async fn view(Used(mailbox): Used, Path((_, view)): Path<(String, String)>, UrlQ
     let (id, ending) = view.rsplit_once('.').ok_or_else(not_found)?;
     let id = find(&mailbox, id, None)?;
     let (_, raw) = mailbox.read(id).await?.ok_or_else(not_found)?;
-    let body = tokio::task::spawn_blocking(move || Body::new(&raw)).await.map_err(|_| MailError::Stopping)?;
-    let response = match ending {
-        "html" => {
-            let remote = query.remote.is_some_and(|value| value == "1");
-            let policy = if remote { html::POLICY_WITH_REMOTE } else { html::POLICY };
-            let held_back = !remote && body.html.as_deref().is_some_and(html::has_remote);
-            let mut response = (
-                [(header::CONTENT_TYPE, "text/html; charset=utf-8"), (header::CONTENT_SECURITY_POLICY, policy)],
-                html::page(&body, remote),
-            )
-                .into_response();
-            if held_back {
-                response.headers_mut().insert(HeaderName::from_static("x-remote-content"), HeaderValue::from_static("blocked"));
-            }
-            response
-        }
-        "txt" => ([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], body.text).into_response(),
+    let remote = query.remote.is_some_and(|value| value == "1");
+    let as_html = match ending {
+        "html" => true,
+        "txt" => false,
         _ => return Err(not_found()),
     };
+    // Reading a stranger's message takes as long as he likes, within bounds: not where others wait for their answers.
+    let made = tokio::task::spawn_blocking(move || {
+        let body = Body::new(&raw);
+        let held_back = !remote && body.html.as_deref().is_some_and(html::has_remote);
+        if as_html { (html::page(&body, remote), held_back) } else { (body.text, false) }
+    });
+    let (content, held_back) = made.await.map_err(|_| MailError::Stopping)?;
+    let mut response = content.into_response();
+    let headers = response.headers_mut();
+    if as_html {
+        let policy = if remote { html::POLICY_WITH_REMOTE } else { html::POLICY };
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
+        headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(policy));
+    }
+    if held_back {
+        headers.insert(HeaderName::from_static("x-remote-content"), HeaderValue::from_static("blocked"));
+    }
     Ok(guarded(response))
 }
 
@@ -474,6 +510,7 @@ fn resident_bytes() -> u64 {
     pages * nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten().unwrap_or(4096).unsigned_abs()
 }
 
+/// Releasing messages is the API's business: it puts its own `MessageRelay` in the place of this one.
 async fn webui(Used(mailbox): Used) -> Json<Value> {
     drop(mailbox);
     Json(json!({
