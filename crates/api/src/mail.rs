@@ -8,7 +8,7 @@ use axum::{
     body::{Body, Bytes},
     extract::{Request, State},
     http::{HeaderName, HeaderValue, Method, StatusCode, header},
-    response::Response,
+    response::{IntoResponse, Response},
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
 use hyper_util::rt::TokioIo;
@@ -19,6 +19,7 @@ use ocore_control::{
 };
 use ocore_model::ids::InstanceId;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -31,6 +32,9 @@ use crate::{
 const TAG: &str = "Mail";
 /// A caught message is no larger.
 const MESSAGE_LIMIT: usize = 100 << 20;
+/// A message of 50 MB in base64.
+pub(crate) const INJECT_LIMIT: usize = 70 << 20;
+const CONFIGURATION_LIMIT: usize = 1 << 20;
 /// Headers that the catcher may see, besides those of a websocket.
 const FORWARDED: &[&str] = &["accept", "content-type", "content-length", "sec-fetch-dest", "user-agent"];
 const OF_A_WEBSOCKET: &[&str] =
@@ -150,6 +154,29 @@ async fn forward(control: &Control, mailbox: InstanceId, tail: &str, mut request
         }
     }
     Ok(Response::from_parts(parts, Body::new(body)))
+}
+
+/// What Mailpit's clients ask to know what they may do. Whether, and to whom, messages can be released is not the catcher's to know: that part of its
+/// answer is replaced.
+pub(crate) async fn configuration(
+    Authorized(grant): Authorized<ViewEnvironments>,
+    State(state): State<AppState>,
+    FromPath(id): FromPath<Uuid>,
+    request: Request,
+) -> Result<Response, Problem> {
+    let mailbox = mail::mailbox(&state.control, &grant, id.into()).await?;
+    let response = forward(&state.control, mailbox, "api/v1/webui", request).await?;
+    if response.status() != StatusCode::OK {
+        return Ok(response);
+    }
+    let body = axum::body::to_bytes(response.into_body(), CONFIGURATION_LIMIT).await.map_err(away)?;
+    let mut configuration: Value = serde_json::from_slice(&body).map_err(away)?;
+    let relay = mail::relay(&state.control, &grant, id.into()).await?;
+    configuration["MessageRelay"] = json!({
+        "Enabled": relay.server.is_some(), "SMTPServer": relay.server.unwrap_or_default(), "ReturnPath": relay.sender,
+        "AllowedRecipients": relay.allowed, "BlockedRecipients": "", "OverrideFrom": "", "PreserveMessageIDs": true,
+    });
+    Ok(Json(configuration).into_response())
 }
 
 /// A caught message as it came.

@@ -7,7 +7,10 @@ use axum::{
     routing::{any, get},
 };
 use tower_http::catch_panic::CatchPanicLayer;
-use utoipa_axum::{router::OpenApiRouter, routes};
+use utoipa_axum::{
+    router::{OpenApiRouter, UtoipaMethodRouterExt},
+    routes,
+};
 
 use crate::{
     AppState, accounts, api_keys, audit, branches, clones, deployments, docs, document, egress, environments, events, exports, git, health,
@@ -79,9 +82,10 @@ fn api() -> OpenApiRouter<AppState> {
         .routes(routes!(space::show))
         // caught mail
         .routes(routes!(mail::page))
-        .routes(routes!(mail::inject))
+        .routes(routes!(mail::inject).layer(DefaultBodyLimit::max(mail::INJECT_LIMIT)))
         .routes(routes!(mail::release))
         .routes(routes!(mail::settings, mail::update_settings))
+        .route("/environments/{id}/mail/api/v1/webui", get(mail::configuration))
         .route("/environments/{id}/mail/", any(mail::below))
         .route("/environments/{id}/mail/{*path}", any(mail::below))
         // deployments

@@ -18,6 +18,7 @@ use ocore_model::{
     instance::InstanceStatus,
 };
 use serde_json::json;
+use url::Url;
 
 use crate::{
     Control, Error, FieldError, Result, audit,
@@ -134,6 +135,41 @@ pub async fn release_list(control: &Control, grant: &Grant<ViewEnvironments>, id
 
 fn list_of(row: &MailRow) -> Result<Vec<String>> {
     serde_json::from_value(row.release_to.clone()).map_err(|error| Error::internal("the list of addresses in the store", error))
+}
+
+/// How messages of an environment can be released, in Mailpit's words.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Relay {
+    /// Host and port of the installation's server for released mail; `None` when nothing can be released, be it for want of a server or of
+    /// addresses on the list.
+    pub server: Option<String>,
+    /// Whom that server is told to tell of failures; may be empty.
+    pub sender: String,
+    /// A regular expression that the list's addresses, and no others, fit.
+    pub allowed: String,
+}
+
+/// What a client may know of the way out before it tries it.
+pub async fn relay(control: &Control, grant: &Grant<ViewEnvironments>, id: EnvironmentId) -> Result<Relay> {
+    let allowed = release_list(control, grant, id).await?;
+    let Some(settings) = control.settings.mail_relay.as_ref().filter(|_| !allowed.is_empty()) else { return Ok(Relay::default()) };
+    let url = Url::parse(&settings.url).map_err(|error| Error::internal("mail.relay_url", error))?;
+    let port = url.port().unwrap_or(if url.scheme() == "smtps" { 465 } else { 25 });
+    Ok(Relay {
+        server: Some(format!("{}:{port}", url.host_str().unwrap_or_default())),
+        sender: settings.sender.clone(),
+        allowed: one_of(&allowed),
+    })
+}
+
+/// A regular expression for these addresses in whatever case.
+fn one_of(addresses: &[String]) -> String {
+    let literal = |address: &String| -> String {
+        let special =
+            |c: char| !c.is_alphanumeric() && !matches!(c, '@' | '_' | '-' | '%' | '!' | '#' | '&' | '\'' | '=' | '~' | '`' | '/');
+        address.chars().flat_map(|c| special(c).then_some('\\').into_iter().chain([c])).collect()
+    };
+    format!("(?i)^({})$", addresses.iter().map(literal).collect::<Vec<_>>().join("|"))
 }
 
 /// Replaces the list. Audited.
@@ -378,6 +414,11 @@ mod tests {
         };
         let text = String::from_utf8(mail.message().unwrap()).unwrap();
         assert!(text.contains("In-Reply-To: <1@shop>") && !text.contains("\r\nBcc:"), "{text}");
+    }
+
+    #[test]
+    fn the_list_is_written_as_mailpit_writes_it() {
+        assert_eq!(one_of(&["a.b+c@example.com".to_owned(), "d@x-y.org".to_owned()]), r"(?i)^(a\.b\+c@example\.com|d@x-y\.org)$");
     }
 
     #[test]
