@@ -25,7 +25,12 @@ impl<'a> Admin<'a> {
     }
 
     pub async fn call(&self, model: &str, method: &str, arguments: Value) -> Result<Value> {
-        let arguments = json!(["odoo", self.user, self.password, model, method, arguments]);
+        self.call_with(model, method, arguments, json!({})).await
+    }
+
+    /// With arguments that have names, `context` among them.
+    pub async fn call_with(&self, model: &str, method: &str, arguments: Value, named: Value) -> Result<Value> {
+        let arguments = json!(["odoo", self.user, self.password, model, method, arguments, named]);
         json_rpc(self.scene, &self.environment, "object", "execute_kw", arguments).await
     }
 

@@ -76,7 +76,7 @@ impl Visitor {
     }
 }
 
-async fn clone(scene: &Scene, branch: &str, body: Value) -> Result<(Value, Value)> {
+pub async fn clone(scene: &Scene, branch: &str, body: Value) -> Result<(Value, Value)> {
     let source = scene.environment(branch).await?;
     let clone = scene.owner.post(&format!("/environments/{}/clone", id(&source)), &body).await?;
     let deployment = scene.owner.deployments(&clone).await?.first().context("no deployment")?.clone();

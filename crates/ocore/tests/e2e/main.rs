@@ -5,6 +5,7 @@
 mod admin;
 mod behaviors;
 mod broken_pushes;
+mod browser;
 mod command_line;
 mod copies;
 mod crashes;
@@ -12,6 +13,7 @@ mod hold;
 mod imports;
 mod journey;
 mod machine_trouble;
+mod mail;
 mod scene;
 mod sleep;
 mod snapshots;
