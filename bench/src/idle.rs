@@ -31,7 +31,8 @@ pub async fn run(binary: PathBuf) -> Result<()> {
     report.finish()
 }
 
-fn proportional_megabytes(pid: i32) -> Result<f64> {
+/// What a process has of the machine's memory, shared pages divided among those who share them.
+pub fn proportional_megabytes(pid: i32) -> Result<f64> {
     let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
     let kilobytes = text.lines().find_map(|line| line.strip_prefix("Pss:")?.split_whitespace().next()?.parse::<f64>().ok());
     Ok(kilobytes.context("the kernel gives no PSS")? / 1024.0)

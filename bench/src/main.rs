@@ -7,6 +7,7 @@ mod api;
 mod by_hand;
 mod copy;
 mod idle;
+mod mail;
 mod push_to_live;
 mod report;
 mod rollback;
@@ -20,6 +21,9 @@ use clap::{Parser, Subcommand};
 #[derive(Debug, Parser)]
 #[command(about = "Measures what oCore promises, beside the alternative")]
 struct CommandLine {
+    /// An `ocore` that is built already, in the place of a release of the sources as they are
+    #[arg(long, global = true)]
+    binary: Option<PathBuf>,
     #[command(subcommand)]
     bench: Bench,
 }
@@ -60,18 +64,28 @@ enum Bench {
     },
     /// The memory of control plane and edge when nobody asks anything
     Idle,
+    /// What the mail catcher takes, lists and costs, beside another catcher
+    Mail {
+        /// Of 10,000 messages; at least 3
+        #[arg(long, default_value_t = 3)]
+        rounds: usize,
+        /// Leave out the other catcher, which npm installs
+        #[arg(long)]
+        no_npm: bool,
+    },
 }
 
 #[tokio::main]
 async fn main() -> Result<()> {
     let command_line = CommandLine::parse();
-    let binary = release_binary()?;
+    let binary = command_line.binary.map_or_else(release_binary, Ok)?;
     match command_line.bench {
         Bench::PushToLive { rounds, small_only } => push_to_live::run(binary, rounds, small_only).await,
         Bench::Api { seconds } => api::run(binary, seconds).await,
         Bench::Copy { rounds, gigabytes, quick } => copy::run(binary, rounds, gigabytes, quick).await,
         Bench::Rollback { rounds } => rollback::run(binary, rounds).await,
         Bench::Idle => idle::run(binary).await,
+        Bench::Mail { rounds, no_npm } => mail::run(binary, rounds, no_npm).await,
     }
 }
 

@@ -13,14 +13,19 @@ pub struct Target {
     pub name: String,
     pub unit: &'static str,
     pub value: f64,
-    /// The value may be at most this.
+    /// The value may be at most this, or must be at least this.
     pub target: f64,
+    pub at_least: bool,
     pub met: bool,
 }
 
 impl Target {
     pub fn at_most(name: impl Into<String>, unit: &'static str, value: f64, target: f64) -> Self {
-        Self { name: name.into(), unit, value: rounded(value), target, met: value <= target }
+        Self { name: name.into(), unit, value: rounded(value), target, at_least: false, met: value <= target }
+    }
+
+    pub fn at_least(name: impl Into<String>, unit: &'static str, value: f64, target: f64) -> Self {
+        Self { name: name.into(), unit, value: rounded(value), target, at_least: true, met: value >= target }
     }
 }
 
@@ -53,10 +58,11 @@ impl Report {
         }
         println!("{table}");
         let mut targets = Table::new();
-        targets.load_style(UTF8_FULL_CONDENSED).set_header(["target", "measured", "at most", "unit", "met"]);
+        targets.load_style(UTF8_FULL_CONDENSED).set_header(["target", "measured", "wanted", "unit", "met"]);
         for target in &self.targets {
             let met = if target.met { "yes" } else { "NO" };
-            targets.add_row([&target.name, &target.value.to_string(), &target.target.to_string(), target.unit, met]);
+            let wanted = format!("{} {}", if target.at_least { "≥" } else { "≤" }, target.target);
+            targets.add_row([&target.name, &target.value.to_string(), &wanted, target.unit, met]);
         }
         println!("{targets}");
         let directory = Path::new("target/bench");
