@@ -197,7 +197,8 @@ async fn a_mail_of_fifty_megabytes_is_kept_and_opened() -> Result<()> {
 #[tokio::test]
 async fn whatever_a_message_is_made_of_it_is_listed_and_opened() -> Result<()> {
     let mut scene = Scene::new().await?;
-    let deep: String = (0..2000).map(|level| format!("Content-Type: multipart/mixed; boundary=b{level}\r\n\r\n--b{level}\r\n")).collect();
+    let level = |level: usize| format!("Content-Type: multipart/mixed; boundary=b{level}\r\n\r\n--b{level}\r\n");
+    let deep = (0..2000).map(level).collect::<Vec<String>>().concat();
     let broken: Vec<Vec<u8>> = vec![
         b"".to_vec(),
         b"no header at all".to_vec(),
