@@ -7,7 +7,7 @@ use crate::{journey::json_rpc, scene::Scene};
 
 /// Odoo's administrator of one environment.
 pub struct Admin<'a> {
-    scene: &'a Scene,
+    pub scene: &'a Scene,
     pub environment: Value,
     user: Value,
     password: Value,
@@ -22,6 +22,11 @@ impl<'a> Admin<'a> {
         let user = json_rpc(scene, &environment, "common", "login", json!(["odoo", credentials["login"], password])).await?;
         ensure!(user.as_i64().is_some_and(|id| id > 0), "the password that oCore knows is not the one of {branch}'s Odoo: {user}");
         Ok(Self { scene, environment, user, password })
+    }
+
+    /// The same user with something else for a password.
+    pub fn with_password(&self, password: Value) -> Self {
+        Self { scene: self.scene, environment: self.environment.clone(), user: self.user.clone(), password }
     }
 
     pub async fn call(&self, model: &str, method: &str, arguments: Value) -> Result<Value> {

@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use ocore_testkit::{
     Options,
-    module::{write_module, write_page},
+    module::{write_manifest, write_module, write_page},
     wait::eventually,
 };
 use serde_json::{Value, json};
@@ -25,17 +25,102 @@ use crate::{
 const INVOICE: &str = "dGhlIGZpcnN0IGludm9pY2U=";
 const TOKEN: &str = "sk_live_0123456789abcdef";
 
-/// What a production has that a copy must not have.
-async fn furnish(admin: &Admin<'_>) -> Result<()> {
-    let server = json!([{ "name": "Real", "smtp_host": "smtp.example.com", "smtp_port": 25, "smtp_user": "shop", "smtp_pass": "secret" }]);
+/// A mail server somewhere else, which counts who comes.
+struct MailServer {
+    port: u16,
+    connections: Arc<AtomicUsize>,
+}
+
+impl MailServer {
+    async fn start() -> Result<Self> {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+        let port = listener.local_addr()?.port();
+        let connections = Arc::new(AtomicUsize::new(0));
+        let counted = connections.clone();
+        // Ends with the test's runtime.
+        tokio::spawn(async move {
+            while listener.accept().await.is_ok() {
+                counted.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        Ok(Self { port, connections })
+    }
+
+    fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
+    }
+}
+
+/// Modules with which a production reaches out.
+const OUTWARD: &[&str] = &["base", "web", "mail", "payment_stripe", "auth_oauth", "base_automation"];
+/// The subject of what the production's scheduled action sends.
+const NEWS: &str = "News of the engine";
+
+/// What a production has that a copy must not have; the API key.
+async fn furnish(admin: &Admin<'_>, elsewhere: &MailServer) -> Result<Value> {
+    let server = json!([{ "name": "Real", "smtp_host": "127.0.0.1", "smtp_port": elsewhere.port, "smtp_encryption": "none", "smtp_user": "shop", "smtp_pass": "secret" }]);
     admin.call("ir.mail_server", "create", server).await?;
     admin.call("ir.config_parameter", "set_param", json!(["thirdparty.api_token", TOKEN])).await?;
+    let stripe = admin.values("payment.provider", json!([["code", "=", "stripe"]]), "id").await?;
+    let enabled = json!({ "state": "enabled", "stripe_publishable_key": "pk_live_x", "stripe_secret_key": TOKEN });
+    admin.call("payment.provider", "write", json!([stripe, enabled])).await?;
+    let oauth = admin.call("auth.oauth.provider", "search", json!([[]])).await?;
+    admin.call("auth.oauth.provider", "write", json!([oauth, { "enabled": true, "client_id": "our-client" }])).await?;
     let model = admin.values("ir.model", json!([["model", "=", "res.users"]]), "id").await?;
-    let code = "env['res.users.apikeys']._generate('rpc', 'a program', datetime.datetime.now() + datetime.timedelta(days=30))";
+    let webhook = json!([{ "name": "Hook", "model_id": model[0], "state": "webhook", "webhook_url": "https://hooks.example.com/T0/B0" }]);
+    admin.call("ir.actions.server", "create", webhook).await?;
+    admin.call("base.automation", "create", json!([{ "name": "Incoming", "model_id": model[0], "trigger": "on_webhook" }])).await?;
+    let mails = format!(
+        "env['mail.mail'].create({{'subject': '{NEWS}', 'email_from': 'shop@example.com', 'email_to': 'ada@example.com', 'body_html': 'x'}}).send(raise_exception=True)"
+    );
+    // Far away, so that the production itself sends nothing meanwhile.
+    let cron = json!([{ "name": NEWS, "model_id": model[0], "state": "code", "code": mails, "interval_number": 1, "interval_type": "days", "nextcall": "2100-01-01 00:00:00", "active": true }]);
+    admin.call("ir.cron", "create", cron).await?;
+
+    let code = "key = env['res.users.apikeys']._generate('rpc', 'a program', datetime.datetime.now() + datetime.timedelta(days=30))\n\
+                env['ir.config_parameter'].set_param('shown.once', key)";
     let action = json!([{ "name": "key", "model_id": model[0], "state": "code", "code": code }]);
     let action = admin.call("ir.actions.server", "create", action).await?;
     admin.call("ir.actions.server", "run", json!([[action]])).await?;
-    ensure!(!admin.values("res.users.apikeys", json!([]), "name").await?.is_empty(), "the production has no API key to lose");
+    let key = admin.parameter("shown.once").await?;
+    admin.call("ir.config_parameter", "set_param", json!(["shown.once", false])).await?;
+    ensure!(admin.with_password(key.clone()).parameter("thirdparty.api_token").await? == TOKEN, "the API key opens the production");
+    Ok(key)
+}
+
+/// None of it lives in the copy, and a mail that is sent there goes to its catcher.
+async fn nothing_is_live(copy: &Admin<'_>, production: &Admin<'_>, key: Value, elsewhere: &MailServer) -> Result<()> {
+    let hosts = copy.values("ir.mail_server", json!([["active", "=", true]]), "smtp_host").await?;
+    ensure!(hosts == [json!("127.0.0.1")], "{hosts:?}");
+    let secrets =
+        copy.values("ir.mail_server", json!(["|", ["smtp_user", "!=", false], ["smtp_port", "=", elsewhere.port]]), "name").await?;
+    ensure!(secrets.is_empty(), "{secrets:?}");
+    ensure!(copy.values("payment.provider", json!([["state", "!=", "disabled"]]), "code").await?.is_empty());
+    ensure!(copy.values("payment.provider", json!([["code", "=", "stripe"]]), "stripe_secret_key").await? == [json!(false)]);
+    let providers = json!(["|", ["enabled", "=", true], ["client_id", "!=", false]]);
+    ensure!(copy.values("auth.oauth.provider", providers, "name").await?.is_empty());
+    ensure!(copy.values("res.users.apikeys", json!([]), "name").await?.is_empty(), "an API key of the production is in the copy");
+    ensure!(copy.with_password(key).parameter("thirdparty.api_token").await.is_err(), "the production's API key opens the copy");
+    let hooks = copy.values("ir.actions.server", json!([["webhook_url", "like", "example.com"]]), "name").await?;
+    ensure!(hooks.is_empty(), "{hooks:?}");
+    let incoming = [copy, production].map(|admin| admin.values("base.automation", json!([["name", "=", "Incoming"]]), "webhook_uuid"));
+    let [here, there] = incoming;
+    ensure!(here.await? != there.await?, "the address of the production's webhook works in the copy");
+    let crons = copy.values("ir.cron", json!([]), "cron_name").await?;
+    ensure!(crons.len() == 1, "only Odoo's own cleaning runs: {crons:?}");
+    ensure!(copy.parameter("thirdparty.api_token").await? == json!(false), "the token of a third party lives in the copy");
+    for key in ["database.secret", "database.uuid"] {
+        ensure!(copy.parameter(key).await? != production.parameter(key).await?, "{key}");
+    }
+
+    // By hand, as somebody who tries it out.
+    let cron = copy.values("ir.cron", json!([["active", "=", false], ["cron_name", "=", NEWS]]), "id").await?;
+    let triggered = copy.call("ir.cron", "method_direct_trigger", json!([cron])).await?;
+    ensure!(triggered == true, "the scheduled action failed: {triggered}");
+    let path = format!("/environments/{}/mail/api/v1/messages", id(&copy.environment));
+    let caught = copy.scene.owner.get(&path).await?;
+    ensure!(caught["messages"].as_array().is_some_and(|all| all.iter().any(|mail| mail["Subject"] == NEWS)), "{caught}");
+    ensure!(elsewhere.connections() == 0, "somebody has talked to the production's mail server");
     Ok(())
 }
 
@@ -97,11 +182,13 @@ async fn snapshots(scene: &Scene, branch: &str) -> Result<Vec<Value>> {
 async fn a_clone_of_a_serving_production_has_nothing_live_and_a_rollback_brings_everything_back() -> Result<()> {
     let scene = Scene::new(Options::default()).await?;
     write_module(&scene.repository, "shop", "version 1")?;
+    write_manifest(&scene.repository, "shop", OUTWARD, "1.0")?;
     scene.repository.commit("A shop")?;
     let push = scene.push("main")?;
     ensure!(push.success, "{}", push.output);
     let production = Admin::of(&scene, "main").await?;
-    furnish(&production).await?;
+    let elsewhere = MailServer::start().await?;
+    let key = furnish(&production, &elsewhere).await?;
     let attachment = json!([{ "name": "invoice.txt", "datas": INVOICE }]);
     production.call("ir.attachment", "create", attachment).await?;
     production.call("res.partner", "create", json!([{ "name": "Charles Babbage", "email": "charles@example.com" }])).await?;
@@ -118,11 +205,8 @@ async fn a_clone_of_a_serving_production_has_nothing_live_and_a_rollback_brings_
     ensure!(copy.environment["isNeutralized"] == true && copy.environment["environmentType"] == "staging", "{}", copy.environment);
 
     // Nothing of the production is live in it, and its people and files are there.
-    let hosts = copy.values("ir.mail_server", json!([["active", "=", true]]), "smtp_host").await?;
-    ensure!(!hosts.is_empty() && hosts.iter().all(|host| host == "127.0.0.1"), "{hosts:?}");
-    ensure!(copy.values("res.users.apikeys", json!([]), "name").await?.is_empty(), "an API key of the production works in the copy");
+    nothing_is_live(&copy, &production, key, &elsewhere).await?;
     ensure!(copy.parameter("web.base.url").await? == copy.environment["url"], "{}", copy.parameter("web.base.url").await?);
-    ensure!(copy.parameter("database.uuid").await? != production.parameter("database.uuid").await?);
     ensure!(copy.values("res.partner", json!([["name", "=", "Charles Babbage"]]), "name").await?.len() == 1);
     let datas = copy.values("ir.attachment", json!([["name", "=", "invoice.txt"]]), "datas").await?;
     ensure!(datas == [json!(INVOICE)], "{datas:?}");
@@ -131,15 +215,18 @@ async fn a_clone_of_a_serving_production_has_nothing_live_and_a_rollback_brings_
     let facts = report["facts"].as_array().context("no facts")?;
     ensure!(!facts.is_empty() && facts.iter().all(|fact| fact["holds"] == true), "{report}");
     let findings = report["findings"].as_array().context("no findings")?;
-    let token = findings.iter().find(|finding| finding["place"].as_str().is_some_and(|place| place.contains("thirdparty.api_token")));
-    ensure!(token.is_some(), "the token of a third party is not in the report: {report}");
+    let token = findings.iter().find(|finding| finding["place"] == "ir_config_parameter:thirdparty.api_token");
+    let token = token.context("the token of a third party is not in the report")?;
+    ensure!(token["verdict"] == "handled" && token["reason"].as_str().is_some_and(|reason| reason.starts_with("masked: ")), "{token}");
     ensure!(!report.to_string().contains(TOKEN), "the report tells the token");
     ensure!(report["changes"].is_null(), "there was no copy before");
 
     // The production has what it had.
     ensure!(production.parameter("thirdparty.api_token").await? == TOKEN);
     let hosts = production.values("ir.mail_server", json!([]), "smtp_host").await?;
-    ensure!(hosts == [json!("smtp.example.com")], "{hosts:?}");
+    ensure!(hosts == [json!("127.0.0.1")], "{hosts:?}");
+    let payments = production.values("payment.provider", json!([["code", "=", "stripe"]]), "state").await?;
+    ensure!(payments == [json!("enabled")], "{payments:?}");
 
     // A push to the clone's branch deploys there, with the data that it has.
     copy.call("res.partner", "create", json!([{ "name": "Only in the copy" }])).await?;
@@ -280,7 +367,9 @@ async fn a_neutralize_script_that_fails_keeps_the_copy_from_everybody_and_its_co
     let ended = scene.owner.ended(&deployment, DEPLOYMENT_LIMIT).await?;
     ensure!(ended["status"] == "failed", "{ended}");
     let message = ended["errorMessage"].as_str().unwrap_or_default();
-    ensure!(message.contains("neutralize.sql"), "{message}");
+    ensure!(message.contains("neutralize.sql of the project failed, line 1") && message.contains("no_such_table"), "{message}");
+    let excerpt = ended["errorExcerpt"].as_str().unwrap_or_default();
+    ensure!(excerpt.contains("update no_such_table"), "the reason outlives the copy: {ended}");
     let answer = scene.installation.through_edge(&clone, "/web/login").await?;
     ensure!(answer.status() != 200, "a copy that is not harmless is served");
     scene.settles_to_one_of_each().await?;
