@@ -12,6 +12,7 @@ mod push_to_live;
 mod report;
 mod rollback;
 mod source;
+mod template;
 
 use std::{path::PathBuf, process::Command};
 
@@ -62,6 +63,14 @@ enum Bench {
         #[arg(long, default_value_t = 5)]
         rounds: usize,
     },
+    /// A new development environment, beside one whose database is installed from nothing
+    Template {
+        #[arg(long, default_value_t = 3)]
+        rounds: usize,
+        /// Odoo's modules; with what they depend on, the default ones are 72
+        #[arg(long, value_delimiter = ',', default_value = "base,web,crm,sale_management,account,stock")]
+        modules: Vec<String>,
+    },
     /// The memory of control plane and edge when nobody asks anything
     Idle,
     /// What the mail catcher takes, lists and costs, beside another catcher
@@ -84,6 +93,7 @@ async fn main() -> Result<()> {
         Bench::Api { seconds } => api::run(binary, seconds).await,
         Bench::Copy { rounds, gigabytes, quick } => copy::run(binary, rounds, gigabytes, quick).await,
         Bench::Rollback { rounds } => rollback::run(binary, rounds).await,
+        Bench::Template { rounds, modules } => template::run(binary, rounds, &modules).await,
         Bench::Idle => idle::run(binary).await,
         Bench::Mail { rounds, no_npm } => mail::run(binary, rounds, no_npm).await,
     }

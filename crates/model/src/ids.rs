@@ -54,6 +54,8 @@ macro_rules! id {
 }
 
 id! {
+    /// A database with modules installed that new ones begin with. Made from what went in, not from the time.
+    TemplateId,
     /// A person.
     UserId,
     /// A tenant. Everything else belongs to exactly one.

@@ -5,13 +5,13 @@ use std::net::SocketAddr;
 use async_trait::async_trait;
 use ocore_host::{
     BuildRelease, ByteStream, CheckImport, DataSource, Distribution, Egress, EgressReport, ExportedFile, Fence, Host, HostError, HostFacts,
-    ImportFacts, InstalledModule, InstanceObservation, MailStream, Neutralize, Neutralized, NewDataSet, NewUpload, Progress, Release,
-    ReleaseId, Result, RunModules, RunningSlot, SlotSpec, Snapshot, SnapshotEstimate, Source, SourceId, SpaceReport, TakeSnapshot,
-    TarStream, UploadPart, UploadedPart, Verification, WriteExport,
+    ImportFacts, InstalledModule, InstanceObservation, KeepTemplate, MailStream, MakeTemplate, Neutralize, Neutralized, NewDataSet,
+    NewUpload, Progress, Release, ReleaseId, Result, RunModules, RunningSlot, SlotSpec, Snapshot, SnapshotEstimate, Source, SourceId,
+    SpaceReport, TakeSnapshot, TarStream, Template, TemplateLimits, UploadPart, UploadedPart, Verification, WriteExport,
 };
 use ocore_model::{
     edge::{EdgeStatus, Wanted},
-    ids::{DataSetId, ExportId, ImportId, InstanceId, SnapshotId},
+    ids::{DataSetId, ExportId, ImportId, InstanceId, SnapshotId, TemplateId},
     instance::Color,
     mail::MailboxStatus,
     names::OdooVersion,
@@ -108,6 +108,22 @@ impl Host for NoHost {
     }
 
     async fn retire_data_set(&self, _: TakeSnapshot, _: Fence, _: Progress) -> Result<Snapshot> {
+        refuse()
+    }
+
+    async fn templates(&self, _: Option<&ReleaseId>) -> Result<Vec<Template>> {
+        refuse()
+    }
+
+    async fn make_template(&self, _: MakeTemplate, _: Progress) -> Result<Template> {
+        refuse()
+    }
+
+    async fn keep_template(&self, _: InstanceId, _: KeepTemplate, _: Progress) -> Result<Template> {
+        refuse()
+    }
+
+    async fn prune_templates(&self, _: TemplateLimits) -> Result<Vec<TemplateId>> {
         refuse()
     }
 

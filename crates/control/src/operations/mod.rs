@@ -11,6 +11,7 @@ mod queue;
 mod saga;
 mod saga_store;
 mod sweeper;
+mod template;
 
 use std::sync::Arc;
 

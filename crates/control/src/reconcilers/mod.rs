@@ -16,6 +16,7 @@ mod sessions;
 mod sleep;
 pub(crate) mod snapshot_work;
 mod snapshots;
+pub(crate) mod templates;
 
 use std::{
     collections::BTreeMap,
@@ -76,6 +77,7 @@ const ALL: &[Reconciler] = &[
     Reconciler { name: "sleep", every: Duration::from_secs(15), run: |control| Box::pin(sleep::run(control)) },
     Reconciler { name: "mirrors", every: Duration::from_hours(24), run: |control| Box::pin(git::mirrors(control)) },
     Reconciler { name: "prune", every: Duration::from_hours(1), run: |control| Box::pin(prune::run(control)) },
+    Reconciler { name: templates::NAME, every: Duration::from_secs(30), run: |control| Box::pin(templates::run(control)) },
     Reconciler { name: "sessions", every: Duration::from_hours(1), run: |control| Box::pin(sessions::run(control)) },
 ];
 

@@ -16,4 +16,5 @@ mod scene;
 mod servers;
 mod sleep;
 mod snapshots;
+mod templates;
 mod world;

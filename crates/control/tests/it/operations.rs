@@ -298,7 +298,9 @@ async fn control(scene: &Scene, place: Place, action: ControlAction) -> Operatio
     scene.operation_ended(operation).await
 }
 
-/// One run of every reconciler; what they changed.
+/// One run of every reconciler; what they changed, but for the template that they make after a first build.
 async fn tidy(scene: &Scene) -> Vec<String> {
-    ocore_control::reconcilers::run_all(scene.control()).await.unwrap()
+    let mut changes = ocore_control::reconcilers::run_all(scene.control()).await.unwrap();
+    changes.retain(|change| !change.starts_with("made a template"));
+    changes
 }

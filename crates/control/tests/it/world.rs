@@ -13,17 +13,17 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use ocore_host::{
     BuildRelease, ByteStream, CheckImport, DataSource, Distribution, Egress, EgressReport, ExportedFile, Fence, Host, HostError, HostFacts,
-    ImportFacts, InstalledModule, InstanceObservation, MailStream, NeutralizationReport, Neutralize, Neutralized, NewDataSet, NewUpload,
-    PoolFacts, Progress, RawDataSet, Release, ReleaseId, Result, RunModules, RunningSlot, ServableDataSet, SlotSpec, Snapshot,
-    SnapshotEstimate, Source, SourceId, SourceModule, SpaceReport, Standing, TakeSnapshot, TarStream, UploadPart, UploadedPart, Usage,
-    Verification, WriteExport,
+    ImportFacts, InstalledModule, InstanceObservation, KeepTemplate, MailStream, MakeTemplate, NeutralizationReport, Neutralize,
+    Neutralized, NewDataSet, NewUpload, PoolFacts, Progress, RawDataSet, Release, ReleaseId, Result, RunModules, RunningSlot,
+    ServableDataSet, SlotSpec, Snapshot, SnapshotEstimate, Source, SourceId, SourceModule, SpaceReport, Standing, TakeSnapshot, TarStream,
+    Template, TemplateContent, TemplateLimits, UploadPart, UploadedPart, Usage, Verification, WriteExport,
 };
 use ocore_model::{
     edge::{EdgeStatus, InstanceTraffic, Wanted},
-    ids::{DataSetId, ExportId, ImportId, InstanceId, SnapshotId},
+    ids::{DataSetId, ExportId, ImportId, InstanceId, SnapshotId, TemplateId},
     instance::Color,
     mail::{MailboxSpec, MailboxStatus},
-    names::OdooVersion,
+    names::{ModuleName, OdooVersion},
     route::{RouteSnapshot, RouteState},
 };
 use tokio::{
@@ -101,6 +101,9 @@ struct State {
     instances: BTreeMap<InstanceId, InstanceWorld>,
     /// Manifests, each with what was done in its data.
     snapshots: BTreeMap<SnapshotId, (Snapshot, Vec<String>)>,
+    /// Each with what was done in it.
+    templates: BTreeMap<TemplateId, (Template, Vec<String>)>,
+    damaged: BTreeSet<TemplateId>,
     sources: BTreeMap<SourceId, Source>,
     releases: BTreeMap<ReleaseId, Release>,
     routes: Option<RouteSnapshot>,
@@ -200,6 +203,40 @@ impl World {
     /// Loses a snapshot behind everybody's back.
     pub(crate) fn lose_snapshot(&self, snapshot: SnapshotId) {
         self.state().snapshots.remove(&snapshot);
+    }
+
+    pub(crate) fn templates_kept(&self) -> Vec<Template> {
+        self.state().templates.values().map(|(template, _)| template.clone()).collect()
+    }
+
+    /// Damages a template; whoever takes it finds out.
+    pub(crate) fn damage_template(&self, template: TemplateId) {
+        self.state().damaged.insert(template);
+    }
+
+    fn store_template(&self, content: TemplateContent, standard: Vec<ModuleName>, done: Vec<String>) -> Template {
+        let mut state = self.state();
+        if let Some((found, _)) = state.templates.values().find(|(template, _)| template.content == content) {
+            return found.clone();
+        }
+        let installed = done.iter().filter_map(|done| done.strip_prefix("installed ").map(str::to_owned)).collect();
+        let now = Utc::now();
+        let (id, postgres, odoo_version) = (TemplateId::new(), "in memory".to_owned(), "19.0".parse().expect("a version"));
+        let template = Template {
+            id,
+            content,
+            odoo_version,
+            postgres,
+            shape: 1,
+            standard,
+            installed,
+            created_at: now,
+            used_at: now,
+            bytes: 1,
+            entries: 1,
+        };
+        state.templates.insert(id, (template.clone(), done));
+        template
     }
 
     pub(crate) fn trouble(&self, call: &'static str, trouble: Trouble) {
@@ -443,7 +480,18 @@ impl Host for World {
                 Some(self.snapshot(snapshot).ok_or_else(|| HostError::NotFound { what: "snapshot", id: snapshot.to_string() })?)
             }
             DataSource::Import { .. } => return Err(HostError::machine("no test needs imports in memory yet")),
-            DataSource::Fresh | DataSource::CopyOf(_) => None,
+            DataSource::Fresh | DataSource::CopyOf(_) | DataSource::Template { .. } => None,
+        };
+        let template = match source {
+            DataSource::Template { template } => {
+                let mut state = self.state();
+                if state.damaged.remove(&template) {
+                    state.templates.remove(&template);
+                }
+                let found = state.templates.get(&template).map(|(_, done)| done.clone());
+                Some(found.ok_or_else(|| HostError::NotFound { what: "template", id: template.to_string() })?)
+            }
+            _ => None,
         };
         let made = self.fenced(instance, fence, |world| {
             let (content, standing) = match (source, kept) {
@@ -462,7 +510,7 @@ impl Host for World {
                     };
                     (content, standing)
                 }
-                _ => (Vec::new(), Standing::Own),
+                _ => (template.unwrap_or_default(), Standing::Own),
             };
             Ok(world.make(data_set, content, standing))
         })?;
@@ -559,6 +607,52 @@ impl Host for World {
         })?;
         self.enter("retire_data_set", true, Some(&progress.cancel)).await?;
         Ok(taken)
+    }
+
+    async fn templates(&self, _: Option<&ReleaseId>) -> Result<Vec<Template>> {
+        self.enter("templates", false, None).await?;
+        Ok(self.state().templates.values().map(|(template, _)| template.clone()).collect())
+    }
+
+    async fn make_template(&self, request: MakeTemplate, progress: Progress) -> Result<Template> {
+        self.enter("make_template", false, Some(&progress.cancel)).await?;
+        let from = request.from.and_then(|from| self.state().templates.get(&from).map(|(_, done)| done.clone()));
+        let done = from.into_iter().flatten().chain(request.modules.iter().map(|name| format!("installed {name}"))).collect();
+        let content = TemplateContent {
+            distribution_id: "odoo".to_owned(),
+            with_demo: request.with_demo,
+            isolation_key: None,
+            requested: request.modules.clone(),
+            environment: None,
+            modules: BTreeMap::new(),
+        };
+        let template = self.store_template(content, request.modules, done);
+        self.enter("make_template", true, Some(&progress.cancel)).await?;
+        Ok(template)
+    }
+
+    async fn keep_template(&self, instance: InstanceId, request: KeepTemplate, progress: Progress) -> Result<Template> {
+        self.enter("keep_template", false, Some(&progress.cancel)).await?;
+        let release = self.state().releases.get(&request.release).cloned().expect("a release that is there");
+        let done = self.instance(instance).data_sets.get(&request.data_set).cloned().expect("a data set");
+        let content = TemplateContent {
+            distribution_id: release.distribution_id,
+            with_demo: request.with_demo,
+            isolation_key: Some(request.isolation_key),
+            requested: request.requested,
+            environment: None,
+            modules: release.modules,
+        };
+        Ok(self.store_template(content, request.standard, done))
+    }
+
+    async fn prune_templates(&self, limits: TemplateLimits) -> Result<Vec<TemplateId>> {
+        let mut state = self.state();
+        let is_orphan = |template: &Template| template.content.isolation_key.as_ref().is_some_and(|key| !limits.keys.contains(key));
+        let gone: Vec<TemplateId> =
+            state.templates.values().filter(|(template, _)| is_orphan(template)).map(|(template, _)| template.id).collect();
+        state.templates.retain(|id, _| !gone.contains(id));
+        Ok(gone)
     }
 
     async fn estimate_snapshot(&self, instance: InstanceId, data_set: DataSetId) -> Result<SnapshotEstimate> {

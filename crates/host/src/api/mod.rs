@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use ocore_model::{
     edge::{EdgeStatus, Wanted},
-    ids::{DataSetId, ExportId, ImportId, InstanceId, OperationId, SnapshotId},
+    ids::{DataSetId, ExportId, ImportId, InstanceId, OperationId, SnapshotId, TemplateId},
     instance::Color,
     mail::MailboxStatus,
     names::{ModuleName, OdooVersion},
@@ -24,8 +24,9 @@ mod exports;
 mod imports;
 mod quarantine;
 mod snapshots;
+mod templates;
 
-pub use self::{exports::*, imports::*, quarantine::*, snapshots::*};
+pub use self::{exports::*, imports::*, quarantine::*, snapshots::*, templates::*};
 use crate::error::Result;
 
 /// Who calls: the operation, and the generation that was raised when it was claimed.
@@ -140,6 +141,10 @@ pub enum DataSource {
         /// The target is production, and takes the data over as they are.
         as_own: bool,
     },
+    /// A database with modules installed that nobody has used. It gets an identity of its own, and the password of its administrator by the next
+    /// [`Host::run_modules`], also by one that has nothing to install; before that no slot starts on it. `NotFound` when the template is gone, also
+    /// when it turned out to be damaged: it is removed then.
+    Template { template: TemplateId },
     /// A backup that has been received and checked ([`Host::check_import`]). Raw, unless `as_own`.
     Import {
         import: ImportId,
@@ -343,6 +348,20 @@ pub trait Host: Send + Sync + 'static {
 
     /// Turns a data set that is not live any more into a snapshot: nothing is copied. Stops what uses it. Done already is done.
     async fn retire_data_set(&self, request: TakeSnapshot, fence: Fence, progress: Progress) -> Result<Snapshot>;
+
+    /// The templates that this server can use; for a release, only those for everybody and those that were made with the same Python packages.
+    async fn templates(&self, release: Option<&ReleaseId>) -> Result<Vec<Template>>;
+
+    /// Installs modules of Odoo's own in a database that no tenant has, and keeps it for everybody. Made already is done. Takes as long as the
+    /// installation; dropped in the middle, it leaves what the next [`Host::prune_templates`] removes.
+    async fn make_template(&self, request: MakeTemplate, progress: Progress) -> Result<Template>;
+
+    /// Keeps a fresh data set, in which modules have been installed and that nobody can have used yet, for builds with the same key. Its cluster
+    /// goes on serving meanwhile. Kept already is done. Needs no fence: like a snapshot it changes nothing of the instance.
+    async fn keep_template(&self, instance: InstanceId, request: KeepTemplate, progress: Progress) -> Result<Template>;
+
+    /// Removes the templates that are too many, too old or no use, and what a crash has left of one in the making. Says which.
+    async fn prune_templates(&self, limits: TemplateLimits) -> Result<Vec<TemplateId>>;
 
     async fn estimate_snapshot(&self, instance: InstanceId, data_set: DataSetId) -> Result<SnapshotEstimate>;
 

@@ -27,6 +27,7 @@ use super::{
     process::Process,
     slots::SlotDetails,
     snapshots,
+    templates::give_identity,
 };
 use crate::{
     api::{DataSource, NewDataSet, Progress, RawDataSet, ServableDataSet, Standing},
@@ -55,6 +56,19 @@ struct Manifest {
     /// Manifests that do not say are older than the copies of other instances' data.
     #[serde(default = "own_standing")]
     standing: Standing,
+    #[serde(default)]
+    lacks: Lacks,
+}
+
+/// What a copy of a template has yet to get before an Odoo serves it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Lacks {
+    #[default]
+    Nothing,
+    Password,
+    /// And a password.
+    Identity,
 }
 
 fn own_standing() -> Standing {
@@ -98,6 +112,7 @@ impl LocalHost {
         let target = self.layout.data_set(instance, data_set);
         if target.is_dir() {
             if self.is_current(instance, &target, source)? {
+                self.identify(claim, data_set, progress).await?;
                 return Ok(with_standing(data_set, self.standing_of(instance, data_set)?));
             }
             progress.log.line("The earlier copy is older than its source; it is made again.");
@@ -131,15 +146,21 @@ impl LocalHost {
                 };
                 (None, standing)
             }
+            DataSource::Template { template } => {
+                self.fill_from_template(&work, template, &allocation, progress).await?;
+                (None, Standing::Own)
+            }
             DataSource::Import { as_own, .. } => (None, if as_own { Standing::Own } else { Standing::Raw }),
         };
-        let manifest = Manifest { data_set, source, created_at: Utc::now(), source_control, standing };
+        let lacks = if matches!(source, DataSource::Template { .. }) { Lacks::Identity } else { Lacks::Nothing };
+        let manifest = Manifest { data_set, source, created_at: Utc::now(), source_control, standing, lacks };
         durable::write_fleeting_json(&work.path().join(MANIFEST), &manifest)?;
         open_to_group(work.path(), allocation.odoo.uid)?;
         claim.check()?;
         work.keep().await?;
         progress.log.line(match source {
             DataSource::Fresh => "Made an empty database and an empty file store.",
+            DataSource::Template { .. } => "Copied the template.",
             DataSource::CopyOf(_) | DataSource::Snapshot { .. } if self.pool.has_reflinks() => {
                 "Copied the database and the file store; the copy shares their blocks."
             }
@@ -148,7 +169,33 @@ impl LocalHost {
             }
             DataSource::Import { .. } => "Restored the backup.",
         });
+        self.identify(claim, data_set, progress).await?;
         Ok(with_standing(data_set, standing))
+    }
+
+    /// Gives a new copy of a template an identity of its own. Where that cannot be, copy and template go. Done already is done.
+    async fn identify(&self, claim: &Claim, data_set: DataSetId, progress: &Progress) -> Result<()> {
+        let manifest = self.manifest(claim.instance, data_set)?;
+        let (Lacks::Identity, DataSource::Template { template }) = (manifest.lacks, manifest.source) else { return Ok(()) };
+        let identified = async {
+            let found = self.find_template(template)?;
+            let found = found.ok_or_else(|| HostError::NotFound { what: "template", id: template.to_string() })?;
+            let cluster = self.run_cluster(claim.instance, data_set).await?;
+            give_identity(&mut cluster.connect_as_owner().await?, found.content.isolation_key.is_none()).await
+        };
+        match identified.await {
+            Ok(()) => {}
+            Err(error) => {
+                self.delete_data_set(claim, data_set).await?;
+                return Err(match error {
+                    HostError::Fenced { .. } | HostError::Cancelled => error,
+                    error => self.give_template_up(template, error, progress).await,
+                });
+            }
+        }
+        self.mark_lacks(claim, data_set, Lacks::Password)?;
+        progress.log.line("The database has a secret and a number of its own.");
+        Ok(())
     }
 
     /// Whose data a data set holds.
@@ -169,6 +216,25 @@ impl LocalHost {
             Standing::Own => return Err(HostError::machine("these are the instance's own data, which nothing may neutralize")),
         }
         Ok(ServableDataSet::proven(data_set))
+    }
+
+    /// What a data set was made from.
+    pub(super) fn source_of(&self, instance: InstanceId, data_set: DataSetId) -> Result<DataSource> {
+        self.manifest(instance, data_set).map(|manifest| manifest.source)
+    }
+
+    pub(super) fn lacks(&self, instance: InstanceId, data_set: DataSetId) -> Result<Lacks> {
+        self.manifest(instance, data_set).map(|manifest| manifest.lacks)
+    }
+
+    /// Done already is done.
+    pub(super) fn mark_lacks(&self, claim: &Claim, data_set: DataSetId, lacks: Lacks) -> Result<()> {
+        claim.check()?;
+        let manifest = self.manifest(claim.instance, data_set)?;
+        if manifest.lacks == lacks {
+            return Ok(());
+        }
+        durable::write_json(&self.layout.data_set(claim.instance, data_set).join(MANIFEST), &Manifest { lacks, ..manifest })
     }
 
     fn manifest(&self, instance: InstanceId, data_set: DataSetId) -> Result<Manifest> {
@@ -295,7 +361,7 @@ impl LocalHost {
         let Some(manifest) = durable::read_json::<Manifest>(&target.join(MANIFEST))? else { return Ok(false) };
         Ok(manifest.source == source
             && match source {
-                DataSource::Fresh | DataSource::Snapshot { .. } | DataSource::Import { .. } => true,
+                DataSource::Fresh | DataSource::Snapshot { .. } | DataSource::Template { .. } | DataSource::Import { .. } => true,
                 DataSource::CopyOf(original) => manifest.source_control == Some(control_digest(&self.layout.pgdata(instance, original))?),
             })
     }

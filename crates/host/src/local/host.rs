@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use async_trait::async_trait;
 use ocore_model::{
     edge::{EdgeStatus, Wanted},
-    ids::{DataSetId, ExportId, ImportId, InstanceId, SnapshotId},
+    ids::{DataSetId, ExportId, ImportId, InstanceId, SnapshotId, TemplateId},
     instance::Color,
     mail::MailboxStatus,
     names::OdooVersion,
@@ -16,9 +16,9 @@ use super::{LocalHost, copy, imports};
 use crate::{
     api::{
         BuildRelease, ByteStream, CheckImport, DataSource, Distribution, Egress, EgressReport, ExportedFile, Fence, Host, HostFacts,
-        ImportFacts, InstalledModule, InstanceObservation, MailStream, Neutralize, Neutralized, NewDataSet, NewUpload, Progress, Release,
-        ReleaseId, RunModules, RunningSlot, SlotSpec, Snapshot, SnapshotEstimate, Source, SourceId, SpaceReport, TakeSnapshot, TarStream,
-        UploadPart, UploadedPart, Verification, WriteExport,
+        ImportFacts, InstalledModule, InstanceObservation, KeepTemplate, MailStream, MakeTemplate, Neutralize, Neutralized, NewDataSet,
+        NewUpload, Progress, Release, ReleaseId, RunModules, RunningSlot, SlotSpec, Snapshot, SnapshotEstimate, Source, SourceId,
+        SpaceReport, TakeSnapshot, TarStream, Template, TemplateLimits, UploadPart, UploadedPart, Verification, WriteExport,
     },
     error::Result,
 };
@@ -122,6 +122,25 @@ impl Host for LocalHost {
     async fn retire_data_set(&self, request: TakeSnapshot, fence: Fence, progress: Progress) -> Result<Snapshot> {
         let claim = self.claim(request.instance, fence).await?;
         claim.run(self.retire(&claim, &request, &progress)).await
+    }
+
+    async fn templates(&self, release: Option<&ReleaseId>) -> Result<Vec<Template>> {
+        match release {
+            Some(release) => self.templates_for(release).await,
+            None => self.whole_templates().await,
+        }
+    }
+
+    async fn make_template(&self, request: MakeTemplate, progress: Progress) -> Result<Template> {
+        self.make_shared_template(&request, &progress).await
+    }
+
+    async fn keep_template(&self, instance: InstanceId, request: KeepTemplate, progress: Progress) -> Result<Template> {
+        self.keep_project_template(instance, &request, &progress).await
+    }
+
+    async fn prune_templates(&self, limits: TemplateLimits) -> Result<Vec<TemplateId>> {
+        self.evict_templates(&limits).await
     }
 
     async fn estimate_snapshot(&self, instance: InstanceId, data_set: DataSetId) -> Result<SnapshotEstimate> {

@@ -18,6 +18,7 @@ use super::{
     ledger::Allocation,
     process::{self, Process},
     slots,
+    templates::WORKSHOP,
 };
 use crate::{
     api::{Fence, InstanceObservation},
@@ -88,7 +89,8 @@ impl LocalHost {
     /// What is there of every instance.
     pub(super) async fn observe_instances(&self) -> Result<Vec<InstanceObservation>> {
         let mut observations = Vec::new();
-        for instance in self.ledger.instances().await? {
+        // The workshop is nobody's; who observes it could only take it for a leftover.
+        for instance in self.ledger.instances().await?.into_iter().filter(|instance| *instance != WORKSHOP) {
             let data_sets = self.data_sets(instance)?;
             let mut clusters = Vec::new();
             for data_set in &data_sets {

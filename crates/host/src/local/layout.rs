@@ -16,13 +16,14 @@
 //! <pool>/uploads/<import>/                        what is being imported, until it is
 //! <pool>/exports/<export>/                        what was exported, until it expires
 //! <pool>/templates/<name>/                        clusters to copy
+//! <pool>/templates/<id>/{template.json, used, pgdata, data_dir}
 //! <pool>/sources/, <pool>/releases/, <pool>/environments/
 //! ```
 
 use std::path::{Path, PathBuf};
 
 use ocore_model::{
-    ids::{DataSetId, ExportId, ImportId, InstanceId, OperationId, SnapshotId},
+    ids::{DataSetId, ExportId, ImportId, InstanceId, OperationId, SnapshotId, TemplateId},
     instance::Color,
 };
 
@@ -219,6 +220,10 @@ impl Layout {
 
     pub fn templates(&self) -> PathBuf {
         self.pool.join("templates")
+    }
+
+    pub fn template(&self, template: TemplateId) -> PathBuf {
+        self.templates().join(template.to_string())
     }
 
     pub fn sources(&self) -> PathBuf {

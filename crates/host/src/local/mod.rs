@@ -33,6 +33,7 @@ mod releases;
 pub mod slots;
 mod snapshots;
 mod sources;
+mod templates;
 mod users;
 
 use std::{os::unix::fs::PermissionsExt, path::Path};
@@ -62,6 +63,7 @@ pub struct LocalHost {
     mail: MailClient,
     fences: Fences,
     template_turn: tokio::sync::Mutex<()>,
+    workshop: tokio::sync::Mutex<()>,
     builds: releases::Turns,
     data_locks: data_locks::DataLocks,
     uploading: imports::Uploading,
@@ -83,6 +85,7 @@ impl LocalHost {
             mail: MailClient::new(layout.mail_socket()),
             fences: Fences::new(layout.fences()),
             template_turn: tokio::sync::Mutex::default(),
+            workshop: tokio::sync::Mutex::default(),
             builds: releases::Turns::default(),
             data_locks: data_locks::DataLocks::default(),
             uploading: imports::Uploading::default(),

@@ -13,3 +13,4 @@ mod project;
 mod quarantine;
 mod releases;
 mod snapshots;
+mod templates;

@@ -17,3 +17,4 @@ mod mail;
 mod scene;
 mod sleep;
 mod snapshots;
+mod templates;

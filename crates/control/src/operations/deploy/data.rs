@@ -14,6 +14,7 @@ use rand::{RngExt, distr::Alphanumeric};
 use super::{
     Parameters, snapshot,
     step::{Step, UndoStep},
+    template,
 };
 use crate::{
     egress,
@@ -50,8 +51,9 @@ pub(super) async fn copy(step: Arc<Step>) -> Result<(NewDataSet, String), Failur
     control.host.create_instance(parameters.instance, step.fence()).await?;
     egress::apply(control, parameters.instance).await?;
     crate::mail::prepare(control, parameters.instance).await;
-    let made = create(&step).await?;
-    let summary = match source(parameters) {
+    let (made, source) = create(&step).await?;
+    let summary = match source {
+        DataSource::Template { .. } => "a copy of a template",
         DataSource::CopyOf(_) => "the live data, copied aside",
         DataSource::Fresh => "an empty database",
         DataSource::Import { .. } => "the data of the backup",
@@ -73,10 +75,15 @@ fn source(parameters: &Parameters) -> DataSource {
     }
 }
 
-async fn create(step: &Step) -> Result<NewDataSet, Failure> {
+async fn create(step: &Step) -> Result<(NewDataSet, DataSource), Failure> {
     let parameters = &step.parameters;
+    if template::applies(parameters) {
+        return template::create(step).await;
+    }
+    let source = source(parameters);
     let host = &step.control().host;
-    Ok(host.create_data_set(parameters.instance, parameters.data_set, source(parameters), step.fence(), step.progress()).await?)
+    let made = host.create_data_set(parameters.instance, parameters.data_set, source, step.fence(), step.progress()).await?;
+    Ok((made, source))
 }
 
 pub(super) async fn undo_copy(step: Arc<UndoStep>) -> Result<(), Failure> {
@@ -130,10 +137,11 @@ pub(super) async fn update(step: Arc<Step>) -> Result<(Option<String>, String), 
         DataMode::Fresh => Some(new_password()),
         DataMode::Keep => None,
     };
+    let rest = template::rest(&step, names(&plan.install)?).await?;
     let request = RunModules {
         data_set: parameters.data_set,
         release: step.context.output("deploy::build")?,
-        install: names(&plan.install)?,
+        install: rest.clone(),
         update: names(&plan.update)?,
         with_demo: parameters.with_demo && plan.data == DataMode::Fresh,
         admin_password: password.clone(),
@@ -147,8 +155,10 @@ pub(super) async fn update(step: Arc<Step>) -> Result<(Option<String>, String), 
         None => None,
     };
     let mut parts = Vec::new();
-    if !plan.install.is_empty() {
-        parts.push(format!("{} installed", plan.install.len()));
+    if rest.is_empty() && !plan.install.is_empty() {
+        parts.push("everything came with the template".to_owned());
+    } else if !rest.is_empty() {
+        parts.push(format!("{} installed", rest.len()));
     }
     if !plan.update.is_empty() {
         parts.push(format!("{} updated", plan.update.len()));

@@ -13,6 +13,7 @@ mod settle;
 mod slot;
 mod snapshot;
 mod step;
+mod template;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use ocore_host::{OdooSettings, ReleaseId, ServableDataSet, SlotSpec};

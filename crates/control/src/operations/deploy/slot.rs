@@ -17,6 +17,7 @@ use super::{
     quarantine::{self, Released},
     short, snapshot,
     step::{Step, UndoStep},
+    template,
 };
 use crate::{
     Control, Error, git,
@@ -54,7 +55,12 @@ pub(super) async fn start(step: Arc<Step>) -> Result<(Addresses, String), Failur
         release: step.context.output("deploy::build")?,
         settings: parameters.settings.clone(),
     };
-    let running = control.host.start_slot(parameters.instance, slot, step.fence(), step.progress()).await?;
+    let start = async { Ok::<_, Failure>(control.host.start_slot(parameters.instance, slot, step.fence(), step.progress()).await?) };
+    let keep = async {
+        template::keep(&step).await;
+        Ok(())
+    };
+    let (running, ()) = tokio::try_join!(start, keep)?;
     Ok((Addresses { http: running.http, websocket: running.websocket }, format!("{} answers", parameters.color)))
 }
 

@@ -68,7 +68,7 @@ impl LocalHost {
     }
 
     /// Of the server that new clusters run on, e.g. `15.4`.
-    async fn postgres_version(&self) -> Result<String> {
+    pub(in crate::local) async fn postgres_version(&self) -> Result<String> {
         let finished = Program::new(self.config.postgres_bin()?.join("postgres")).arg("--version").run().await?;
         let text = finished.expect_success("PostgreSQL did not say its version")?.stdout_text();
         Ok(text.split_whitespace().find(|word| word.starts_with(|c: char| c.is_ascii_digit())).unwrap_or_default().to_owned())

@@ -16,6 +16,7 @@ use crate::{
     local::{
         LocalHost,
         cluster::Cluster,
+        data_sets::Lacks,
         distribution::InstalledDistribution,
         exec::{Finished, Program},
         fence::Claim,
@@ -88,6 +89,7 @@ impl LocalHost {
         let (hash, ()) = tokio::try_join!(hash, run)?;
         if let Some(hash) = hash {
             set_admin_password(&cluster, &hash).await?;
+            self.mark_lacks(claim, request.data_set, Lacks::Nothing)?;
         }
         Ok(())
     }

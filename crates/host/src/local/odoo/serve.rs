@@ -27,6 +27,7 @@ use crate::{
     local::{
         LocalHost,
         cluster::Cluster,
+        data_sets::Lacks,
         fence::Claim,
         layout::{Layout, Unit},
         ledger::{OsUser, SlotPorts},
@@ -65,6 +66,9 @@ impl LocalHost {
             return Err(HostError::rejected(
                 "this copy of another environment's data has not been made harmless, so no Odoo starts on it; neutralize it first",
             ));
+        }
+        if self.lacks(instance, spec.data_set.id())? != Lacks::Nothing {
+            return Err(HostError::machine("this copy of a template has no password of its own yet, so no Odoo starts on it"));
         }
         if let Some((process, details)) = slots::find(&self.layout, instance, spec.color)? {
             let is_same = details.data_set == spec.data_set.id() && details.release == spec.release && details.settings == spec.settings;

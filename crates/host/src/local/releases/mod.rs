@@ -54,7 +54,7 @@ pub(super) struct ReleaseRecord {
     /// The `python` that runs it.
     pub(super) python: PathBuf,
     /// The environment on top of the distribution's, when the project has requirements.
-    environment: Option<String>,
+    pub(super) environment: Option<String>,
     /// The groups that a process needs to read it.
     pub(super) groups: Vec<u32>,
     /// Directories that hold its modules, relative to its source tree.

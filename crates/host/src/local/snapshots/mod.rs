@@ -7,7 +7,7 @@
 mod file_store;
 mod live;
 mod space;
-mod verify;
+pub(super) mod verify;
 
 use std::{
     os::unix::fs::PermissionsExt,
@@ -195,7 +195,7 @@ impl LocalHost {
         self.finish(work, snapshot, progress).await
     }
 
-    async fn copy_live(
+    pub(super) async fn copy_live(
         &self,
         request: &TakeSnapshot,
         cluster: &Cluster,
@@ -367,27 +367,27 @@ struct Moment {
 
 /// What a data set or a snapshot holds.
 #[derive(Debug, Default)]
-struct Sizes {
+pub(super) struct Sizes {
     /// Lengths of all files together, and how many files, directories and links there are.
-    bytes: u64,
-    entries: u64,
+    pub(super) bytes: u64,
+    pub(super) entries: u64,
     database_bytes: u64,
     file_store_bytes: u64,
     file_store_files: u64,
     damaged: Vec<String>,
 }
 
-fn all(_: &Path) -> Take {
+pub(super) fn all(_: &Path) -> Take {
     Take::All
 }
 
 /// Whoever was logged in at the source must not be logged in at the copy.
-fn all_but_sessions(path: &Path) -> Take {
+pub(super) fn all_but_sessions(path: &Path) -> Take {
     if path == Path::new("sessions") { Take::Empty } else { Take::All }
 }
 
 /// Measures, and checks the files of the file store that may be half-written at that moment.
-async fn measure(directory: &Path, moment: DateTime<Utc>) -> Result<Sizes> {
+pub(super) async fn measure(directory: &Path, moment: DateTime<Utc>) -> Result<Sizes> {
     let (pgdata, data_dir) = (directory.join("pgdata"), directory.join("data_dir"));
     blocking(move || {
         let database = walk(&pgdata, i64::MAX)?;

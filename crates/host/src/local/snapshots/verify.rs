@@ -33,26 +33,30 @@ impl LocalHost {
         if self.find_snapshot(snapshot)?.is_none() {
             return Err(HostError::NotFound { what: "snapshot", id: snapshot.to_string() });
         }
-        let directory = self.layout.snapshot(snapshot);
-        let control = Control::read(&directory.join("pgdata")).await?;
-        let stop = progress.cancel.child_token();
-        let _stop_when_dropped = stop.clone().drop_guard();
-        let files = {
-            let (directory, stop) = (directory.clone(), stop.clone());
-            blocking(move || check_file_store(&directory, &stop))
-        };
-        let pages = {
-            let (directory, has_checksums) = (directory.clone(), control.has_checksums);
-            blocking(move || if has_checksums { check_pages(&directory, &stop) } else { Ok(Verification::default()) })
-        };
-        let (files, pages) = tokio::try_join!(files, pages)?;
-        if !control.has_checksums {
-            progress.log.line("The database's pages have no checksums, so they were not checked.");
-        }
-        let mut damaged: Vec<Damage> = [control.damage, files.damaged, pages.damaged].into_iter().flatten().collect();
-        damaged.sort_by(|one, other| one.path.cmp(&other.path));
-        Ok(Verification { checked_files: files.checked_files + pages.checked_files, damaged })
+        check(&self.layout.snapshot(snapshot), progress).await
     }
+}
+
+/// Reads all of a database and file store at rest.
+pub(in crate::local) async fn check(directory: &Path, progress: &Progress) -> Result<Verification> {
+    let control = Control::read(&directory.join("pgdata")).await?;
+    let stop = progress.cancel.child_token();
+    let _stop_when_dropped = stop.clone().drop_guard();
+    let files = {
+        let (directory, stop) = (directory.to_owned(), stop.clone());
+        blocking(move || check_file_store(&directory, &stop))
+    };
+    let pages = {
+        let (directory, has_checksums) = (directory.to_owned(), control.has_checksums);
+        blocking(move || if has_checksums { check_pages(&directory, &stop) } else { Ok(Verification::default()) })
+    };
+    let (files, pages) = tokio::try_join!(files, pages)?;
+    if !control.has_checksums {
+        progress.log.line("The database's pages have no checksums, so they were not checked.");
+    }
+    let mut damaged: Vec<Damage> = [control.damage, files.damaged, pages.damaged].into_iter().flatten().collect();
+    damaged.sort_by(|one, other| one.path.cmp(&other.path));
+    Ok(Verification { checked_files: files.checked_files + pages.checked_files, damaged })
 }
 
 /// What PostgreSQL's own program reads in `global/pg_control`.
