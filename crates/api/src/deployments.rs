@@ -11,10 +11,11 @@ use ocore_control::{
     Error, Settings,
     authorization::{ManageDeployments, ViewDeployments},
     deployments::{self, Cursor, DeployRequest, LogRange},
+    plans,
     store::deployments::{Deployment, Page, Step},
 };
 use ocore_model::{
-    deployment::{DataMode, DataOrigin, DeploymentStatus, StepName, StepStatus, Trigger},
+    deployment::{DataMode, DataOrigin, DeploymentStatus, ModulePlan, StepName, StepStatus, Trigger},
     evidence::{Finding, GateEvidence, Risk, SuccessVerdict},
     instance::Color,
     names::InvalidName,
@@ -84,6 +85,8 @@ pub(crate) struct DeploymentBody {
     duration_ms: Option<i64>,
     updated_at: DateTime<Utc>,
     steps: Vec<StepBody>,
+    /// What it does to the modules, and why. Null in lists, and before it is known.
+    plan: Option<ModulePlan>,
     evidence: Vec<GateEvidence>,
     findings: Vec<Finding>,
     /// Null: it is not measured yet.
@@ -125,6 +128,7 @@ impl DeploymentBody {
             duration_ms: duration_ms(deployment.started_at, deployment.completed_at),
             updated_at: deployment.updated_at,
             steps: deployment.steps.iter().map(StepBody::new).collect(),
+            plan: None,
             evidence: Vec::new(),
             findings: Vec::new(),
             risk: None,
@@ -237,7 +241,8 @@ pub(crate) async fn get(
     FromPath(id): FromPath<Uuid>,
 ) -> Result<Json<DeploymentBody>, Problem> {
     let deployment = deployments::find(&state.control, &grant, id.into()).await?;
-    Ok(Json(DeploymentBody::new(&deployment, &state.control.settings)))
+    let plan = plans::of_deployment(&state.control, &grant, deployment.id).await?;
+    Ok(Json(DeploymentBody { plan, ..DeploymentBody::new(&deployment, &state.control.settings) }))
 }
 
 /// What to deploy, and where. At least one of `branch`, `commitSha`, `tag`.
@@ -253,6 +258,17 @@ pub(crate) struct Deploy {
     instance_id: Option<Uuid>,
 }
 
+impl Deploy {
+    pub(crate) fn request(self) -> Result<DeployRequest, Problem> {
+        Ok(DeployRequest {
+            branch: self.branch.map(|branch| branch.parse()).transpose().map_err(invalid("branch"))?,
+            commit: self.commit_sha.map(|commit| commit.parse()).transpose().map_err(invalid("commitSha"))?,
+            tag: self.tag,
+            instance: self.instance_id.map(Into::into),
+        })
+    }
+}
+
 /// Deploy
 ///
 /// Deploys a branch's newest commit, a commit or a tag. A deployment of the same commit that is on its way is the answer; others of the
@@ -265,13 +281,7 @@ pub(crate) async fn deploy(
     FromPath(project): FromPath<Uuid>,
     Input(body): Input<Deploy>,
 ) -> Result<(StatusCode, Json<DeploymentBody>), Problem> {
-    let request = DeployRequest {
-        branch: body.branch.map(|branch| branch.parse()).transpose().map_err(invalid("branch"))?,
-        commit: body.commit_sha.map(|commit| commit.parse()).transpose().map_err(invalid("commitSha"))?,
-        tag: body.tag,
-        instance: body.instance_id.map(Into::into),
-    };
-    let deployment = deployments::deploy(&state.control, &grant, project.into(), request).await?;
+    let deployment = deployments::deploy(&state.control, &grant, project.into(), body.request()?).await?;
     Ok((StatusCode::ACCEPTED, Json(DeploymentBody::new(&deployment, &state.control.settings))))
 }
 

@@ -31,6 +31,7 @@ mod neutralizations;
 mod observe;
 mod organizations;
 mod pipeline;
+mod plans;
 mod problem;
 mod projects;
 mod repositories;

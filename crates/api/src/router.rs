@@ -14,7 +14,7 @@ use utoipa_axum::{
 
 use crate::{
     AppState, accounts, api_keys, audit, branches, clones, deployments, docs, document, egress, environments, events, exports, git, health,
-    imports, instances, large::LargeReads, mail, members, metrics, neutralizations, observe, organizations, pipeline, problem, projects,
+    imports, instances, large::LargeReads, mail, members, metrics, neutralizations, observe, organizations, pipeline, plans, problem, projects,
     repositories, roles, rollbacks, servers, sleep, snapshots, space,
 };
 
@@ -95,6 +95,7 @@ fn api() -> OpenApiRouter<AppState> {
         .routes(routes!(deployments::cancel))
         .routes(routes!(deployments::logs))
         .routes(routes!(deployments::follow))
+        .routes(routes!(plans::preview))
         .routes(routes!(rollbacks::progress))
         // imports and exports
         .routes(routes!(imports::list, imports::create))

@@ -158,29 +158,42 @@ pub struct DeployRequest {
 
 /// Deploys a branch's head, a commit or a tag to the environment of the instance, or else of the branch, or else to the production.
 pub async fn deploy(control: &Control, grant: &Grant<ManageDeployments>, project: ProjectId, request: DeployRequest) -> Result<Deployment> {
+    let mut transaction = control.pool.begin().await?;
+    let (environment, commit) = target(control, &mut transaction, grant, project, &request).await?;
+    let id = queue(&mut transaction, &environment, &commit, trigger_of(grant), Some(grant.user_id)).await?;
+    transaction.commit().await?;
+    operations::wake(control, environment.instance_id).await;
+    read(control, grant, id).await
+}
+
+/// What a request means: the environment, locked until the end of the transaction, and the commit.
+pub(crate) async fn target(
+    control: &Control,
+    connection: &mut PgConnection,
+    scope: &Scope,
+    project: ProjectId,
+    request: &DeployRequest,
+) -> Result<(Environment, Commit)> {
     if request.branch.is_none() && request.commit.is_none() && request.tag.is_none() {
         return Err(Error::invalid("branch", "give a branch, a commitSha or a tag"));
     }
-    let mut transaction = control.pool.begin().await?;
-    let project = store::branches::lock_project(&mut transaction, project)
+    let project = store::branches::lock_project(connection, project)
         .await?
-        .filter(|project| project.organization_id == grant.organization_id)
+        .filter(|project| project.organization_id == scope.organization_id)
         .ok_or(Error::NotFound { what: "project" })?;
     if project.archived_at.is_some() {
         return Err(Error::conflict("project_archived", "the project is archived; restore it first"));
     }
     let environment = match (&request.instance, &request.branch) {
-        (Some(instance), _) => store::environments::lock_by_instance(&mut transaction, *instance)
+        (Some(instance), _) => store::environments::lock_by_instance(connection, *instance)
             .await?
             .filter(|environment| environment.project_id == project.id)
             .ok_or(Error::NotFound { what: "instance with an environment in this project" })?,
-        (None, Some(branch)) => {
-            store::environments::lock_by_branch(&mut transaction, project.id, branch.as_str()).await?.ok_or_else(|| {
-                Error::conflict("no_environment", format!("{branch} has no environment; make one with `ocore env create {branch}`"))
-            })?
-        }
-        (None, None) => match store::environments::production_of(&mut transaction, project.id).await? {
-            Some(production) => store::environments::lock(&mut transaction, production).await?,
+        (None, Some(branch)) => store::environments::lock_by_branch(connection, project.id, branch.as_str()).await?.ok_or_else(|| {
+            Error::conflict("no_environment", format!("{branch} has no environment; make one with `ocore env create {branch}`"))
+        })?,
+        (None, None) => match store::environments::production_of(connection, project.id).await? {
+            Some(production) => store::environments::lock(connection, production).await?,
             None => None,
         }
         .ok_or_else(|| Error::invalid("instanceId", "the project has no production; say which instance gets the commit"))?,
@@ -202,10 +215,7 @@ pub async fn deploy(control: &Control, grant: &Grant<ManageDeployments>, project
         }
         .ok_or_else(|| Error::invalid("branch", "the repository has no such branch; push or fetch it first"))?,
     };
-    let id = queue(&mut transaction, &environment, &commit, trigger_of(grant), Some(grant.user_id)).await?;
-    transaction.commit().await?;
-    operations::wake(control, environment.instance_id).await;
-    read(control, grant, id).await
+    Ok((environment, commit))
 }
 
 /// Asks a deployment to end without effect. What has not begun ends at once; what runs is taken back as soon as it can be. Asking twice is fine.

@@ -30,6 +30,7 @@ pub mod neutralizations;
 pub mod operations;
 pub mod organizations;
 pub mod pipeline;
+pub mod plans;
 pub mod projects;
 pub mod reconcilers;
 pub mod roles;

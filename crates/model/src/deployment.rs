@@ -1,10 +1,12 @@
 //! A deployment: one try to bring one commit live.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::{
     environment::Stage,
     ids::{EnvironmentId, ImportId, InstanceId, SnapshotId},
+    plan::{Change, Way},
     state::{IllegalTransition, words},
 };
 
@@ -164,7 +166,7 @@ impl DataOrigin {
 }
 
 /// What a deployment's modules find in the database.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DataMode {
     /// Nothing; they are installed.
@@ -173,16 +175,36 @@ pub enum DataMode {
     Keep,
 }
 
-/// Which modules a deployment installs and updates.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// Which modules a deployment installs and updates, and how.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ModulePlan {
     pub data: DataMode,
     /// Technical names, sorted.
     pub install: Vec<String>,
-    /// Technical names, sorted. Empty when nothing that Odoo loads has changed.
+    /// Technical names, sorted: those whose data have changed. Empty when nothing that Odoo loads into its database has.
     pub update: Vec<String>,
+    /// The installed modules of the repository that Odoo updates with them, since they depend on them. Sorted.
+    #[serde(default)]
+    pub dependants: Vec<String>,
+    #[serde(default = "Way::unknown")]
+    pub way: Way,
     /// Why, in words, a line each.
     pub reasons: Vec<String>,
+    /// What has changed in which module, the weightiest first within each.
+    #[serde(default)]
+    pub changes: Vec<Change>,
+}
+
+impl ModulePlan {
+    /// The plan in words: its reasons, then what has changed, the weightiest first.
+    pub fn lines(&self) -> Vec<String> {
+        let mut lines = self.reasons.clone();
+        for way in Way::ALL.iter().rev() {
+            let asked = self.changes.iter().filter(|change| change.way == *way);
+            lines.extend(asked.map(|change| format!("[{}] {change}", way.as_str().replace('_', " "))));
+        }
+        lines
+    }
 }
 
 #[cfg(test)]

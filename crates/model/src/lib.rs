@@ -16,6 +16,7 @@ pub mod mail;
 pub mod names;
 pub mod operation;
 pub mod permission;
+pub mod plan;
 pub mod project;
 pub mod route;
 pub mod snapshot;

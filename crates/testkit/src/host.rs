@@ -1,6 +1,6 @@
 //! A host for tests of the store and the API, where nothing of a machine is needed.
 
-use std::net::SocketAddr;
+use std::{collections::BTreeMap, net::SocketAddr};
 
 use async_trait::async_trait;
 use ocore_host::{
@@ -14,7 +14,8 @@ use ocore_model::{
     ids::{DataSetId, ExportId, ImportId, InstanceId, SnapshotId, TemplateId},
     instance::Color,
     mail::MailboxStatus,
-    names::OdooVersion,
+    names::{ModuleName, OdooVersion},
+    plan::ModuleDescription,
     route::RouteSnapshot,
 };
 
@@ -44,6 +45,14 @@ impl Host for NoHost {
     }
 
     async fn find_source(&self, _: &SourceId) -> Result<Option<Source>> {
+        refuse()
+    }
+
+    async fn describe_modules(&self, _: &SourceId, _: &[ModuleName], _: Progress) -> Result<BTreeMap<ModuleName, ModuleDescription>> {
+        refuse()
+    }
+
+    async fn peek_modules(&self, _: InstanceId, _: DataSetId) -> Result<Option<Vec<InstalledModule>>> {
         refuse()
     }
 

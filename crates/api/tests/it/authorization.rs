@@ -118,6 +118,7 @@ const OPERATIONS: &[(&str, Needs)] = &[
     // deployments
     ("GET /projects/{projectId}/deployments", Right("view:deployments")),
     ("POST /projects/{projectId}/deploy", Right("manage:deployments")),
+    ("POST /projects/{projectId}/plan", Right("manage:deployments")),
     ("GET /deployments/{id}", Right("view:deployments")),
     ("POST /deployments/{id}/cancel", Right("manage:deployments")),
     ("GET /deployments/{id}/logs", Right("view:deployments")),
@@ -173,6 +174,7 @@ const BODIES: &[(&str, &str)] = &[
     ("POST /projects/{projectId}/repository", r#"{ "repositoryUrl": "https://93.184.215.14/shop.git" }"#),
     ("POST /projects/{projectId}/environments", r#"{ "branch": "main" }"#),
     ("POST /projects/{projectId}/deploy", r#"{ "branch": "main" }"#),
+    ("POST /projects/{projectId}/plan", r#"{ "branch": "main" }"#),
 ];
 
 /// The same for query strings.

@@ -5,7 +5,7 @@ mod control;
 mod deploy;
 mod destroy;
 mod engine;
-mod plan;
+pub(crate) mod plan;
 mod pulse;
 mod queue;
 mod saga;

@@ -60,7 +60,7 @@ impl Execution {
 
 /// Why a node failed, as the log keeps it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Failure {
+pub(crate) struct Failure {
     pub kind: FailureKind,
     /// One sentence for the person who asked.
     pub message: String,
@@ -71,7 +71,7 @@ pub(super) struct Failure {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum FailureKind {
+pub(crate) enum FailureKind {
     /// What was asked for cannot be done as it is.
     Rejected,
     /// The server or oCore failed.

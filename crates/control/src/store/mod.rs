@@ -21,6 +21,7 @@ pub mod neutralizations;
 pub(crate) mod operations;
 pub(crate) mod organizations;
 pub mod pipeline;
+pub(crate) mod plans;
 mod pool;
 pub(crate) mod projects;
 pub(crate) mod reconcilers;

@@ -24,6 +24,7 @@ use ocore_model::{
     instance::Color,
     mail::{MailboxSpec, MailboxStatus},
     names::{ModuleName, OdooVersion},
+    plan::ModuleDescription,
     route::{RouteSnapshot, RouteState},
 };
 use tokio::{
@@ -406,7 +407,7 @@ impl Host for World {
                 digest,
             })
             .collect();
-        let sealed = Source { id: source.clone(), modules, requirements: Vec::new(), bytes: 1 };
+        let sealed = Source { id: source.clone(), modules, requirements: Vec::new(), requirements_digest: String::new(), bytes: 1 };
         self.state().sources.insert(source.clone(), sealed);
         Ok(())
     }
@@ -418,6 +419,30 @@ impl Host for World {
 
     async fn find_source(&self, source: &SourceId) -> Result<Option<Source>> {
         Ok(self.state().sources.get(source).cloned())
+    }
+
+    /// By the digest: a module whose digest begins with `code` has other code each time, and always the same data.
+    async fn describe_modules(
+        &self,
+        source: &SourceId,
+        modules: &[ModuleName],
+        _: Progress,
+    ) -> Result<BTreeMap<ModuleName, ModuleDescription>> {
+        let source = self.find_source(source).await?.ok_or_else(|| HostError::NotFound { what: "source", id: source.to_string() })?;
+        let wanted = source.modules.into_iter().filter(|module| modules.contains(&module.name));
+        let describe = |module: SourceModule| {
+            let what = if module.digest.starts_with("code") { "functions" } else { "constants" };
+            let said = serde_json::json!({ "it": { "body": module.digest, "source": module.digest } });
+            let content = serde_json::json!({ "kind": "python", what: said });
+            let files = serde_json::json!({ "__init__.py": { "digest": module.digest, "content": content } });
+            (module.name, serde_json::from_value(serde_json::json!({ "manifest": {}, "files": files })).unwrap())
+        };
+        Ok(wanted.map(describe).collect())
+    }
+
+    async fn peek_modules(&self, instance: InstanceId, data_set: DataSetId) -> Result<Option<Vec<InstalledModule>>> {
+        let world = self.instance(instance);
+        Ok(world.clusters.contains(&data_set).then(|| world.modules(data_set)))
     }
 
     async fn distribution(&self, version: &OdooVersion) -> Result<Distribution> {

@@ -14,6 +14,7 @@ use ocore_model::{
     instance::Color,
     mail::MailboxStatus,
     names::{ModuleName, OdooVersion},
+    plan::ModuleDescription,
     route::RouteSnapshot,
 };
 use serde::{Deserialize, Serialize};
@@ -94,6 +95,9 @@ pub struct Source {
     pub modules: Vec<SourceModule>,
     /// Paths of the `requirements.txt` files that count: the root's and those of directories that hold modules; relative, sorted.
     pub requirements: Vec<String>,
+    /// SHA-256 over what they say, hexadecimal. Empty in seals of earlier versions.
+    #[serde(default)]
+    pub requirements_digest: String,
     pub bytes: u64,
 }
 
@@ -293,6 +297,15 @@ pub trait Host: Send + Sync + 'static {
     /// The sealed source of that name, or `None`.
     async fn find_source(&self, source: &SourceId) -> Result<Option<Source>>;
 
+    /// What these modules of a sealed source declare, read without running any of it. Names that the source does not have are left out; what
+    /// cannot be read is described as such and is no error.
+    async fn describe_modules(
+        &self,
+        source: &SourceId,
+        modules: &[ModuleName],
+        progress: Progress,
+    ) -> Result<BTreeMap<ModuleName, ModuleDescription>>;
+
     /// The distribution for an Odoo series; `Rejected` when it is not installed, with what to do.
     async fn distribution(&self, version: &OdooVersion) -> Result<Distribution>;
 
@@ -329,6 +342,10 @@ pub trait Host: Send + Sync + 'static {
 
     /// The modules of the data set's database, starting the cluster if need be. Empty for a fresh one.
     async fn installed_modules(&self, instance: InstanceId, data_set: DataSetId, fence: Fence) -> Result<Vec<InstalledModule>>;
+
+    /// The same of a data set whose cluster runs, beside whatever an operation does there; nothing is claimed and nothing is started. `None` when
+    /// the cluster does not run.
+    async fn peek_modules(&self, instance: InstanceId, data_set: DataSetId) -> Result<Option<Vec<InstalledModule>>>;
 
     /// Installs and updates modules with Odoo's own `-i`/`-u` and reads all signs of failure, also the silent ones
     /// (reference: exit 0 with `invalid module names`, `Some modules are not loaded`, `odoo.schema` errors). A failure is `Rejected`.

@@ -1,6 +1,6 @@
 //! What a data set's database says about itself.
 
-use ocore_model::ids::DataSetId;
+use ocore_model::ids::{DataSetId, InstanceId};
 use sqlx::PgConnection;
 
 use super::{LocalHost, fence::Claim};
@@ -14,6 +14,16 @@ impl LocalHost {
     pub(super) async fn modules_in_database(&self, claim: &Claim, data_set: DataSetId) -> Result<Vec<InstalledModule>> {
         let cluster = self.run_cluster(claim.instance, data_set).await?;
         modules(&mut cluster.connect_as_owner().await?).await
+    }
+
+    pub(super) async fn modules_if_running(&self, instance: InstanceId, data_set: DataSetId) -> Result<Option<Vec<InstalledModule>>> {
+        let _stays = self.data_locks.share(data_set).await;
+        let allocation = self.allocation(instance).await?;
+        let cluster = self.cluster(&allocation, instance, data_set)?;
+        match cluster.find()? {
+            Some(_) => Ok(Some(modules(&mut cluster.connect_as_owner().await?).await?)),
+            None => Ok(None),
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! The door: each call of [`Host`] takes its claim and goes to the module of its noun.
 
-use std::net::SocketAddr;
+use std::{collections::BTreeMap, net::SocketAddr};
 
 use async_trait::async_trait;
 use ocore_model::{
@@ -8,7 +8,8 @@ use ocore_model::{
     ids::{DataSetId, ExportId, ImportId, InstanceId, SnapshotId, TemplateId},
     instance::Color,
     mail::MailboxStatus,
-    names::OdooVersion,
+    names::{ModuleName, OdooVersion},
+    plan::ModuleDescription,
     route::RouteSnapshot,
 };
 
@@ -39,6 +40,15 @@ impl Host for LocalHost {
 
     async fn find_source(&self, source: &SourceId) -> Result<Option<Source>> {
         self.sealed(source).await
+    }
+
+    async fn describe_modules(
+        &self,
+        source: &SourceId,
+        modules: &[ModuleName],
+        progress: Progress,
+    ) -> Result<BTreeMap<ModuleName, ModuleDescription>> {
+        self.read_declarations(source, modules, &progress).await
     }
 
     async fn distribution(&self, version: &OdooVersion) -> Result<Distribution> {
@@ -97,6 +107,10 @@ impl Host for LocalHost {
     async fn installed_modules(&self, instance: InstanceId, data_set: DataSetId, fence: Fence) -> Result<Vec<InstalledModule>> {
         let claim = self.claim(instance, fence).await?;
         claim.run(self.modules_in_database(&claim, data_set)).await
+    }
+
+    async fn peek_modules(&self, instance: InstanceId, data_set: DataSetId) -> Result<Option<Vec<InstalledModule>>> {
+        self.modules_if_running(instance, data_set).await
     }
 
     async fn run_modules(&self, instance: InstanceId, request: RunModules, fence: Fence, progress: Progress) -> Result<()> {

@@ -13,6 +13,7 @@ mod instance;
 mod mail;
 mod organization;
 mod output;
+mod plan;
 mod profile;
 mod project;
 mod rollback;
@@ -70,6 +71,8 @@ pub enum ClientCommand {
     Space,
     /// Build a branch or commit and bring it live
     Deploy(deployment::Deploy),
+    /// Show what a deployment would do, without deploying
+    Plan(plan::Plan),
     /// List deployments
     Deployments(deployment::List),
     /// One deployment: show it, follow it, cancel it
@@ -110,6 +113,7 @@ pub async fn run(command: ClientCommand, options: ClientOptions) -> Result<()> {
         ClientCommand::Snapshot(command) => command.run(&options, output).await,
         ClientCommand::Space => space::show(&options, output).await,
         ClientCommand::Deploy(command) => command.run(&options, output).await,
+        ClientCommand::Plan(command) => command.run(&options, output).await,
         ClientCommand::Deployments(command) => command.run(&options, output).await,
         ClientCommand::Deployment(command) => command.run(&options, output).await,
         ClientCommand::Rollback(command) => command.run(&options, output).await,

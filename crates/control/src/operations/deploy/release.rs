@@ -41,24 +41,24 @@ pub(super) async fn plan(step: Arc<Step>) -> Result<(ModulePlan, String), Failur
         host.find_source(&source).await?.ok_or_else(|| Failure::broken("the source tree has vanished from the server; deploy again"))?;
     let distribution = host.distribution(&parameters.odoo_version).await?;
     let (release, installed) = found(&step).await?;
-    let plan = plan::decide(Situation {
+    let situation = Situation {
         data: parameters.origin.mode(),
         selection: &parameters.selection,
         source: &source.modules,
         distribution: &distribution,
         live: release.as_ref(),
         installed: &installed,
-    })
-    .map_err(Failure::rejected)?;
-    for reason in &plan.reasons {
-        step.say(reason);
+    };
+    let plan = plan::make(step.control(), situation, &source, step.progress()).await?;
+    for line in plan.lines() {
+        step.say(&line);
     }
     let json = serde_json::to_value(&plan).map_err(|error| Error::internal("writing a plan", error))?;
     store::deploy::set_plan(&mut *step.control().pool.acquire().await?, parameters.deployment, &json).await?;
     let summary = match (plan.data, plan.install.len(), plan.update.len()) {
         (DataMode::Fresh, install, _) => format!("a fresh database with {install} to install"),
-        (DataMode::Keep, 0, 0) => "nothing to install or update".to_owned(),
-        (DataMode::Keep, install, update) => format!("{update} to update, {install} to install"),
+        (DataMode::Keep, 0, 0) => format!("{}: nothing to install or update", plan.way),
+        (DataMode::Keep, install, update) => format!("{}: {update} to update, {install} to install", plan.way),
     };
     Ok((plan, summary))
 }

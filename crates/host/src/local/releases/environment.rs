@@ -291,7 +291,13 @@ mod tests {
     }
 
     fn source(id: &str) -> Source {
-        Source { id: crate::api::SourceId(id.to_owned()), modules: Vec::new(), requirements: Vec::new(), bytes: 0 }
+        Source {
+            id: crate::api::SourceId(id.to_owned()),
+            modules: Vec::new(),
+            requirements: Vec::new(),
+            requirements_digest: String::new(),
+            bytes: 0,
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@
 //! compared first, and what a power cut has damaged counts as never unpacked.
 
 mod archive;
+mod describe;
 mod scan;
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
@@ -98,7 +99,13 @@ impl LocalHost {
         let manifests = self.read_manifests(&scan.candidates, progress).await?;
         let modules = modules(&scan.candidates, &manifests, submodules, progress)?;
         progress.log.line(&describe(&modules, &scan));
-        let sealed = Source { id: source.clone(), modules, requirements: scan.requirements, bytes: scan.bytes };
+        let sealed = Source {
+            id: source.clone(),
+            modules,
+            requirements: scan.requirements,
+            requirements_digest: scan.requirements_digest,
+            bytes: scan.bytes,
+        };
         let seal = Seal { source: sealed.clone(), fingerprint: scan.fingerprint, boot_id: process::boot_id().to_owned() };
         durable::write_json(&self.source_directory(source)?.join("source.json"), &seal)?;
         Ok(sealed)

@@ -43,6 +43,8 @@ impl Candidate {
 pub(super) struct Scan {
     pub(super) candidates: Vec<Candidate>,
     pub(super) requirements: Vec<String>,
+    /// Over what they say.
+    pub(super) requirements_digest: String,
     pub(super) bytes: u64,
     /// Over the whole tree.
     pub(super) fingerprint: String,
@@ -89,11 +91,15 @@ pub(super) fn scan(tree: &Path) -> Result<Scan> {
             (if executable { b'x' } else { b'f' }, fs::read(path).map_err(at(path))?)
         };
         bytes += content.len() as u64;
-        let content = Sha256::digest(&content);
+        let mut content = Sha256::digest(&content).to_vec();
         add(&mut whole, path.strip_prefix(&root).unwrap_or(path), kind, &content);
         if let Some(module) = &current
             && let Some(hasher) = modules.get_mut(module)
         {
+            // What lies elsewhere belongs to the module that links to it.
+            if entry.file_type().is_symlink() {
+                content.extend(behind(&root, module, path)?);
+            }
             add(hasher, path.strip_prefix(module).unwrap_or(path), kind, &content);
         }
     }
@@ -110,7 +116,29 @@ pub(super) fn scan(tree: &Path) -> Result<Scan> {
     let requirements = holders.iter().map(|holder| holder.join(REQUIREMENTS)).filter(|path| path.is_file());
     let mut requirements = requirements.map(|path| relative(&root, &path)).collect::<Result<Vec<_>>>()?;
     requirements.sort();
-    Ok(Scan { candidates, requirements, bytes, fingerprint: hex::encode(whole.finalize()), dangling })
+    let mut said = Sha256::new();
+    for path in &requirements {
+        add(&mut said, Path::new(path), b'f', &fs::read(root.join(path)).map_err(at(&root.join(path)))?);
+    }
+    let requirements_digest = hex::encode(said.finalize());
+    Ok(Scan { candidates, requirements, requirements_digest, bytes, fingerprint: hex::encode(whole.finalize()), dangling })
+}
+
+/// The digest of all that a link of a module leads to outside of it; nothing for one that stays inside.
+pub(super) fn behind(root: &Path, module: &Path, link: &Path) -> Result<Vec<u8>> {
+    let target = fs::canonicalize(link).map_err(at(link))?;
+    if target.starts_with(module) || !target.starts_with(root) {
+        return Ok(Vec::new());
+    }
+    let mut hasher = Sha256::new();
+    for entry in WalkDir::new(&target).sort_by_file_name() {
+        let entry = entry.map_err(|error| HostError::machine_from(format!("{} could not be read", target.display()), error))?;
+        if entry.file_type().is_file() {
+            let content = Sha256::digest(fs::read(entry.path()).map_err(at(entry.path()))?);
+            add(&mut hasher, entry.path().strip_prefix(&target).unwrap_or(entry.path()), b'f', &content);
+        }
+    }
+    Ok(hasher.finalize().to_vec())
 }
 
 /// Lengths stand before what may hold anything, so that no two trees give the same input.

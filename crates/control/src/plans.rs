@@ -1,0 +1,89 @@
+//! What a deployment would do, without deploying.
+
+use std::sync::Arc;
+
+use ocore_host::{Progress, ReleaseId};
+use ocore_model::{
+    deployment::{DataMode, ModulePlan},
+    environment::EnvironmentStatus,
+    ids::{DeploymentId, EnvironmentId, ProjectId},
+    names::CommitSha,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    Control, Error, Result,
+    authorization::{Grant, ManageDeployments, ViewDeployments},
+    deployments::{self, DeployRequest},
+    git,
+    operations::plan::{self, Situation},
+    reconcilers::Quiet,
+    store,
+};
+
+/// A plan with what it is for.
+#[derive(Debug, Clone)]
+pub struct Preview {
+    pub environment: EnvironmentId,
+    pub branch: String,
+    pub commit: CommitSha,
+    /// What is live, as far as there is something.
+    pub live_commit: Option<CommitSha>,
+    pub plan: ModulePlan,
+}
+
+/// The plan of a deployment that is not asked for. The commit is brought to the server and read there, as a deployment would; nothing of the
+/// environment is touched, and an operation may be at work on it. With a stopped database it is not known what is installed: `conflict`.
+pub async fn preview(control: &Control, grant: &Grant<ManageDeployments>, project: ProjectId, request: DeployRequest) -> Result<Preview> {
+    let mut transaction = control.pool.begin().await?;
+    let (environment, commit) = deployments::target(control, &mut transaction, grant, project, &request).await?;
+    // Nothing is written.
+    transaction.rollback().await?;
+    if environment.status != EnvironmentStatus::Active {
+        return Err(Error::conflict("environment_removing", "the environment is being deleted"));
+    }
+    let mut connection = control.pool.acquire().await?;
+    let settings = store::plans::settings(&mut connection, environment.id).await?.ok_or(Error::NotFound { what: "environment" })?;
+    let live = store::deploy::live(&mut connection, environment.instance_id).await?.ok_or(Error::NotFound { what: "instance" })?;
+    drop(connection);
+
+    let progress = Progress { log: Arc::new(Quiet), cancel: CancellationToken::new() };
+    let host = &control.host;
+    let source = git::export(control, project, &commit.sha, progress.clone()).await?;
+    let distribution = host.distribution(&settings.odoo_version).await?;
+    let fresh = deployments::data_origin(&environment).mode() == DataMode::Fresh;
+    let (mode, release, installed) = match (live.active_data_set_id, live.active_release) {
+        (Some(data_set), Some(release)) if !fresh => {
+            let stopped =
+                || Error::conflict("stopped", "its database does not run, so it is not known what is installed; start the instance");
+            let installed = host.peek_modules(environment.instance_id, data_set).await?.ok_or_else(stopped)?;
+            (DataMode::Keep, host.find_release(&ReleaseId(release)).await?, installed)
+        }
+        _ => (DataMode::Fresh, None, Vec::new()),
+    };
+    let selection =
+        serde_json::from_value(settings.module_selection).map_err(|error| Error::internal("reading a project's modules", error))?;
+    let situation = Situation {
+        data: mode,
+        selection: &selection,
+        source: &source.modules,
+        distribution: &distribution,
+        live: release.as_ref(),
+        installed: &installed,
+    };
+    let plan = plan::make(control, situation, &source, progress).await;
+    let plan = plan.map_err(|failure| Error::conflict("cannot_deploy", failure.message))?;
+    Ok(Preview {
+        environment: environment.id,
+        branch: environment.branch,
+        commit: commit.sha,
+        live_commit: environment.live_commit_sha,
+        plan,
+    })
+}
+
+/// The plan that a deployment has made; `None` before it has, and for those that make none.
+pub async fn of_deployment(control: &Control, grant: &Grant<ViewDeployments>, deployment: DeploymentId) -> Result<Option<ModulePlan>> {
+    let plan = store::plans::of_deployment(&mut *control.pool.acquire().await?, grant, deployment).await?;
+    plan.map(|plan| serde_json::from_value(plan).map_err(|error| Error::internal("reading a plan", error))).transpose()
+}
