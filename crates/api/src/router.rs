@@ -14,8 +14,8 @@ use utoipa_axum::{
 
 use crate::{
     AppState, accounts, api_keys, audit, branches, clones, deployments, docs, document, egress, environments, events, exports, git, health,
-    imports, instances, large::LargeReads, mail, members, metrics, neutralizations, observe, organizations, pipeline, plans, problem, projects,
-    repositories, roles, rollbacks, servers, sleep, snapshots, space,
+    imports, instances, large::LargeReads, mail, members, metrics, neutralizations, observe, organizations, pipeline, plans, problem,
+    projects, repositories, roles, rollbacks, servers, sleep, snapshots, space,
 };
 
 /// The API takes no larger body. (A push is not a call of the API.)

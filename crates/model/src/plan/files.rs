@@ -69,7 +69,7 @@ pub fn appears(module: &str, new: &ModuleDescription) -> Vec<Change> {
             changes.push(Change::new(module, Way::UpdateAndHoldWrites, (Some(path), *line), format!("it cannot be read: {reason}")));
         }
     }
-    for path in records::data_files(new).into_iter().filter(|path| path.ends_with(".sql")) {
+    for path in records::data_files(new).into_iter().filter(|path| path.rsplit_once('.').is_some_and(|(_, ending)| ending == "sql")) {
         changes.push(Change::new(module, Way::UpdateAndHoldWrites, (Some(path), None), "it is run on the database"));
     }
     python::appear(module, new, &mut changes);

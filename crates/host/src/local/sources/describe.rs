@@ -90,7 +90,6 @@ impl LocalHost {
             .await;
         user.release().await?;
         let answers = match finished {
-            Err(error @ ExecError::Cancelled { .. }) => return Err(error.into()),
             Err(ExecError::TimedOut { .. }) => None,
             Err(error) => return Err(error.into()),
             // A text may be made so that Python's parser itself breaks. Then nothing is known, which is an answer, too.
