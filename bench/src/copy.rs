@@ -101,6 +101,8 @@ async fn clone(source: &Source, branch: &str) -> Result<Copied> {
     // The flag is written in the moment in which the copy becomes live.
     let clone: Value = source.owner.get(&own).await?;
     ensure!(clone["isNeutralized"] == true, "{clone}");
+    let deployment = source.owner.deployments(&clone).await?.into_iter().next().context("no deployment")?;
+    crate::report::print_steps(&source.owner.ended(&deployment, Duration::from_secs(60)).await?);
     let used_bytes = used_bytes(&source.pool())?.saturating_sub(used);
     source.owner.delete(&own).await?;
     let gone = async || source.owner.get(&own).await.ok().is_none_or(|left| left["status"] == "deleted").then_some(());
@@ -118,12 +120,12 @@ fn dump_and_restore(source: &Source) -> Result<f64> {
     let begin = Instant::now();
     let dump = directory.join("dump");
     succeed(source.postgres_program("pg_dump")?.args(["-Fc", "-f"]).arg(&dump))?;
-    succeed(source.postgres_program("psql")?.args(["-X", "-q", "-c", "create database restored"]))?;
+    source.administer("create database restored owner odoo")?;
     // The later `-d` counts.
     succeed(source.postgres_program("pg_restore")?.args(["-d", "restored", "-j2", "--no-owner"]).arg(&dump))?;
     succeed(Command::new("cp").arg("-a").arg("--reflink=never").arg(source.data_set()?.join("data_dir")).arg(directory.join("data_dir")))?;
     let seconds = begin.elapsed().as_secs_f64();
-    succeed(source.postgres_program("psql")?.args(["-X", "-q", "-c", "drop database restored"]))?;
+    source.administer("drop database restored")?;
     fs::remove_dir_all(&directory)?;
     Ok(seconds)
 }

@@ -118,9 +118,7 @@ async fn finished(owner: &ApiClient, environment: &Value) -> Result<()> {
     let last = owner.deployments(environment).await?.into_iter().next().context("no deployment")?;
     let last = owner.ended(&last, Duration::from_secs(60)).await?;
     ensure!(last["status"] == "succeeded", "{last}");
-    let steps = last["steps"].as_array().into_iter().flatten();
-    let times: Vec<String> = steps.map(|step| format!("{} {} ms", step["name"].as_str().unwrap_or_default(), step["durationMs"])).collect();
-    eprintln!("  {}", times.join(", "));
+    crate::report::print_steps(&last);
     Ok(())
 }
 

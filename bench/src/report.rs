@@ -102,3 +102,10 @@ pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     quantile(&values, 0.5)
 }
+
+/// Prints how long each step of a deployment took.
+pub fn print_steps(deployment: &Value) {
+    let steps = deployment["steps"].as_array().into_iter().flatten();
+    let times: Vec<String> = steps.map(|step| format!("{} {} ms", step["name"].as_str().unwrap_or_default(), step["durationMs"])).collect();
+    eprintln!("  {}", times.join(", "));
+}

@@ -77,15 +77,26 @@ impl Source {
 
     /// A PostgreSQL program, as the instance's own Odoo would run it.
     pub fn postgres_program(&self, program: &str) -> Result<Command> {
-        let data_set = self.data_set()?;
-        let uid = fs::metadata(data_set.join("data_dir"))?.uid();
-        // `postmaster.pid`: the fifth line is the directory of the socket.
-        let lock = fs::read_to_string(data_set.join("pgdata/postmaster.pid"))?;
-        let socket = lock.lines().nth(4).context("the cluster has no socket")?;
+        let uid = fs::metadata(self.data_set()?.join("data_dir"))?.uid();
         let mut command = Command::new("setpriv");
         command.args([&format!("--reuid={uid}"), &format!("--regid={uid}"), "--clear-groups", "--", program]);
-        command.args(["-h", socket, "-U", "odoo", "-d", "odoo"]);
+        command.args(["-h", &self.socket()?, "-U", "odoo", "-d", "odoo"]);
         Ok(command)
+    }
+
+    /// What Odoo's own role may not do, as the cluster's superuser.
+    pub fn administer(&self, statement: &str) -> Result<()> {
+        let mut command = Command::new("psql");
+        command.args(["-h", &self.socket()?, "-U", "postgres", "-d", "postgres", "-X", "-q", "-v", "ON_ERROR_STOP=1", "-c", statement]);
+        let output = command.stdin(Stdio::null()).output()?;
+        ensure!(output.status.success(), "{statement}: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
+    }
+
+    fn socket(&self) -> Result<String> {
+        // `postmaster.pid`: the fifth line is the directory of the socket.
+        let lock = fs::read_to_string(self.data_set()?.join("pgdata/postmaster.pid"))?;
+        Ok(lock.lines().nth(4).context("the cluster has no socket")?.to_owned())
     }
 
     fn sql(&self, statement: &str) -> Result<()> {
