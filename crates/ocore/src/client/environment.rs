@@ -220,10 +220,8 @@ impl EnvironmentCommand {
                     (None, false, false) => api.get(&path).await?,
                     (after, never, _) => api.put(&path, json!({ "ownMinutes": if never { Some(0) } else { after } })).await?,
                 };
-                output.show(
-                    &sleep,
-                    &[("sleeps after minutes", "afterMinutes"), ("asleep since", "asleepSince"), ("freed bytes", "freedBytes")],
-                );
+                let shown = if output.json { sleep } else { sleep_in_words(&sleep) };
+                output.show(&shown, &[("Sleeps", "/rule"), ("Asleep since", "/since"), ("Frees", "/freed")]);
             }
             Self::Credentials { environment } => {
                 let environment = select::environment(&api, &environment).await?;
@@ -284,5 +282,27 @@ impl Open {
         }
         println!("{url}");
         Ok(())
+    }
+}
+
+/// What a person wants to know of an environment's sleep.
+fn sleep_in_words(sleep: &Value) -> Value {
+    let rule = match sleep["afterMinutes"].as_u64() {
+        Some(minutes) => format!("after {minutes} minutes without a request"),
+        None => "never".to_owned(),
+    };
+    json!({ "rule": rule, "since": sleep["asleepSince"], "freed": sleep["freedBytes"].as_u64().map(output::bytes) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_environment_s_sleep_is_told_in_words() {
+        let asleep = json!({ "afterMinutes": 30, "asleepSince": "2026-11-24T15:40:45Z", "freedBytes": 100 << 20 });
+        let words = json!({ "rule": "after 30 minutes without a request", "since": "2026-11-24T15:40:45Z", "freed": "100 MiB" });
+        assert_eq!(sleep_in_words(&asleep), words);
+        assert_eq!(sleep_in_words(&json!({ "afterMinutes": null }))["rule"], "never");
     }
 }
