@@ -74,7 +74,7 @@ async fn pass(shared: &Shared, request: Request<Incoming>, connection: &Client, 
         shared.traffic.count_unknown_host();
         return Err(Page::unknown_host(origin.host.name.as_str()));
     };
-    shared.traffic.count_request(passage.instance());
+    shared.traffic.count_request(passage.instance(), upgrade::is_websocket_handshake(&request));
     exchange.passage = Some(passage);
     if closed::is_database_manager(request.uri().path()) {
         return Err(Page::database_manager_closed());

@@ -116,9 +116,12 @@ impl Traffic {
         Arc::clone(lock(&self.instances).entry(id).or_insert_with(counters))
     }
 
-    pub(crate) fn count_request(&self, instance: &InstanceCounters) {
+    /// The handshake of a websocket is no use of the instance: a forgotten tab opens its own again and again.
+    pub(crate) fn count_request(&self, instance: &InstanceCounters, is_websocket: bool) {
         instance.requests_total.fetch_add(1, Relaxed);
-        instance.last_request_at.store(self.clock.now().timestamp_millis(), Relaxed);
+        if !is_websocket {
+            instance.last_request_at.store(self.clock.now().timestamp_millis(), Relaxed);
+        }
     }
 
     /// Somebody waits for a sleeper. The first one to do so counts.

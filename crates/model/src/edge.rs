@@ -42,7 +42,7 @@ pub struct InstanceTraffic {
     /// Those that ever had to wait.
     #[serde(default)]
     pub held_total: u64,
-    /// When the last request or websocket came; `None` since the edge's start.
+    /// When the last request came that was no websocket's handshake; `None` since the edge's start.
     pub last_request_at: Option<DateTime<Utc>>,
     /// It sleeps, and somebody has asked for it.
     #[serde(default)]

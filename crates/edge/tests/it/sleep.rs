@@ -78,5 +78,6 @@ async fn a_forgotten_tab_that_tries_its_websocket_wakes_nobody() {
     ];
     let answer = Client::connect(edge.address).await.send(request("GET", "shop.example", "/websocket", &handshake, "")).await.unwrap();
     assert_eq!(answer.status, 503);
-    edge.until(route.instance_id, |traffic| !traffic.wanted && traffic.held == 0).await;
+    // Nor is it a use that would keep it awake.
+    edge.until(route.instance_id, |traffic| !traffic.wanted && traffic.held == 0 && traffic.last_request_at.is_none()).await;
 }
