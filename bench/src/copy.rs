@@ -102,7 +102,7 @@ async fn clone(source: &Source, branch: &str) -> Result<Copied> {
     let clone: Value = source.owner.get(&own).await?;
     ensure!(clone["isNeutralized"] == true, "{clone}");
     let deployment = source.owner.deployments(&clone).await?.into_iter().next().context("no deployment")?;
-    crate::report::print_steps(&source.owner.ended(&deployment, Duration::from_secs(60)).await?);
+    crate::report::print_steps(branch, &source.owner.ended(&deployment, Duration::from_secs(60)).await?);
     let used_bytes = used_bytes(&source.pool())?.saturating_sub(used);
     source.owner.delete(&own).await?;
     let gone = async || source.owner.get(&own).await.ok().is_none_or(|left| left["status"] == "deleted").then_some(());

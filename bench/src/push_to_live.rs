@@ -118,7 +118,7 @@ async fn finished(owner: &ApiClient, environment: &Value) -> Result<()> {
     let last = owner.deployments(environment).await?.into_iter().next().context("no deployment")?;
     let last = owner.ended(&last, Duration::from_secs(60)).await?;
     ensure!(last["status"] == "succeeded", "{last}");
-    crate::report::print_steps(&last);
+    crate::report::print_steps("ours", &last);
     Ok(())
 }
 

@@ -103,9 +103,9 @@ pub fn median(mut values: Vec<f64>) -> f64 {
     quantile(&values, 0.5)
 }
 
-/// Prints how long each step of a deployment took.
-pub fn print_steps(deployment: &Value) {
+/// Prints how long each step of a deployment took, after a word about which one it is.
+pub fn print_steps(which: &str, deployment: &Value) {
     let steps = deployment["steps"].as_array().into_iter().flatten();
     let times: Vec<String> = steps.map(|step| format!("{} {} ms", step["name"].as_str().unwrap_or_default(), step["durationMs"])).collect();
-    eprintln!("  {}", times.join(", "));
+    eprintln!("  {which}: {}", times.join(", "));
 }

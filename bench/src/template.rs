@@ -14,7 +14,7 @@ use ocore_testkit::{
 };
 use serde_json::{Value, json};
 
-use crate::report::{Report, Target, median, rounded};
+use crate::report::{Report, Target, median, print_steps, rounded};
 
 /// The templates for everybody are made when nothing is being deployed, one after the other.
 const MAKING_LIMIT: Duration = Duration::from_mins(10);
@@ -109,8 +109,6 @@ async fn push(installation: &Installation, owner: &ApiClient, project: &Project,
     let last = owner.deployments(&environment).await?.into_iter().next().context("no deployment")?;
     let last = owner.ended(&last, Duration::from_secs(60)).await?;
     ensure!(last["status"] == "succeeded", "{last}");
-    let steps = last["steps"].as_array().into_iter().flatten();
-    let times: Vec<String> = steps.map(|step| format!("{} {} ms", step["name"].as_str().unwrap_or_default(), step["durationMs"])).collect();
-    eprintln!("  {branch}: {}", times.join(", "));
+    print_steps(branch, &last);
     Ok(seconds)
 }

@@ -391,12 +391,12 @@ impl<'a> Catalogue<'a> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use ocore_host::{ReleaseId, SourceId};
 
     use super::*;
 
-    fn module(name: &str, depends: &[&str], digest: &str) -> SourceModule {
+    pub(crate) fn module(name: &str, depends: &[&str], digest: &str) -> SourceModule {
         SourceModule {
             name: name.parse().unwrap(),
             path: name.to_owned(),

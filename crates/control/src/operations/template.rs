@@ -93,20 +93,7 @@ mod tests {
     use ocore_host::TemplateContent;
     use ocore_model::ids::TemplateId;
 
-    use super::*;
-
-    fn module(name: &str, depends: &[&str], digest: &str) -> SourceModule {
-        SourceModule {
-            name: name.parse().unwrap(),
-            path: name.to_owned(),
-            in_submodule: false,
-            installable: true,
-            auto_install: false,
-            version: "19.0.1.0.0".to_owned(),
-            depends: depends.iter().map(|name| (*name).to_owned()).collect(),
-            digest: digest.to_owned(),
-        }
-    }
+    use super::{super::plan::tests::module, *};
 
     fn names(names: &[&str]) -> Vec<ModuleName> {
         names.iter().map(|name| name.parse().unwrap()).collect()

@@ -32,7 +32,6 @@ pub(crate) mod routes;
 pub(crate) mod servers;
 pub(crate) mod sleep;
 pub mod snapshot_settings;
-#[allow(dead_code, reason = "the deployments that make snapshots land next")]
 pub mod snapshots;
 pub(crate) mod steps;
 

@@ -12,15 +12,15 @@ use std::{
 };
 
 use ocore_host::{
-    DataSource, Host, HostError, LogSink, OdooSettings, Progress, Release, RunModules, ServableDataSet, SlotSpec,
+    DataSource, Host, HostError, LogSink, OdooSettings, Progress, RunModules, ServableDataSet, SlotSpec,
     local::process::{Identity, ProcEntry, Process, scan},
     testing::progress,
 };
-use ocore_model::{ids::DataSetId, instance::Color, names::OdooVersion};
+use ocore_model::{instance::Color, names::OdooVersion};
 use rustix::process::Signal;
 use tokio_util::sync::CancellationToken;
 
-use crate::project::{Files, Project, changed, names, page, parcels};
+use crate::project::{Files, Project, changed, page, parcels, run_modules};
 
 fn series() -> OdooVersion {
     "19.0".parse().unwrap()
@@ -42,18 +42,6 @@ fn status(pid: i32, field: &str) -> String {
 fn descriptors(pid: i32) -> Vec<String> {
     let entries = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
     entries.filter_map(|entry| Some(fs::read_link(entry.path()).ok()?.display().to_string())).collect()
-}
-
-fn request(data_set: DataSetId, release: &Release, install: &[&str], update: &[&str]) -> RunModules {
-    RunModules {
-        data_set,
-        release: release.id.clone(),
-        install: names(install),
-        update: names(update),
-        with_demo: false,
-        admin_password: None,
-        settings: OdooSettings::default(),
-    }
 }
 
 /// Forked and bare starts so far.
@@ -215,7 +203,7 @@ async fn forked_runs_end_as_they_do_whatever_happens_to_others() {
     let cancelled = Progress { log: sink, cancel };
     let error = project
         .host
-        .run_modules(project.instance, request(data_set, &release, &[], &["base"]), project.fence(), cancelled)
+        .run_modules(project.instance, run_modules(data_set, &release, &[], &["base"]), project.fence(), cancelled)
         .await
         .unwrap_err();
     assert!(matches!(error, HostError::Cancelled), "{error}");
@@ -226,7 +214,11 @@ async fn forked_runs_end_as_they_do_whatever_happens_to_others() {
     let parent = nursery(&project).record.identity;
     let sink = AtWork::new(move || parent.signal(Signal::KILL));
     let progress = Progress { log: sink, cancel: CancellationToken::new() };
-    project.host.run_modules(project.instance, request(data_set, &release, &["parcels"], &[]), project.fence(), progress).await.unwrap();
+    project
+        .host
+        .run_modules(project.instance, run_modules(data_set, &release, &["parcels"], &[]), project.fence(), progress)
+        .await
+        .unwrap();
     assert_eq!((left(), counts(&project)), (0, (5, 0)));
 
     // A nursery that hangs is waited for a while, then ended and replaced.
@@ -279,7 +271,7 @@ async fn what_a_fork_could_not_be_is_started_bare() {
     let release = project.release(&parcels()).await.unwrap();
     let env_vars = BTreeMap::from([("PYTHONWARNINGS".to_owned(), "default".to_owned())]);
     let settings = OdooSettings { env_vars, ..OdooSettings::default() };
-    project.run_request(RunModules { settings, ..request(data_set, &release, &[], &["parcels"]) }).await.unwrap();
+    project.run_request(RunModules { settings, ..run_modules(data_set, &release, &[], &["parcels"]) }).await.unwrap();
     assert_eq!(counts(&project), (1, 3));
     assert!(project.host.warm_starts().last_reason.unwrap().contains("PYTHONWARNINGS"));
 }

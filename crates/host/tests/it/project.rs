@@ -84,16 +84,7 @@ impl Project {
     }
 
     pub(crate) async fn run(&self, data_set: DataSetId, release: &Release, install: &[&str], update: &[&str]) -> Result<Arc<Lines>> {
-        let request = RunModules {
-            data_set,
-            release: release.id.clone(),
-            install: names(install),
-            update: names(update),
-            with_demo: false,
-            admin_password: None,
-            settings: OdooSettings::default(),
-        };
-        self.run_request(request).await
+        self.run_request(run_modules(data_set, release, install, update)).await
     }
 
     pub(crate) async fn run_request(&self, request: RunModules) -> Result<Arc<Lines>> {
@@ -212,4 +203,17 @@ pub(crate) async fn page(address: std::net::SocketAddr, path: &str) -> (u16, Str
     let text = String::from_utf8_lossy(&bytes).into_owned();
     let status = text.split(' ').nth(1).and_then(|word| word.parse().ok()).unwrap_or(0);
     (status, text)
+}
+
+/// Modules to install and to update, with nothing unusual about it.
+pub(crate) fn run_modules(data_set: DataSetId, release: &Release, install: &[&str], update: &[&str]) -> RunModules {
+    RunModules {
+        data_set,
+        release: release.id.clone(),
+        install: names(install),
+        update: names(update),
+        with_demo: false,
+        admin_password: None,
+        settings: OdooSettings::default(),
+    }
 }

@@ -19,17 +19,8 @@ use super::{
 
 #[derive(Debug, Args)]
 pub struct Deploy {
-    #[arg(long)]
-    project: Option<String>,
-    /// The branch whose newest commit goes live
-    #[arg(long)]
-    branch: Option<String>,
-    /// A commit instead
-    #[arg(long)]
-    commit: Option<String>,
-    /// A tag instead
-    #[arg(long)]
-    tag: Option<String>,
+    #[command(flatten)]
+    target: select::Target,
     /// Return at once
     #[arg(long)]
     no_wait: bool,
@@ -38,9 +29,7 @@ pub struct Deploy {
 impl Deploy {
     pub async fn run(self, options: &ClientOptions, output: Output) -> Result<()> {
         let api = Api::logged_in(options)?;
-        let project = select::project(&api, self.project.as_deref()).await?;
-        let body = json!({ "branch": self.branch, "commitSha": self.commit, "tag": self.tag });
-        let deployment = api.post(&format!("/projects/{}/deploy", select::id(&project)), body).await?;
+        let deployment = self.target.post(&api, "deploy").await?;
         if self.no_wait {
             output.done(&deployment, &format!("Queued as deployment {}.", select::id(&deployment)));
             return Ok(());

@@ -8,25 +8,14 @@ use super::{ClientOptions, http::Api, output::Output, select};
 
 #[derive(Debug, Args)]
 pub struct Plan {
-    #[arg(long)]
-    project: Option<String>,
-    /// The branch whose newest commit would go live
-    #[arg(long)]
-    branch: Option<String>,
-    /// A commit instead
-    #[arg(long)]
-    commit: Option<String>,
-    /// A tag instead
-    #[arg(long)]
-    tag: Option<String>,
+    #[command(flatten)]
+    target: select::Target,
 }
 
 impl Plan {
     pub async fn run(self, options: &ClientOptions, output: Output) -> Result<()> {
         let api = Api::logged_in(options)?;
-        let project = select::project(&api, self.project.as_deref()).await?;
-        let body = json!({ "branch": self.branch, "commitSha": self.commit, "tag": self.tag });
-        let preview = api.post(&format!("/projects/{}/plan", select::id(&project)), body).await?;
+        let preview = self.target.post(&api, "plan").await?;
         let named = |value: &Value| value.as_array().into_iter().flatten().filter_map(Value::as_str).collect::<Vec<_>>().join(", ");
         let mut shown = preview.clone();
         for key in ["install", "update", "dependants"] {

@@ -1,7 +1,8 @@
 //! From what a person types to one thing of the API: an id, a slug, a name, `project/branch`.
 
 use anyhow::Result;
-use serde_json::Value;
+use clap::Args;
+use serde_json::{Value, json};
 
 use super::{failure::Failure, http::Api};
 
@@ -20,6 +21,31 @@ fn rows(answer: &Value, key: &str) -> Vec<Value> {
 
 fn is(value: &Value, key: &str, wanted: &str) -> bool {
     value[key].as_str() == Some(wanted)
+}
+
+/// What is to go live, and where.
+#[derive(Debug, Args)]
+pub struct Target {
+    #[arg(long)]
+    project: Option<String>,
+    /// The branch whose newest commit is to go live
+    #[arg(long)]
+    branch: Option<String>,
+    /// A commit instead
+    #[arg(long)]
+    commit: Option<String>,
+    /// A tag instead
+    #[arg(long)]
+    tag: Option<String>,
+}
+
+impl Target {
+    /// Asks for something to be done with it: `deploy`, `plan`.
+    pub async fn post(&self, api: &Api, action: &str) -> Result<Value> {
+        let project = project(api, self.project.as_deref()).await?;
+        let body = json!({ "branch": self.branch, "commitSha": self.commit, "tag": self.tag });
+        api.post(&format!("/projects/{}/{action}", id(&project)), body).await
+    }
 }
 
 /// A project by id, slug or name; without a word, the only one.
