@@ -10,7 +10,7 @@ use std::{
 
 use http::{HeaderValue, Method, StatusCode};
 
-use crate::{metrics::Metrics, traffic::Passage};
+use crate::{metrics::Metrics, reconnects::ClientKey, slots::Slot, traffic::Passage};
 
 /// Lives as long as the exchange does; when it is dropped, the exchange is over, however it ended.
 pub(crate) struct Exchange {
@@ -24,6 +24,12 @@ pub(crate) struct Exchange {
     /// As the client wrote it.
     pub(crate) host: Option<String>,
     pub(crate) passage: Option<Passage>,
+    /// The slot that answers.
+    pub(crate) slot: Option<Arc<Slot>>,
+    /// Who opens a websocket.
+    pub(crate) websocket_client: Option<ClientKey>,
+    /// It waits for news as long as there are none: how long it takes says nothing about how quick anybody is.
+    pub(crate) is_long_poll: bool,
     status: Option<StatusCode>,
     is_websocket: bool,
     /// The answer was passed on to its end.
@@ -47,6 +53,9 @@ impl Exchange {
             client: None,
             host: None,
             passage: None,
+            slot: None,
+            websocket_client: None,
+            is_long_poll: false,
             status: None,
             is_websocket: false,
             complete: false,
@@ -64,13 +73,46 @@ impl Exchange {
         self.request_id.to_str().unwrap_or_default()
     }
 
-    /// The status that the client gets.
-    pub(crate) fn answer(&mut self, status: StatusCode) {
-        self.status = Some(status);
-        if let Some(passage) = &self.passage
-            && status.is_server_error()
+    /// Odoo's answer has begun, this long after the whole request was passed on.
+    pub(crate) fn answer(&mut self, status: StatusCode, after: Duration) {
+        let latency = self.tells_latency().then_some(after);
+        if let Some(slot) = &self.slot {
+            slot.answered(status, latency);
+        }
+        self.count(status, latency.map(|latency| latency + self.held.unwrap_or_default()));
+    }
+
+    /// The edge answers itself.
+    pub(crate) fn answer_without_odoo(&mut self, status: StatusCode) {
+        if status.is_server_error()
+            && let Some(passage) = &self.passage
         {
-            passage.instance().count_error();
+            passage.instance().count_edge_error();
+            if self.held.is_some() {
+                passage.instance().held.failed();
+            }
+        }
+        self.count(status, self.tells_latency().then(|| self.started.elapsed()));
+    }
+
+    fn tells_latency(&self) -> bool {
+        !self.is_long_poll && self.websocket_client.is_none()
+    }
+
+    fn count(&mut self, status: StatusCode, latency: Option<Duration>) {
+        self.status = Some(status);
+        let Some(passage) = &self.passage else { return };
+        passage.instance().count_answer(status);
+        if let Some(latency) = latency {
+            passage.instance().latency.record(latency);
+        }
+    }
+
+    /// The slot ended its answer before its end.
+    pub(crate) fn broke_off(&mut self, trouble: String) {
+        self.trouble = Some(trouble);
+        if let Some(slot) = &self.slot {
+            slot.broke_off();
         }
     }
 
@@ -87,6 +129,18 @@ impl Exchange {
         self.metrics.websockets_total.increment(1);
         if let Some(passage) = &mut self.passage {
             passage.become_websocket();
+            if let Some(client) = self.websocket_client {
+                passage.instance().reconnects.opened(client);
+            }
+        }
+    }
+
+    /// The websocket ended, and not because its client wanted it. Where the route does not lead to its slot any more, a switch did it.
+    pub(crate) fn was_closed(&self) {
+        if let (Some(passage), Some(client), Some(slot)) = (&self.passage, self.websocket_client, &self.slot)
+            && slot.left.is_cancelled()
+        {
+            passage.instance().reconnects.closed(client);
         }
     }
 }
@@ -104,7 +158,15 @@ impl Drop for Exchange {
             // A websocket's hours would drown the requests' milliseconds.
             Some(_) if self.is_websocket => {}
             Some(status) => self.metrics.answered(status, duration),
-            None => self.metrics.abandoned.increment(1),
+            None => {
+                self.metrics.abandoned.increment(1);
+                if let Some(passage) = &self.passage {
+                    passage.instance().count_abandoned();
+                }
+            }
+        }
+        if let (Some(held), Some(passage)) = (self.held, &self.passage) {
+            passage.instance().held.waits.record(held);
         }
         tracing::info!(
             target: "ocore_edge::access",

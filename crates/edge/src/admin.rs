@@ -6,13 +6,14 @@ use std::{io, path::Path, sync::Arc, time::Duration};
 use axum::{
     Json, Router,
     body::Bytes,
-    extract::{DefaultBodyLimit, Query, State},
+    extract::{DefaultBodyLimit, Path as Segment, Query, State},
     http::{StatusCode, header},
     response::{IntoResponse, Response},
     routing::get,
 };
 use ocore_model::{
-    edge::{EdgeRefusal, EdgeStatus, Wanted},
+    edge::{EdgeRefusal, EdgeStatus, RouteTraffic, Wanted},
+    ids::InstanceId,
     route::RouteSnapshot,
 };
 use tokio::net::{UnixListener, UnixStream};
@@ -28,6 +29,8 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
     Router::new()
         .route("/routes", get(routes).put(put_routes))
         .route("/status", get(status))
+        .route("/traffic", get(all_traffic))
+        .route("/traffic/{instance}", get(traffic))
         .route("/wanted", get(wanted))
         .route("/metrics", get(metrics))
         .route("/healthz", get(healthz))
@@ -90,6 +93,20 @@ async fn status(State(shared): State<Arc<Shared>>) -> Json<EdgeStatus> {
         unknown_host_requests: shared.traffic.unknown_host_requests(),
         instances: shared.routes.traffic(),
     })
+}
+
+async fn all_traffic(State(shared): State<Arc<Shared>>) -> Json<Vec<RouteTraffic>> {
+    Json(shared.routes.traffic_of_all())
+}
+
+async fn traffic(State(shared): State<Arc<Shared>>, Segment(instance): Segment<InstanceId>) -> Response {
+    match shared.routes.traffic_of(instance) {
+        Some(traffic) => Json(traffic).into_response(),
+        None => {
+            let message = format!("the edge has no route to {instance}");
+            (StatusCode::NOT_FOUND, Json(EdgeRefusal { message, generation: shared.routes.generation() })).into_response()
+        }
+    }
 }
 
 #[derive(serde::Deserialize)]

@@ -3,7 +3,7 @@
 use std::{
     pin::Pin,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU8, Ordering},
     },
     task::{Context, Poll},
@@ -32,7 +32,13 @@ pub(crate) enum BodyFault {
 
 /// What became of a body that was given away.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct BodyWatch(Arc<AtomicU8>);
+pub(crate) struct BodyWatch(Arc<Fate>);
+
+#[derive(Debug, Default)]
+struct Fate {
+    code: AtomicU8,
+    over: OnceLock<std::time::Instant>,
+}
 
 const UNDER_WAY: u8 = 0;
 const ENDED: u8 = 1;
@@ -42,7 +48,7 @@ const BROKEN: u8 = 4;
 
 impl BodyWatch {
     pub(crate) fn fault(&self) -> Option<BodyFault> {
-        match self.0.load(Ordering::Acquire) {
+        match self.0.code.load(Ordering::Acquire) {
             TOO_LARGE => Some(BodyFault::TooLarge),
             STALLED => Some(BodyFault::Stalled),
             BROKEN => Some(BodyFault::Broken),
@@ -52,7 +58,12 @@ impl BodyWatch {
 
     /// Nothing of it will come any more.
     pub(crate) fn is_over(&self) -> bool {
-        self.0.load(Ordering::Acquire) != UNDER_WAY
+        self.0.code.load(Ordering::Acquire) != UNDER_WAY
+    }
+
+    /// When the last of it came.
+    pub(crate) fn over(&self) -> Option<std::time::Instant> {
+        self.0.over.get().copied()
     }
 }
 
@@ -117,7 +128,7 @@ impl RequestBody {
             BodyFault::Broken => BROKEN,
         };
         self.inner = None;
-        self.watch.0.store(code, Ordering::Release);
+        self.watch.0.code.store(code, Ordering::Release);
         Poll::Ready(Some(Err(fault)))
     }
 }
@@ -125,8 +136,10 @@ impl RequestBody {
 impl Drop for RequestBody {
     fn drop(&mut self) {
         self.drain();
+        // Only the first end counts.
+        let _ = self.watch.0.over.set(std::time::Instant::now());
         // Sent whole, or not wanted any more; a fault stays what it is.
-        let _ = self.watch.0.compare_exchange(UNDER_WAY, ENDED, Ordering::AcqRel, Ordering::Acquire);
+        let _ = self.watch.0.code.compare_exchange(UNDER_WAY, ENDED, Ordering::AcqRel, Ordering::Acquire);
     }
 }
 
@@ -234,7 +247,7 @@ impl Body for ResponseBody {
             }
             Some(Err(error)) => {
                 if let Some(mut exchange) = this.exchange.take() {
-                    exchange.trouble = Some(format!("Odoo's answer broke off: {error}"));
+                    exchange.broke_off(format!("Odoo's answer broke off: {error}"));
                 }
             }
             None => {}

@@ -78,6 +78,7 @@ impl<'a> Visit<'a> {
                 Ok(None) => Call::Dismissed,
                 Err(Full) => {
                     shared.metrics.hold.overflowed.increment(1);
+                    destination.instance().held.turned_away();
                     exchange.trouble = Some("there was no place to wait for the instance".to_owned());
                     return Err(page(&destination.route));
                 }

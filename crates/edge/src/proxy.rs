@@ -21,6 +21,7 @@ use crate::{
     host_name::HostName,
     pages::{Form, Page},
     pool::Connection,
+    reconnects::ClientKey,
     routes::Destination,
     server::Shared,
     upgrade,
@@ -38,11 +39,11 @@ pub(crate) async fn handle(shared: Arc<Shared>, request: Request<Incoming>, peer
     let form = Form::wanted_by(request.headers());
     let is_head = request.method() == Method::HEAD;
     match pass(&shared, request, &client, &mut exchange).await {
-        Ok(Answer::Odoo(answer)) => {
+        Ok(Answer::Odoo(answer, after)) => {
             let (mut head, body) = answer.into_parts();
             headers::prepare_response(&mut head.headers, &exchange.request_id);
             head.version = Version::HTTP_11;
-            exchange.answer(head.status);
+            exchange.answer(head.status, after);
             Response::from_parts(head, ResponseBody::upstream(body, exchange))
         }
         Ok(Answer::Websocket(answer, client)) => switch(&shared, answer, client, exchange),
@@ -51,7 +52,8 @@ pub(crate) async fn handle(shared: Arc<Shared>, request: Request<Incoming>, peer
 }
 
 enum Answer {
-    Odoo(Response<Incoming>),
+    /// And how long it took, from the whole request on.
+    Odoo(Response<Incoming>, Duration),
     /// `101`, and the client's side of what becomes a tunnel.
     Websocket(Response<Incoming>, hyper::upgrade::OnUpgrade),
 }
@@ -76,6 +78,7 @@ async fn pass(shared: &Shared, request: Request<Incoming>, connection: &Client, 
     };
     shared.traffic.count_request(passage.instance(), upgrade::is_websocket_handshake(&request));
     exchange.passage = Some(passage);
+    exchange.is_long_poll = is_below(request.uri().path(), "/longpolling");
     if closed::is_database_manager(request.uri().path()) {
         return Err(Page::database_manager_closed());
     }
@@ -94,6 +97,7 @@ async fn pass(shared: &Shared, request: Request<Incoming>, connection: &Client, 
         if !request.body().is_end_stream() {
             return Err(Page::bad_request("a websocket's handshake has no body"));
         }
+        exchange.websocket_client = Some(ClientKey::of(origin.client, request.headers()));
         Some(hyper::upgrade::on(&mut request))
     } else {
         None
@@ -109,7 +113,7 @@ async fn pass(shared: &Shared, request: Request<Incoming>, connection: &Client, 
     head.version = Version::HTTP_11;
 
     let outbound = Outbound { head, body, is_websocket: client.is_some() };
-    let (answer, destination) = deliver(shared, outbound, destination, &origin.host.name, connection, exchange).await?;
+    let (answer, after, destination) = deliver(shared, outbound, destination, &origin.host.name, connection, exchange).await?;
     match client {
         Some(client) if answer.status() == StatusCode::SWITCHING_PROTOCOLS => {
             if upgrade::asks_for_websocket(answer.headers()) {
@@ -123,7 +127,7 @@ async fn pass(shared: &Shared, request: Request<Incoming>, connection: &Client, 
             exchange.trouble = Some("Odoo switched protocols unasked".to_owned());
             Err(Page::unreachable(&destination.route))
         }
-        _ => Ok(Answer::Odoo(answer)),
+        _ => Ok(Answer::Odoo(answer, after)),
     }
 }
 
@@ -207,7 +211,7 @@ async fn deliver(
     host: &HostName,
     client: &Client,
     exchange: &mut Exchange,
-) -> Result<(Response<Incoming>, Arc<Destination>), Page> {
+) -> Result<(Response<Incoming>, Duration, Arc<Destination>), Page> {
     let mut visit = Visit::new(shared, host, client, &outbound);
     let mut outbound = outbound;
     let mut destination = visit.admit(destination, exchange).await?;
@@ -215,10 +219,14 @@ async fn deliver(
     loop {
         let route = &destination.route;
         let Some(address) = address_for(route, exchange.path()) else { return Err(Page::unreachable(route)) };
+        exchange.slot.clone_from(&destination.slot);
+        // Of one that is repeated the body is none, and its end says nothing.
+        let (watch, sent_at) = ((!outbound.is_repeatable()).then(|| outbound.body.watch()), Instant::now());
         let failed = match send(shared, outbound, address, route, exchange).await {
             Ok(answer) => {
                 visit.answered();
-                return Ok((answer, destination));
+                let whole_at = watch.and_then(|watch| watch.over()).map_or(sent_at, |over| over.max(sent_at));
+                return Ok((answer, whole_at.elapsed(), destination));
             }
             Err(failed) => *failed,
         };
@@ -297,7 +305,7 @@ async fn send(
             (None, Failure::TimedOut) => give_up(timed_out(shared, route, exchange)),
             (None, Failure::Broken(error)) => {
                 shared.metrics.broken_answers.increment(1);
-                exchange.trouble = Some(format!("{address} broke off before it answered: {error}"));
+                exchange.broke_off(format!("{address} broke off before it answered: {error}"));
                 Err(Box::new(Failed { page: Page::unreachable(route), again, was_refused: false }))
             }
         },
@@ -334,11 +342,14 @@ async fn exchange_on(
 /// Odoo with workers serves websockets, and the long polls of before version 16, on a port of their own.
 fn address_for(route: &Route, path: &str) -> Option<SocketAddr> {
     let RouteState::Serving { http, websocket } = route.state else { return None };
-    let below = |prefix: &str| path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
     match websocket {
-        Some(websocket) if below("/websocket") || below("/longpolling") => Some(websocket),
+        Some(websocket) if is_below(path, "/websocket") || is_below(path, "/longpolling") => Some(websocket),
         _ => Some(http),
     }
+}
+
+fn is_below(path: &str, prefix: &str) -> bool {
+    path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// The address is the route's own one for websockets.
@@ -348,6 +359,9 @@ fn has_port_for_websockets(route: &Route, address: SocketAddr) -> bool {
 
 fn unreachable(shared: &Shared, route: &Route, exchange: &mut Exchange, error: &crate::pool::ConnectError) -> Page {
     shared.metrics.connect_failures.increment(1);
+    if let Some(slot) = &exchange.slot {
+        slot.was_not_reached();
+    }
     exchange.trouble = Some(match std::error::Error::source(error) {
         Some(source) => format!("{error}: {source}"),
         None => error.to_string(),
@@ -357,6 +371,9 @@ fn unreachable(shared: &Shared, route: &Route, exchange: &mut Exchange, error: &
 
 fn timed_out(shared: &Shared, route: &Route, exchange: &mut Exchange) -> Page {
     shared.metrics.answer_timeouts.increment(1);
+    if let Some(slot) = &exchange.slot {
+        slot.took_too_long();
+    }
     exchange.trouble = Some(format!("no answer within {:?}", shared.config.response_timeout));
     Page::timed_out(route)
 }
@@ -372,7 +389,7 @@ fn switch(
     let (mut head, _) = answer.into_parts();
     headers::prepare_response(&mut head.headers, &exchange.request_id);
     upgrade::set_upgrade(&mut head.headers);
-    exchange.answer(head.status);
+    exchange.answer(head.status, Duration::ZERO);
     exchange.become_websocket();
     shared.tunnels.spawn(upgrade::tunnel(client, upstream, exchange, shared.cut.clone()));
     let mut response = Response::new(ResponseBody::switched());
@@ -382,7 +399,7 @@ fn switch(
 }
 
 fn own_answer(page: &Page, form: Form, is_head: bool, mut exchange: Exchange) -> Response<ResponseBody> {
-    exchange.answer(page.status);
+    exchange.answer_without_odoo(page.status);
     let response = page.respond(form, exchange.request_id());
     let (mut head, body) = response.into_parts();
     head.headers.insert(headers::X_REQUEST_ID, exchange.request_id.clone());

@@ -10,7 +10,7 @@ use std::{
 };
 
 use ocore_model::{
-    edge::{InstanceTraffic, RoutesApplied},
+    edge::{InstanceTraffic, RouteTraffic, RoutesApplied},
     ids::InstanceId,
     route::{Route, RouteSnapshot, RouteState},
 };
@@ -19,6 +19,7 @@ use thiserror::Error;
 use crate::{
     host_name::HostName,
     line::Line,
+    slots::Slot,
     snapshot_file::SnapshotFile,
     traffic::{InstanceCounters, Open, Passage, Traffic},
 };
@@ -53,9 +54,15 @@ pub(crate) struct Destination {
     pub(crate) route: Route,
     instance: Arc<InstanceCounters>,
     upstream: Option<Arc<Open>>,
+    /// The slot that it leads to; `None` where it leads to none.
+    pub(crate) slot: Option<Arc<Slot>>,
 }
 
 impl Destination {
+    pub(crate) fn instance(&self) -> &Arc<InstanceCounters> {
+        &self.instance
+    }
+
     /// Where requests wait while the instance rests.
     pub(crate) fn line(&self) -> &Arc<Line> {
         self.instance.line()
@@ -123,6 +130,7 @@ impl Routes {
             *table = offered;
             // Under the same lock: who looks a held route up finds its gate closed, who is let go finds the new route.
             set_gates(&table.snapshot, &self.traffic);
+            leave_slots(&table.snapshot, &self.traffic);
             drop(table);
             tracing::info!(generation, routes, "routes in force");
         }
@@ -160,6 +168,23 @@ impl Routes {
 
     /// The traffic of every instance that has a route or still something open.
     pub(crate) fn traffic(&self) -> Vec<InstanceTraffic> {
+        self.forget_gone();
+        self.traffic.snapshot()
+    }
+
+    /// What the users of an instance got; `None` when it has neither a route nor anything open.
+    pub(crate) fn traffic_of(&self, instance: InstanceId) -> Option<RouteTraffic> {
+        self.forget_gone();
+        self.traffic.of(instance, self.generation())
+    }
+
+    /// The same of every instance.
+    pub(crate) fn traffic_of_all(&self) -> Vec<RouteTraffic> {
+        self.forget_gone();
+        self.traffic.of_all(self.generation())
+    }
+
+    fn forget_gone(&self) {
         // While nobody changes the routes, whoever enters enters by these, so nothing that is forgotten can come into use.
         if let Ok(_changing) = self.changing.try_lock() {
             let snapshot = self.snapshot();
@@ -167,7 +192,6 @@ impl Routes {
             let routed: HashSet<_> = snapshot.routes.iter().map(|route| route.instance_id).collect();
             self.traffic.forget_all_but(|id| routed.contains(&id), |address| live.contains(&address));
         }
-        self.traffic.snapshot()
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Table> {
@@ -221,11 +245,11 @@ impl Table {
         let mut by_host = HashMap::new();
         for (route, names) in snapshot.routes.iter().zip(names) {
             let instance = traffic.instance(route.instance_id);
-            let upstream = match route.state {
-                RouteState::Serving { http, .. } => Some(instance.upstream(http)),
-                _ => None,
+            let (upstream, slot) = match route.state {
+                RouteState::Serving { http, .. } => (Some(instance.upstream(http)), Some(instance.slots().at(http, snapshot.generation))),
+                _ => (None, None),
             };
-            let destination = Arc::new(Destination { route: route.clone(), instance, upstream });
+            let destination = Arc::new(Destination { route: route.clone(), instance, upstream, slot });
             by_host.extend(names.into_iter().map(|name| (name, Arc::clone(&destination))));
         }
         Self { snapshot: Arc::new(snapshot), by_host }
@@ -251,6 +275,21 @@ fn set_gates(snapshot: &RouteSnapshot, traffic: &Traffic) {
         } else {
             instance.line().dismiss();
         }
+    }
+}
+
+/// Ends the time of every slot that no route leads to any more.
+fn leave_slots(snapshot: &RouteSnapshot, traffic: &Traffic) {
+    let serving: HashSet<(InstanceId, SocketAddr)> = snapshot
+        .routes
+        .iter()
+        .filter_map(|route| match route.state {
+            RouteState::Serving { http, .. } => Some((route.instance_id, http)),
+            _ => None,
+        })
+        .collect();
+    for instance in traffic.all() {
+        instance.slots().leave_all_but(|http| serving.contains(&(instance.id(), http)), snapshot.generation);
     }
 }
 

@@ -10,16 +10,20 @@ use std::{
 };
 
 use chrono::{DateTime, Utc};
+use http::StatusCode;
 use ocore_model::{
     clock::Clock,
-    edge::{InstanceTraffic, UpstreamTraffic, Wanted},
+    edge::{HeldTraffic, InstanceTraffic, RouteTraffic, UpstreamTraffic, Wanted, WebsocketTraffic},
     ids::InstanceId,
 };
 use tokio::sync::watch;
 
 use crate::{
     config::HoldLimits,
+    latency::Durations,
     line::{Line, Totals},
+    reconnects::Reconnects,
+    slots::Slots,
 };
 
 /// All counters of one edge. They start at zero with the process.
@@ -43,11 +47,41 @@ pub(crate) struct InstanceCounters {
     requests_total: AtomicU64,
     errors_total: AtomicU64,
     websockets_total: AtomicU64,
+    /// By the class of their status.
+    answers: [AtomicU64; 5],
+    /// 5xx answers of the edge's own.
+    edge_errors: AtomicU64,
+    abandoned: AtomicU64,
+    /// From the arrival of a request to the head of its answer.
+    pub(crate) latency: Durations,
+    pub(crate) held: Held,
+    pub(crate) reconnects: Reconnects,
+    slots: Slots,
     /// Milliseconds since 1970; 0: never.
     last_request_at: AtomicI64,
     /// Its number among the sleepers that were asked for; 0 while nobody asks, or it does not sleep.
     wanted: AtomicU64,
     upstreams: Mutex<BTreeMap<SocketAddr, Arc<Open>>>,
+}
+
+/// What became of the requests that had to wait.
+#[derive(Debug, Default)]
+pub(crate) struct Held {
+    pub(crate) waits: Durations,
+    failed: AtomicU64,
+    turned_away: AtomicU64,
+}
+
+impl Held {
+    /// It waited, and got an error of the edge's in the end.
+    pub(crate) fn failed(&self) {
+        self.failed.fetch_add(1, Relaxed);
+    }
+
+    /// There was no place to wait.
+    pub(crate) fn turned_away(&self) {
+        self.turned_away.fetch_add(1, Relaxed);
+    }
 }
 
 /// What is open now.
@@ -108,6 +142,13 @@ impl Traffic {
                 requests_total: AtomicU64::new(0),
                 errors_total: AtomicU64::new(0),
                 websockets_total: AtomicU64::new(0),
+                answers: Default::default(),
+                edge_errors: AtomicU64::new(0),
+                abandoned: AtomicU64::new(0),
+                latency: Durations::default(),
+                held: Held::default(),
+                reconnects: Reconnects::default(),
+                slots: Slots::default(),
                 last_request_at: AtomicI64::new(0),
                 wanted: AtomicU64::new(0),
                 upstreams: Mutex::default(),
@@ -174,6 +215,20 @@ impl Traffic {
         }
     }
 
+    /// What the users of an instance got; `None` when it has neither a route nor traffic.
+    pub(crate) fn of(&self, id: InstanceId, generation: u64) -> Option<RouteTraffic> {
+        let counters = lock(&self.instances).get(&id).cloned()?;
+        Some(counters.route_traffic(self.started_at, self.clock.now(), generation))
+    }
+
+    /// The same of every instance.
+    pub(crate) fn of_all(&self, generation: u64) -> Vec<RouteTraffic> {
+        let now = self.clock.now();
+        let mut all = self.all();
+        all.sort_by_key(|counters| counters.id);
+        all.iter().map(|counters| counters.route_traffic(self.started_at, now, generation)).collect()
+    }
+
     /// Open requests and websockets of all instances.
     pub(crate) fn open(&self) -> (u64, u64) {
         lock(&self.instances).values().fold((0, 0), |(requests, websockets), counters| {
@@ -206,8 +261,54 @@ impl InstanceCounters {
         &self.line
     }
 
-    pub(crate) fn count_error(&self) {
-        self.errors_total.fetch_add(1, Relaxed);
+    pub(crate) fn slots(&self) -> &Slots {
+        &self.slots
+    }
+
+    pub(crate) fn count_answer(&self, status: StatusCode) {
+        if let Some(count) = self.answers.get(usize::from(status.as_u16() / 100).wrapping_sub(1)) {
+            count.fetch_add(1, Relaxed);
+        }
+        if status.is_server_error() {
+            self.errors_total.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Among the answers; a 5xx that is not Odoo's.
+    pub(crate) fn count_edge_error(&self) {
+        self.edge_errors.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn count_abandoned(&self) {
+        self.abandoned.fetch_add(1, Relaxed);
+    }
+
+    fn route_traffic(&self, counted_since: DateTime<Utc>, taken_at: DateTime<Utc>, generation: u64) -> RouteTraffic {
+        RouteTraffic {
+            instance_id: self.id,
+            counted_since,
+            taken_at,
+            generation,
+            requests: self.requests_total.load(Relaxed),
+            answers: std::array::from_fn(|class| self.answers.get(class).map_or(0, |count| count.load(Relaxed))),
+            edge_errors: self.edge_errors.load(Relaxed),
+            abandoned: self.abandoned.load(Relaxed),
+            latency: self.latency.histogram(),
+            held: HeldTraffic {
+                now: self.line.held(),
+                requests: self.line.held_total(),
+                failed: self.held.failed.load(Relaxed),
+                turned_away: self.held.turned_away.load(Relaxed),
+                waits: self.held.waits.histogram(),
+            },
+            websockets: WebsocketTraffic {
+                now: self.open.websockets.load(Relaxed),
+                opened: self.websockets_total.load(Relaxed),
+                closed_by_switch: self.reconnects.closed_by_switch(),
+                gaps: self.reconnects.gaps(),
+            },
+            slots: self.slots.traffic(),
+        }
     }
 
     fn snapshot(&self) -> InstanceTraffic {

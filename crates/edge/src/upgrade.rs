@@ -63,11 +63,15 @@ pub(crate) async fn tunnel(client: OnUpgrade, upstream: OnUpgrade, mut exchange:
         },
         received = &mut down => match received {
             Ok(bytes) => {
+                exchange.was_closed();
                 // Nothing goes up that anybody would read, so how that ends says nothing.
                 let _ = tokio::time::timeout(CLOSING_LIMIT, up).await;
                 Some(Ok(bytes))
             }
-            Err(error) => Some(Err(error)),
+            Err(error) => {
+                exchange.was_closed();
+                Some(Err(error))
+            }
         },
         () = cut.cancelled() => {
             exchange.trouble = Some("the edge stops".to_owned());

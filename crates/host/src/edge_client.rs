@@ -9,7 +9,8 @@ use http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
 use ocore_model::{
-    edge::{EdgeRefusal, EdgeStatus, RoutesApplied, Wanted},
+    edge::{EdgeRefusal, EdgeStatus, RouteTraffic, RoutesApplied, Wanted},
+    ids::InstanceId,
     route::RouteSnapshot,
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -73,6 +74,23 @@ impl EdgeClient {
     /// The sleepers that were asked for after that sequence; waits some seconds for one, and answers with none when there was none.
     pub async fn wanted(&self, after: u64) -> Result<Wanted> {
         let (status, answer) = self.call(Method::GET, &format!("/wanted?after={after}"), None::<&()>).await?;
+        expect_ok(status, &answer)?;
+        self.read(&answer)
+    }
+
+    /// What the users of an instance got until now; `None` when the edge has no route to it and nothing of it under way.
+    pub async fn traffic(&self, instance: InstanceId) -> Result<Option<RouteTraffic>> {
+        let (status, answer) = self.call(Method::GET, &format!("/traffic/{instance}"), None::<&()>).await?;
+        if status == StatusCode::NOT_FOUND {
+            return Ok(None);
+        }
+        expect_ok(status, &answer)?;
+        self.read(&answer).map(Some)
+    }
+
+    /// The same of every instance that the edge has.
+    pub async fn all_traffic(&self) -> Result<Vec<RouteTraffic>> {
+        let (status, answer) = self.call(Method::GET, "/traffic", None::<&()>).await?;
         expect_ok(status, &answer)?;
         self.read(&answer)
     }

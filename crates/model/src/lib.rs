@@ -9,6 +9,7 @@ pub mod egress;
 pub mod environment;
 pub mod evidence;
 pub mod export;
+pub mod histogram;
 pub mod ids;
 pub mod import;
 pub mod instance;

@@ -10,7 +10,7 @@ use ocore_host::{
     SpaceReport, TakeSnapshot, TarStream, Template, TemplateLimits, UploadPart, UploadedPart, Verification, WriteExport,
 };
 use ocore_model::{
-    edge::{EdgeStatus, Wanted},
+    edge::{EdgeStatus, RouteTraffic, Wanted},
     ids::{DataSetId, ExportId, ImportId, InstanceId, SnapshotId, TemplateId},
     instance::Color,
     mail::MailboxStatus,
@@ -249,6 +249,14 @@ impl Host for NoHost {
     }
 
     async fn edge_status(&self) -> Result<EdgeStatus> {
+        refuse()
+    }
+
+    async fn traffic(&self, _instance: InstanceId) -> Result<Option<RouteTraffic>> {
+        refuse()
+    }
+
+    async fn all_traffic(&self) -> Result<Vec<RouteTraffic>> {
         refuse()
     }
 

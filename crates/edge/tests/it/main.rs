@@ -13,4 +13,5 @@ mod smuggling;
 mod streams;
 mod support;
 mod switching;
+mod traffic;
 mod websockets;

@@ -190,7 +190,7 @@ pub(crate) fn route(hosts: &[&str], state: RouteState) -> Route {
     Route { instance_id: InstanceId::new(), hosts: hosts.iter().map(ToString::to_string).collect(), title: "The shop".to_owned(), state }
 }
 
-/// A server behind the edge. It answers every path with what it was asked, as JSON, except `/stream` and `/hold`.
+/// A server behind the edge. It answers every path with what it was asked, as JSON, except `/stream`, `/hold` and `/fail`.
 pub(crate) struct Upstream {
     pub(crate) address: SocketAddr,
     /// `METHOD path` of every request, in order.
@@ -220,6 +220,7 @@ impl Upstream {
             async move {
                 record.lock().unwrap().push(format!("{} {}", request.method(), request.uri().path()));
                 match request.uri().path() {
+                    "/fail" => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
                     "/stream" => stream(gate).into_response(),
                     "/hold" => {
                         gate.acquire().await.unwrap().forget();

@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, net::SocketAddr};
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use ocore_model::{
-    edge::{EdgeStatus, Wanted},
+    edge::{EdgeStatus, RouteTraffic, Wanted},
     ids::{DataSetId, ExportId, ImportId, InstanceId, OperationId, SnapshotId, TemplateId},
     instance::Color,
     mail::MailboxStatus,
@@ -479,6 +479,13 @@ pub trait Host: Send + Sync + 'static {
 
     /// What passes through this server's edge, by instance and slot. `Machine` when it does not answer.
     async fn edge_status(&self) -> Result<EdgeStatus>;
+
+    /// What the users of an instance got from this server's edge until now, by slot; `None` when it has no route there. Two of them give what happened
+    /// in between. `Machine` when the edge does not answer.
+    async fn traffic(&self, instance: InstanceId) -> Result<Option<RouteTraffic>>;
+
+    /// The same of every instance that the edge has, for the metrics.
+    async fn all_traffic(&self) -> Result<Vec<RouteTraffic>>;
 
     /// The sleeping instances that somebody has asked for after that sequence (0 at first, then what the last answer said). Waits some seconds
     /// for one; an answer without any is no error. May run twice.

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::SocketAddr};
 
 use async_trait::async_trait;
 use ocore_model::{
-    edge::{EdgeStatus, Wanted},
+    edge::{EdgeStatus, RouteTraffic, Wanted},
     ids::{DataSetId, ExportId, ImportId, InstanceId, SnapshotId, TemplateId},
     instance::Color,
     mail::MailboxStatus,
@@ -278,6 +278,14 @@ impl Host for LocalHost {
 
     async fn edge_status(&self) -> Result<EdgeStatus> {
         self.edge.status().await
+    }
+
+    async fn traffic(&self, instance: InstanceId) -> Result<Option<RouteTraffic>> {
+        self.edge.traffic(instance).await
+    }
+
+    async fn all_traffic(&self) -> Result<Vec<RouteTraffic>> {
+        self.edge.all_traffic().await
     }
 
     async fn wanted(&self, after: u64) -> Result<Wanted> {
