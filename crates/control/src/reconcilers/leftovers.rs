@@ -141,6 +141,7 @@ mod tests {
             release: ReleaseId("r".to_owned()),
             http: "127.0.0.1:8069".parse().unwrap(),
             websocket: None,
+            takes_turns: true,
             pid: 1,
             started_at: Utc::now(),
         }

@@ -374,6 +374,7 @@ async fn hold_limit(connection: &mut PgConnection, instance: InstanceId, updatin
                    join deployment_steps as rested on rested.deployment_id = deployments.id and rested.name = 'copy'
                    join deployment_steps as switched on switched.deployment_id = deployments.id and switched.name = 'switch'
                where deployments.instance_id = $1 and deployments.status = 'succeeded' and deployments.plan ->> 'data' = 'keep'
+                   and coalesce(deployments.plan ->> 'way', '') not in ('nothing', 'reload')
                    and rested.started_at is not null and switched.completed_at is not null
                order by deployments.completed_at desc limit 9"#,
             instance.as_uuid(),

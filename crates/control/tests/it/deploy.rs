@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// In the order of the graph.
-const NODES: &[&str] = &[
+pub(crate) const NODES: &[&str] = &[
     "deploy::checkout",
     "deploy::plan",
     "deploy::build",
@@ -445,7 +445,7 @@ fn done(done: &[&str]) -> Vec<String> {
     done.iter().map(|done| (*done).to_owned()).collect()
 }
 
-async fn update(scene: &Scene, place: Place, modules: &[(&str, &str)]) -> DeploymentStatus {
+pub(crate) async fn update(scene: &Scene, place: Place, modules: &[(&str, &str)]) -> DeploymentStatus {
     let commit = scene.commit(modules).await;
     let deployment = scene.deploy(place, &commit, "live").await;
     let engine = scene.engine().await;
@@ -455,7 +455,7 @@ async fn update(scene: &Scene, place: Place, modules: &[(&str, &str)]) -> Deploy
 }
 
 /// Deploys with one node that fails, and with every undo run twice when asked.
-async fn fail_at(scene: &Scene, place: Place, commit: &str, data: &str, node: &'static str, repeat_undo: bool) -> DeploymentId {
+pub(crate) async fn fail_at(scene: &Scene, place: Place, commit: &str, data: &str, node: &'static str, repeat_undo: bool) -> DeploymentId {
     let deployment = scene.deploy(place, commit, data).await;
     let mut injections = vec![Injection::Fail(node)];
     if repeat_undo {

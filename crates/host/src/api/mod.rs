@@ -230,6 +230,8 @@ pub struct RunningSlot {
     pub http: SocketAddr,
     /// Present when there are workers.
     pub websocket: Option<SocketAddr>,
+    /// Its crons run only while those of no other slot of the instance do, so that another may start beside it on the same data.
+    pub takes_turns: bool,
     pub pid: i32,
     pub started_at: DateTime<Utc>,
 }

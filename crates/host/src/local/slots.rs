@@ -25,6 +25,9 @@ pub struct SlotDetails {
     pub http: SocketAddr,
     pub websocket: Option<SocketAddr>,
     pub settings: OdooSettings,
+    /// Not so in records of earlier versions.
+    #[serde(default)]
+    pub takes_turns: bool,
 }
 
 /// A slot's process and its details, when it lives.
@@ -54,6 +57,7 @@ pub fn describe(color: Color, process: &Process, details: &SlotDetails) -> Runni
         release: details.release.clone(),
         http: details.http,
         websocket: details.websocket,
+        takes_turns: details.takes_turns,
         pid: process.pid(),
         started_at: process.record.started_at,
     }

@@ -8,26 +8,40 @@ use nix::{
     unistd::Pid,
 };
 use ocore_testkit::{
-    Options,
+    Options, Repository,
     module::{write_module, write_page},
     wait::eventually,
 };
 
-use crate::scene::{DEPLOYMENT_LIMIT, Scene};
+use crate::{
+    reload::write_code,
+    scene::{DEPLOYMENT_LIMIT, Scene},
+};
 
 const STEPS: &[&str] = &["checkout", "plan", "build", "copy", "update", "start", "switch", "verify"];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_in_each_step_of_a_deployment_it_converges() -> Result<()> {
+    killed_in_each_step(|repository, version| write_page(repository, "shop", version)).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_in_each_step_of_a_reload_it_converges() -> Result<()> {
+    killed_in_each_step(write_code).await
+}
+
+/// Each step of a deployment of such a change, killed.
+async fn killed_in_each_step(change: fn(&Repository, &str) -> Result<()>) -> Result<()> {
     let mut scene = Scene::new(Options::default()).await?;
     write_module(&scene.repository, "shop", "version 0")?;
+    change(&scene.repository, "version 0")?;
     scene.repository.commit("Version 0")?;
     let push = scene.push("main")?;
     ensure!(push.success, "{}", push.output);
 
     for (index, step) in STEPS.iter().enumerate() {
         let version = format!("version {}", index + 1);
-        write_page(&scene.repository, "shop", &version)?;
+        change(&scene.repository, &version)?;
         scene.repository.commit(&version)?;
         // The step has begun and cannot end before the kill.
         scene.installation.terminate_server().await?;

@@ -23,7 +23,7 @@ const WRITERS: usize = 4;
 
 /// Somebody who uses the instance through the edge.
 #[derive(Clone)]
-struct User {
+pub(crate) struct User {
     http: Client,
     edge: String,
     host: String,
@@ -42,7 +42,7 @@ struct Done {
 }
 
 impl User {
-    async fn new(scene: &Scene) -> Result<Self> {
+    pub(crate) async fn new(scene: &Scene) -> Result<Self> {
         let environment = scene.environment("main").await?;
         let credentials =
             scene.owner.get(&format!("/instances/{}/credentials", environment["instanceId"].as_str().unwrap_or_default())).await?;
@@ -100,7 +100,7 @@ impl User {
 }
 
 /// Lets eight clients use the instance while something happens to it. No request may fail, and what was written has to be there.
-async fn under_load(user: &User, round: &str, happens: impl AsyncFnOnce() -> Result<()>) -> Result<()> {
+pub(crate) async fn under_load(user: &User, round: &str, happens: impl AsyncFnOnce() -> Result<()>) -> Result<()> {
     let stop = CancellationToken::new();
     let guard = stop.clone().drop_guard();
     let mut clients = JoinSet::new();

@@ -14,6 +14,7 @@ mod imports;
 mod journey;
 mod machine_trouble;
 mod mail;
+mod reload;
 mod scene;
 mod sleep;
 mod snapshots;

@@ -64,6 +64,14 @@ impl Scene {
         self.owner.get(&format!("/deployments/{}", id.as_str().unwrap_or_default())).await
     }
 
+    /// The slot that the newest deployment of `main` that went well has made live.
+    pub async fn last_live_color(&self) -> Result<String> {
+        let environment = self.environment("main").await?;
+        let deployments = self.owner.deployments(&environment).await?;
+        let live = deployments.iter().find(|deployment| deployment["status"] == "succeeded").context("nothing is live")?;
+        Ok(live["activeColor"].as_str().context("no colour")?.to_owned())
+    }
+
     /// The body of a page of a branch's Odoo through the edge; an error when the answer is not 200.
     pub async fn page(&self, branch: &str, path: &str) -> Result<String> {
         let environment = self.environment(branch).await?;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
-use ocore_host::{DataSource, HostError, NewDataSet, RunModules};
+use ocore_host::{DataSource, HostError, NewDataSet, RunModules, ServableDataSet};
 use ocore_model::{
     deployment::{DataMode, DataOrigin, DeploymentStatus, ModulePlan},
     ids::InstanceId,
@@ -26,19 +26,26 @@ use crate::{
 
 const PASSWORD_LENGTH: usize = 24;
 
-/// A data set of its own, beside the live one. Where it is a copy of the live one, the live slot rests from here on.
+/// A data set of its own, beside the live one. Where it is a copy of the live one, the live slot rests from here on. A new slot beside the live one
+/// takes the live data as they are.
 pub(super) async fn copy(step: Arc<Step>) -> Result<(NewDataSet, String), Failure> {
     let parameters = &step.parameters;
     let control = step.control();
-    snapshot::keep_earlier(&step).await?;
+    if !step.beside {
+        snapshot::keep_earlier(&step).await?;
+    }
     // From this transaction on a later push waits instead of taking this one's place. The instance is locked first, as everywhere.
     let mut transaction = control.pool.begin().await?;
-    let rests = parameters.rests_to_copy();
+    let rests = parameters.rests_to_copy(step.beside);
     step.held(store::deploy::set_updating(&mut transaction, parameters.instance, step.fence().generation, rests).await?)?;
     if !store::deploy::begin_changing(&mut transaction, parameters.deployment).await? {
         let standing = store::deploy::standing(&mut transaction, parameters.deployment).await?;
         let superseded = standing.is_some_and(|standing| standing.status == DeploymentStatus::Superseded);
         return Err(if superseded { Failure::superseded() } else { Failure::cancelled() });
+    }
+    if step.beside {
+        let data_set = parameters.data_set(step.beside);
+        store::deploy::set_place(&mut transaction, parameters.deployment, parameters.color, data_set, parameters.origin).await?;
     }
     if rests {
         routes::raise(&mut transaction, parameters.instance).await?;
@@ -51,6 +58,10 @@ pub(super) async fn copy(step: Arc<Step>) -> Result<(NewDataSet, String), Failur
     control.host.create_instance(parameters.instance, step.fence()).await?;
     egress::apply(control, parameters.instance).await?;
     crate::mail::prepare(control, parameters.instance).await;
+    if step.beside {
+        let live = NewDataSet::Servable(ServableDataSet::proven(parameters.data_set(step.beside)));
+        return Ok((live, "the live data, as they are".to_owned()));
+    }
     let (made, source) = create(&step).await?;
     let summary = match source {
         DataSource::Template { .. } => "a copy of a template",
@@ -89,12 +100,16 @@ async fn create(step: &Step) -> Result<(NewDataSet, DataSource), Failure> {
 pub(super) async fn undo_copy(step: Arc<UndoStep>) -> Result<(), Failure> {
     let parameters = &step.parameters;
     let (control, fence) = (step.control(), step.fence());
+    if step.beside {
+        // The live data are not this deployment's, and the live slot has not rested.
+        return Ok(());
+    }
     match control.host.remove_data_set(parameters.instance, parameters.data_set, fence).await {
         // Not there: the first deployment failed before the instance was.
         Ok(()) | Err(HostError::NotFound { .. }) => {}
         Err(error) => return Err(error.into()),
     }
-    let Some(live) = parameters.live_to_rest() else { return Ok(()) };
+    let Some(live) = parameters.live_to_rest(step.beside) else { return Ok(()) };
     if parameters.ran() {
         let running = control.host.start_slot(parameters.instance, live.slot(&parameters.settings), fence, step.progress()).await?;
         let websocket = running.websocket.map(|address| address.to_string());

@@ -4,6 +4,9 @@
 //! The live data set is never touched: the deployment works in a new one and starts the other colour on it. Up to the switch everything that
 //! it made can be thrown away; after a failure the old slot is started again on its old data. So each node may be cut off at any point: the
 //! next run finds the live data as they were. Once nothing can fail any more, what was live before becomes a snapshot.
+//!
+//! Where only code has changed, nothing is copied and nothing rests: the other colour starts *beside* the live one on the same data, and takes
+//! over when it answers. Whether it does so is decided by the plan, once ([`release::Planned`]).
 
 mod data;
 mod prove;
@@ -139,14 +142,24 @@ impl Live {
 
 impl Parameters {
     /// The live slot that rests, from the copy of its data or from the start of what takes its place, and runs again if this fails. So nobody
-    /// writes what is lost.
-    fn live_to_rest(&self) -> Option<&Live> {
-        self.live.as_ref().filter(|_| matches!(self.origin, DataOrigin::Live | DataOrigin::Snapshot { .. }))
+    /// writes what is lost. None rests while the new one works beside it on its data.
+    fn live_to_rest(&self, beside: bool) -> Option<&Live> {
+        self.live.as_ref().filter(|_| !beside && matches!(self.origin, DataOrigin::Live | DataOrigin::Snapshot { .. }))
     }
 
     /// The new data are a copy of the live ones: the live slot rests while they are copied.
-    fn rests_to_copy(&self) -> bool {
-        self.origin == DataOrigin::Live && self.live.is_some()
+    fn rests_to_copy(&self, beside: bool) -> bool {
+        !beside && self.origin == DataOrigin::Live && self.live.is_some()
+    }
+
+    /// The data set that becomes live: a new one, or the live one.
+    fn data_set(&self, beside: bool) -> DataSetId {
+        self.live.as_ref().filter(|_| beside).map_or(self.data_set, |live| live.data_set)
+    }
+
+    /// The snapshot that what was live becomes. What goes on being live becomes none.
+    fn keeps(&self, beside: bool) -> Option<SnapshotId> {
+        self.keeps.filter(|_| !beside)
     }
 
     /// Whether the live Odoo ran when this began. A stopped one stays stopped if this fails, and a sleeper sleeps on.
@@ -329,7 +342,7 @@ mod tests {
         }))
         .unwrap();
         assert_eq!((parameters.origin, parameters.keeps), (DataOrigin::Live, None));
-        assert!(parameters.live_to_rest().is_some());
+        assert!(parameters.live_to_rest(false).is_some());
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use ocore_host::{BuildRelease, CheckImport, InstalledModule, Release, ReleaseId, Snapshot, SourceId};
 use ocore_model::deployment::{DataMode, DataOrigin, ModulePlan};
+use serde::{Deserialize, Serialize};
 
 use super::{short, step::Step};
 use crate::{
@@ -32,8 +33,18 @@ async fn export(step: &Step) -> Result<(SourceId, usize), Failure> {
     Ok((source.id, source.modules.len()))
 }
 
+/// What the plan step gives.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Planned {
+    #[serde(flatten)]
+    pub(super) plan: ModulePlan,
+    /// The new slot starts beside the live one, on the same data, and nothing rests. Decided once, so that each node and each undo sees the same.
+    #[serde(default)]
+    pub(super) beside: bool,
+}
+
 /// Which modules are installed and updated, on which data.
-pub(super) async fn plan(step: Arc<Step>) -> Result<(ModulePlan, String), Failure> {
+pub(super) async fn plan(step: Arc<Step>) -> Result<(Planned, String), Failure> {
     let parameters = &step.parameters;
     let host = &step.control().host;
     let source: SourceId = step.context.output("deploy::checkout")?;
@@ -53,6 +64,10 @@ pub(super) async fn plan(step: Arc<Step>) -> Result<(ModulePlan, String), Failur
     for line in plan.lines() {
         step.say(&line);
     }
+    let beside = may_start_beside(&step, &plan).await?;
+    if beside {
+        step.say("the new processes start beside the old ones, on the same data, and take over when they answer; nobody waits");
+    }
     let json = serde_json::to_value(&plan).map_err(|error| Error::internal("writing a plan", error))?;
     store::deploy::set_plan(&mut *step.control().pool.acquire().await?, parameters.deployment, &json).await?;
     let summary = match (plan.data, plan.install.len(), plan.update.len()) {
@@ -60,7 +75,21 @@ pub(super) async fn plan(step: Arc<Step>) -> Result<(ModulePlan, String), Failur
         (DataMode::Keep, 0, 0) => format!("{}: nothing to install or update", plan.way),
         (DataMode::Keep, install, update) => format!("{}: {update} to update, {install} to install", plan.way),
     };
-    Ok((plan, summary))
+    Ok((Planned { plan, beside }, summary))
+}
+
+/// Only code has changed, and the live Odoo runs and lets the crons of another one wait for the end of its own.
+async fn may_start_beside(step: &Step, plan: &ModulePlan) -> Result<bool, Failure> {
+    let parameters = &step.parameters;
+    let Some(live) = parameters.live.as_ref().filter(|_| parameters.origin == DataOrigin::Live && parameters.ran()) else {
+        return Ok(false);
+    };
+    if plan.way.updates() || !plan.install.is_empty() || !plan.update.is_empty() {
+        return Ok(false);
+    }
+    let observed = step.control().host.observe().await?;
+    let slots = observed.into_iter().filter(|observation| observation.instance == parameters.instance).flat_map(|found| found.slots);
+    Ok(slots.into_iter().any(|slot| slot.color == live.color && slot.data_set == live.data_set && slot.takes_turns))
 }
 
 /// What the data hold that the commit comes live on: the modules, and the release that ran on them, where that is known.

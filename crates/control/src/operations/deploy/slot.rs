@@ -7,6 +7,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use ocore_host::{Fence, HostError, ReleaseId, SlotSpec};
 use ocore_model::{
     deployment::{DataOrigin, StepName},
+    ids::SnapshotId,
     instance::InstanceStatus,
     names::CommitSha,
 };
@@ -41,7 +42,7 @@ pub(super) struct Addresses {
 pub(super) async fn start(step: Arc<Step>) -> Result<(Addresses, String), Failure> {
     let parameters = &step.parameters;
     let control = step.control();
-    if let Some(live) = parameters.live_to_rest().filter(|_| !parameters.rests_to_copy()) {
+    if let Some(live) = parameters.live_to_rest(step.beside).filter(|_| !parameters.rests_to_copy(step.beside)) {
         let mut transaction = control.pool.begin().await?;
         step.held(store::deploy::set_updating(&mut transaction, parameters.instance, step.fence().generation, true).await?)?;
         routes::raise(&mut transaction, parameters.instance).await?;
@@ -81,7 +82,7 @@ pub(super) async fn switch(step: Arc<Step>) -> Result<((), String), Failure> {
     let password = unsealable(password(&step)?.as_ref())?;
     let live = NewLive {
         color: Some(parameters.color),
-        data_set: Some(parameters.data_set),
+        data_set: Some(parameters.data_set(step.beside)),
         release: Some(&release.0),
         deployment: Some(parameters.deployment),
         http: Some(addresses.http.to_string()),
@@ -93,7 +94,8 @@ pub(super) async fn switch(step: Arc<Step>) -> Result<((), String), Failure> {
         updating: false,
         is_neutralized: parameters.becomes_neutralized(),
     };
-    step.held(set_live(control, step.fence(), parameters, &live, Some(&parameters.commit), Direction::Forward).await?)?;
+    let direction = Direction::Forward { keeps: parameters.keeps(step.beside).is_some() };
+    step.held(set_live(control, step.fence(), parameters, &live, Some(&parameters.commit), direction).await?)?;
     routes::apply(control).await?;
     Ok(((), format!("{} is live", short(&parameters.commit))))
 }
@@ -115,11 +117,12 @@ pub(super) async fn undo_switch(step: Arc<UndoStep>) -> Result<(), Failure> {
         status: parameters.was,
         status_message: &parameters.was_message,
         // Where the old slot rests, `undo_copy` starts it.
-        updating: parameters.live_to_rest().is_some(),
+        updating: parameters.live_to_rest(step.beside).is_some(),
         is_neutralized: old.is_some_and(|live| live.is_neutralized),
     };
     let commit = old.and_then(|live| live.commit.as_ref());
-    step.held(set_live(control, step.fence(), parameters, &live, commit, Direction::Back).await?)?;
+    let direction = Direction::Back { kept: parameters.keeps(step.beside) };
+    step.held(set_live(control, step.fence(), parameters, &live, commit, direction).await?)?;
     routes::apply(control).await?;
     Ok(())
 }
@@ -147,7 +150,7 @@ pub(super) async fn verify(step: Arc<Step>) -> Result<((), String), Failure> {
     Ok(((), format!("{host_name} answers")))
 }
 
-/// The old slot, drained; its data, kept as a snapshot or removed; and what was taken of a source. Nothing here takes the deployment back: what
+/// The old slot, drained; its data, kept as a snapshot or removed, unless they stay the live ones; and what was taken of a source. Nothing here takes the deployment back: what
 /// cannot be done now, the reconcilers do later.
 pub(super) async fn let_go(step: Arc<Step>) -> Result<(), Failure> {
     let parameters = &step.parameters;
@@ -158,7 +161,9 @@ pub(super) async fn let_go(step: Arc<Step>) -> Result<(), Failure> {
         }
         let letting_go = async {
             control.host.stop_slot(parameters.instance, old.color, fence).await?;
-            snapshot::retire(&step, old).await?;
+            if !step.beside {
+                snapshot::retire(&step, old).await?;
+            }
             // Of versions that kept the data before as they were.
             if let Some(older) = old.previous_data_set {
                 control.host.remove_data_set(parameters.instance, older, fence).await?;
@@ -199,8 +204,14 @@ fn password(step: &Step) -> Result<Option<String>, Failure> {
 /// Whether a deployment goes live or is taken back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Direction {
-    Forward,
-    Back,
+    Forward {
+        /// What was live becomes a snapshot.
+        keeps: bool,
+    },
+    Back {
+        /// What was announced to become a snapshot stays live.
+        kept: Option<SnapshotId>,
+    },
 }
 
 /// Writes what is live, the commit that the environment then has and the route, in one transaction. False when a newer claim holds the
@@ -227,10 +238,10 @@ async fn set_live(
         if !store::deploy::holds(&mut transaction, parameters.instance, fence.generation).await? {
             return Ok(false);
         }
-        match (direction, parameters.keeps) {
-            (Direction::Forward, _) => snapshot::announce(&mut transaction, control, parameters).await?,
-            (Direction::Back, Some(keeps)) => store::snapshots::withdraw(&mut transaction, keeps).await?,
-            (Direction::Back, None) => {}
+        match direction {
+            Direction::Forward { keeps: true } => snapshot::announce(&mut transaction, control, parameters).await?,
+            Direction::Back { kept: Some(kept) } => store::snapshots::withdraw(&mut transaction, kept).await?,
+            Direction::Forward { keeps: false } | Direction::Back { kept: None } => {}
         }
         if !store::deploy::set_live(&mut transaction, parameters.instance, fence.generation, live.clone(), now).await? {
             return Ok(false);

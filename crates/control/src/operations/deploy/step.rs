@@ -8,7 +8,7 @@ use ocore_host::{Fence, LogSink, Progress};
 use ocore_model::deployment::{StepName, StepStatus};
 use steno::ActionData;
 
-use super::{Parameters, prove};
+use super::{Parameters, prove, release::Planned};
 use crate::{
     Control, Error, Result,
     operations::saga::{Failure, FailureKind, NodeContext, failpoint},
@@ -25,6 +25,17 @@ pub(super) struct Step {
     log: Arc<dyn LogSink>,
     /// It has begun before, in a process that died or lost the operation.
     pub(super) again: bool,
+    /// The new slot works beside the live one, on its data. Not known before the plan is made.
+    pub(super) beside: bool,
+}
+
+/// What the plan decided, for a step, or for the node after the last one.
+fn is_beside(context: &NodeContext, parameters: &Parameters, step: Option<StepName>) -> Result<bool, Failure> {
+    let has_plan = parameters.origin.steps(parameters.instance, parameters.stage).contains(&StepName::Plan);
+    if !has_plan || step.is_some_and(|step| step <= StepName::Plan) {
+        return Ok(false);
+    }
+    Ok(context.output::<Planned>("deploy::plan")?.beside)
 }
 
 impl Step {
@@ -77,7 +88,8 @@ where
         let action = action.clone();
         Box::pin(async move {
             let parameters: Parameters = context.parameters()?;
-            action(Arc::new(Step { context, parameters, log: Arc::new(Quiet), again: false })).await
+            let beside = is_beside(&context, &parameters, None)?;
+            action(Arc::new(Step { context, parameters, log: Arc::new(Quiet), again: false, beside })).await
         })
     }
 }
@@ -97,6 +109,7 @@ where
         Box::pin(async move {
             let parameters: Parameters = context.parameters()?;
             let deployment = parameters.deployment;
+            let beside = is_beside(&context, &parameters, Some(name))?;
             let control = context.control().clone();
             let cancel = context.execution().cancel.clone();
             // What is live is not cancelled any more.
@@ -109,7 +122,7 @@ where
             .await?;
             let log = Arc::new(StepLog::start(control.pool.clone(), deployment, begun.id));
             let halt = context.execution().halt.clone();
-            let result = action(Arc::new(Step { context, parameters, log: log.clone(), again: begun.again })).await;
+            let result = action(Arc::new(Step { context, parameters, log: log.clone(), again: begun.again, beside })).await;
             failpoint(|| format!("deploy::{name}")).await;
             log.flush().await;
             let (status, summary, result) = match result {
@@ -131,6 +144,8 @@ where
 pub(super) struct UndoStep {
     pub(super) context: Arc<NodeContext>,
     pub(super) parameters: Parameters,
+    /// As of [`Step`].
+    pub(super) beside: bool,
 }
 
 impl UndoStep {
@@ -167,7 +182,8 @@ where
             let parameters: Parameters = context.parameters()?;
             let deployment = parameters.deployment;
             let control = context.control().clone();
-            action(Arc::new(UndoStep { context, parameters })).await?;
+            let beside = is_beside(&context, &parameters, steps.first().copied())?;
+            action(Arc::new(UndoStep { context, parameters, beside })).await?;
             for name in steps {
                 store::steps::mark_undone(&mut *control.pool.acquire().await?, deployment, *name).await?;
             }

@@ -248,6 +248,7 @@ impl Host for World {
             release: slot.release,
             http: Self::address(slot.color),
             websocket: None,
+            takes_turns: true,
             pid: 1,
             started_at: Utc::now(),
         })
@@ -494,6 +495,7 @@ impl Host for World {
                         release: release.clone(),
                         http: Self::address(*color),
                         websocket: None,
+                        takes_turns: true,
                         pid: 1,
                         started_at: Utc::now(),
                     })

@@ -1,22 +1,68 @@
 //! How Odoo is started: as the instance's own user, with the Python of its release, in an environment that holds nothing of ours.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs::{self, OpenOptions},
+    os::unix::fs::{OpenOptionsExt, PermissionsExt, chown},
+    path::{Path, PathBuf},
+};
 
 use crate::{
     api::OdooSettings,
+    error::{HostError, Result},
     local::{
         distribution::InstalledDistribution,
+        durable,
         exec::{Program, RunAs},
         ledger::OsUser,
         releases::ReleaseRecord,
     },
 };
 
+const TAKE_TURNS: &str = include_str!("take_turns.py");
 const SEARCH_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 
 /// Odoo's program without any option.
 pub(super) fn odoo(distribution: &InstalledDistribution, record: &ReleaseRecord, user: &OsUser, settings: &OdooSettings) -> Program {
     python(record, user, &settings.env_vars).arg(&distribution.program)
+}
+
+/// The same for an Odoo that serves: its crons wait until those of the instance's other slot are gone (`take_turns.py`).
+pub(super) fn serving(
+    distribution: &InstalledDistribution,
+    record: &ReleaseRecord,
+    user: &OsUser,
+    settings: &OdooSettings,
+    turns: &Turns,
+) -> Program {
+    python(record, user, &settings.env_vars)
+        .env("OCORE_ODOO_PROGRAM", &distribution.program)
+        .env("OCORE_CRONS_LOCK", &turns.lock)
+        .arg(&turns.script)
+}
+
+/// What the slots of one instance have in common, so that crons run in one of them only.
+pub(super) struct Turns {
+    script: PathBuf,
+    lock: PathBuf,
+}
+
+impl Turns {
+    /// Writes the script; the lock is made once and never replaced, since its holder has it open.
+    pub(super) fn prepare(instance_directory: &Path, user: &OsUser) -> Result<Self> {
+        let turns = Self { script: instance_directory.join("take_turns.py"), lock: instance_directory.join("crons.lock") };
+        let prepare = || -> std::io::Result<()> {
+            durable::write(&turns.script, TAKE_TURNS.as_bytes())?;
+            OpenOptions::new().append(true).create(true).mode(0o440).open(&turns.lock)?;
+            for path in [&turns.script, &turns.lock] {
+                chown(path, Some(0), Some(user.uid))?;
+                fs::set_permissions(path, fs::Permissions::from_mode(0o440))?;
+            }
+            Ok(())
+        };
+        prepare().map_err(|error| HostError::machine_from(format!("{} could not be written: {error}", turns.script.display()), error))?;
+        Ok(turns)
+    }
 }
 
 /// The Python of a release, without any argument.

@@ -9,12 +9,15 @@ use std::{
     time::Duration,
 };
 
-use ocore_model::{ids::InstanceId, instance::Color};
+use ocore_model::{
+    ids::{DataSetId, InstanceId},
+    instance::Color,
+};
 use rustix::process::Signal;
 use tokio::time::Instant;
 
 use super::{
-    command,
+    command::{self, Turns},
     config::{DATABASE, OdooConfig, Serve},
     failure::{self, Failure},
     health::{self, Answer},
@@ -106,8 +109,10 @@ impl LocalHost {
         let ports = self.ledger.free_slot_ports(instance, spec.color).await?;
         self.confine(instance).await?;
         let (http, websocket) = addresses(ports, spec);
-        if let Err(error) = print_from(&cluster, http, self.egress_policy(instance) != Egress::Open).await {
-            tracing::warn!(%instance, %error, "Odoo is not told where its reports find their styles; they may come without");
+        // Beside another one that serves the same data, it is told only once it answers.
+        let is_alone = self.neighbour(instance, spec.color, spec.data_set.id())?.is_none();
+        if is_alone {
+            self.print_from(&cluster, instance, http).await;
         }
         let log = self.odoo_log_path(instance);
         let log_start = prepare_log(&log, &allocation.odoo)?;
@@ -126,11 +131,18 @@ impl LocalHost {
         }
         .write(&config, &allocation.odoo)?;
         claim.check()?;
-        let details =
-            SlotDetails { data_set: spec.data_set.id(), release: spec.release.clone(), http, websocket, settings: spec.settings.clone() };
+        let turns = Turns::prepare(&self.layout.instance(instance), &allocation.odoo)?;
+        let details = SlotDetails {
+            data_set: spec.data_set.id(),
+            release: spec.release.clone(),
+            http,
+            websocket,
+            settings: spec.settings.clone(),
+            takes_turns: true,
+        };
         let new = NewProcess {
             program: self
-                .warm(command::odoo(&distribution, &record, &allocation.odoo, &spec.settings), &distribution, &record)
+                .warm(command::serving(&distribution, &record, &allocation.odoo, &spec.settings, &turns), &distribution, &record)
                 .arg("--config")
                 .arg(&config)
                 .args(["--database", DATABASE])
@@ -144,7 +156,12 @@ impl LocalHost {
         let output_start = fs::metadata(&output).map_or(0, |metadata| metadata.len());
         let process = Process::start(new, &output).await?;
         match self.wait_until_it_answers(claim, &process, &details, progress).await {
-            Ok(()) => Ok(slots::describe(spec.color, &process, &details)),
+            Ok(()) => {
+                if !is_alone {
+                    self.print_from(&cluster, instance, http).await;
+                }
+                Ok(slots::describe(spec.color, &process, &details))
+            }
             Err(wait) => {
                 process.stop(&[(Signal::TERM, Duration::from_secs(2))]).await?;
                 let error = match wait {
@@ -197,9 +214,24 @@ impl LocalHost {
     }
 
     pub(in crate::local) async fn end_slot(&self, claim: &Claim, color: Color) -> Result<()> {
-        match slots::find(&self.layout, claim.instance, color)? {
-            Some((process, details)) => self.stop_odoo(claim.instance, &process, &details).await,
-            None => Ok(()),
+        let Some((process, details)) = slots::find(&self.layout, claim.instance, color)? else { return Ok(()) };
+        self.stop_odoo(claim.instance, &process, &details).await?;
+        if let Some(http) = self.neighbour(claim.instance, color, details.data_set)? {
+            let cluster = self.run_cluster(claim.instance, details.data_set).await?;
+            self.print_from(&cluster, claim.instance, http).await;
+        }
+        Ok(())
+    }
+
+    /// Where the instance's other slot answers, when it serves the same data.
+    fn neighbour(&self, instance: InstanceId, color: Color, data_set: DataSetId) -> Result<Option<SocketAddr>> {
+        let found = slots::find(&self.layout, instance, color.other())?;
+        Ok(found.filter(|(_, details)| details.data_set == data_set).map(|(_, details)| details.http))
+    }
+
+    async fn print_from(&self, cluster: &Cluster, instance: InstanceId, http: SocketAddr) {
+        if let Err(error) = print_from(cluster, http, self.egress_policy(instance) != Egress::Open).await {
+            tracing::warn!(%instance, %error, "Odoo is not told where its reports find their styles; they may come without");
         }
     }
 
