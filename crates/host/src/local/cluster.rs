@@ -215,13 +215,17 @@ impl Cluster {
         let cluster = self.clone();
         blocking(move || {
             let written = || -> io::Result<()> {
+                let version = fs::read_to_string(cluster.pgdata.join("PG_VERSION"))?;
+                let has_sync_method = version.trim().parse::<u32>().is_ok_and(|major| major >= 14);
                 // Nobody runs here any more, so what it says is not true; its pid may be another cluster's of the same user by now.
                 for stale in ["postmaster.pid", "postmaster.opts"] {
                     durable::remove_fleeting(&cluster.pgdata.join(stale))?;
                 }
-                for (name, content) in
-                    [("postgresql.conf", cluster.settings()), ("pg_hba.conf", HBA.to_owned()), ("pg_ident.conf", cluster.ident()?)]
-                {
+                for (name, content) in [
+                    ("postgresql.conf", cluster.settings(has_sync_method)),
+                    ("pg_hba.conf", HBA.to_owned()),
+                    ("pg_ident.conf", cluster.ident()?),
+                ] {
                     // Not synced: they are written anew at the next start. Made anew: we are root, and the directory is not ours, so a
                     // link in it must not lead us elsewhere.
                     let path = cluster.pgdata.join(name);
@@ -242,7 +246,7 @@ impl Cluster {
         .await
     }
 
-    fn settings(&self) -> String {
+    fn settings(&self, has_sync_method: bool) -> String {
         let memory = self.memory;
         let mut text = String::from("# Written by oCore at each start. Changes are lost.\n");
         let mib = |bytes: u64| format!("{}MB", (bytes / MIB).max(1));
@@ -277,6 +281,10 @@ impl Cluster {
         ];
         for (name, value) in settings {
             let _ = writeln!(text, "{name} = '{}'", value.replace('\\', "\\\\").replace('\'', "''"));
+        }
+        if has_sync_method {
+            // Before it recovers, a cluster syncs all of its files. One by one that takes a copy, whose files have just been synced, a second.
+            text.push_str("recovery_init_sync_method = 'syncfs'\n");
         }
         text
     }

@@ -131,18 +131,20 @@ impl Pool {
 
     /// A copy of the tree will fit, after the pool has grown if it may; otherwise an error that says how much is left.
     pub async fn require_for_copy(&self, tree: &Path, what: &str) -> Result<()> {
-        // Nothing in the pool can take more than all of the pool takes; only when that does not fit, the tree is measured.
-        let pool = self.clone();
-        let fits = blocking(move || {
-            let space = pool.space()?;
-            let bound = if pool.reflinks { space.entries * SHARED_ENTRY_COST } else { space.used };
-            Ok(space.available >= bound.saturating_add(pool.reserve(&space)))
-        })
-        .await?;
-        if fits {
+        if self.fits_any_copy().await? {
             return Ok(());
         }
         self.require(self.copy_cost(tree).await?, what).await
+    }
+
+    /// A copy of whatever is in the pool would fit, so that no tree needs to be measured: nothing in the pool takes more than all of it.
+    pub async fn fits_any_copy(&self) -> Result<bool> {
+        let pool = self.clone();
+        blocking(move || {
+            let space = pool.space()?;
+            Ok(space.available >= pool.cost(space.used, space.entries, space.used).saturating_add(pool.reserve(&space)))
+        })
+        .await
     }
 
     /// What a copy of the tree will take, in bytes.

@@ -3,6 +3,9 @@
 //! We are root, and the tree of a live instance belongs to a tenant's processes. So nothing is looked up by a path that they could bend
 //! meanwhile: each directory is opened below the one that holds it, no link is followed, and nothing but files, directories and links is
 //! copied. What vanishes between two looks is left out when the source is live.
+//!
+//! A few threads work on one tree, a directory at a time: what a small file costs is the file system's bookkeeping, which waits more than it
+//! computes.
 
 use std::{
     ffi::{CStr, OsStr},
@@ -13,6 +16,7 @@ use std::{
         unix::{ffi::OsStrExt, fs::FileExt},
     },
     path::{Path, PathBuf},
+    sync::{Condvar, Mutex, MutexGuard, PoisonError},
 };
 
 use rustix::{
@@ -31,6 +35,10 @@ use crate::{
 const PIECE: u64 = 64 * 1024 * 1024;
 /// How many directories may lie in each other; Odoo's and PostgreSQL's are below ten.
 const DEEPEST: usize = 64;
+/// How many threads copy one tree. More would take the processors from the source, which serves meanwhile.
+const THREADS: usize = 2;
+/// How many directories, each with two descriptors, may wait for a thread; what is beyond is copied by the thread that finds it.
+const WAITING: usize = 64;
 /// How often a file that changes while it is read is read again.
 const STEADY_ATTEMPTS: usize = 100;
 
@@ -69,6 +77,14 @@ pub(in crate::local) struct Copied {
     pub(in crate::local) noted: Vec<PathBuf>,
 }
 
+impl Copied {
+    fn add(&mut self, other: Self) {
+        self.bytes += other.bytes;
+        self.files += other.files;
+        self.noted.extend(other.noted);
+    }
+}
+
 /// What a pass looks for besides: files that [`Copied::noted`] is to name, by relative path and status.
 pub(in crate::local) type Note = fn(&Path, &Stat, i64) -> bool;
 
@@ -94,14 +110,9 @@ impl TreeCopy {
         let cancel: Vec<CancellationToken> = cancel.iter().cloned().chain([stop]).collect();
         blocking(move || {
             let _hold = hold;
-            let mut pass = Pass { how: &self, cancel: &cancel, note, copied: Copied::default() };
-            let outcome = pass.tree(&source, &target);
-            let mut copied = pass.copied;
-            match outcome {
-                Ok(()) => {
-                    copied.noted.sort_unstable();
-                    Ok(copied)
-                }
+            let pass = Pass { how: &self, cancel: &cancel, note, queue: Mutex::default(), changed: Condvar::new() };
+            match pass.tree(&source, &target) {
+                Ok(copied) => Ok(copied),
                 Err(Failure { error, .. }) if error.kind() == io::ErrorKind::Interrupted => Err(HostError::Cancelled),
                 Err(Failure { path, error }) => {
                     Err(HostError::machine_from(format!("{} could not be copied: {error}", source.join(path).display()), error))
@@ -128,15 +139,48 @@ struct Failure {
     error: io::Error,
 }
 
+/// One walk over a tree, by several threads.
 struct Pass<'a> {
     how: &'a TreeCopy,
     cancel: &'a [CancellationToken],
     note: Option<(Note, i64)>,
-    copied: Copied,
+    queue: Mutex<Queue>,
+    /// The queue.
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Queue {
+    waiting: Vec<Directory>,
+    /// How many threads are in a directory and may find more of them.
+    busy: usize,
+    /// What ends all of them.
+    failure: Option<Failure>,
+    broken_off: bool,
+}
+
+/// A directory that is there in the copy, and whose contents are not.
+struct Directory {
+    source: OwnedFd,
+    target: OwnedFd,
+    path: PathBuf,
+    depth: usize,
+}
+
+/// A thread is in a directory.
+struct Turn<'a>(&'a Pass<'a>);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut queue = self.0.queue();
+        queue.busy -= 1;
+        queue.broken_off |= std::thread::panicking();
+        self.0.changed.notify_all();
+    }
 }
 
 impl Pass<'_> {
-    fn tree(&mut self, source: &Path, target: &Path) -> Result<(), Failure> {
+    fn tree(&self, source: &Path, target: &Path) -> Result<Copied, Failure> {
         let root = |error: io::Error| Failure { path: PathBuf::new(), error };
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let source = rustix::fs::open(source, flags, Mode::empty()).map_err(|error| root(error.into()))?;
@@ -145,13 +189,62 @@ impl Pass<'_> {
             rustix::fs::mkdir(target, Mode::RWXU).map_err(|error| root(error.into()))?;
         }
         let target = rustix::fs::open(target, flags, Mode::empty()).map_err(|error| root(error.into()))?;
-        self.contents(&source, &target, Path::new(""), 0)?;
-        self.finish_directory(&target, &status).map_err(root)
+        self.finish_directory(&target, &status).map_err(root)?;
+        self.queue().waiting.push(Directory { source, target, path: PathBuf::new(), depth: 0 });
+        let mut copied = std::thread::scope(|scope| {
+            let others: Vec<_> = (1..THREADS).map(|_| scope.spawn(|| self.work())).collect();
+            let mut copied = self.work();
+            for other in others {
+                match other.join() {
+                    Ok(part) => copied.add(part),
+                    Err(panic) => std::panic::resume_unwind(panic),
+                }
+            }
+            copied
+        });
+        if let Some(failure) = self.queue().failure.take() {
+            return Err(failure);
+        }
+        copied.noted.sort_unstable();
+        Ok(copied)
     }
 
-    fn contents(&mut self, source: &OwnedFd, target: &OwnedFd, below: &Path, depth: usize) -> Result<(), Failure> {
-        let here = |error: io::Error| Failure { path: below.to_owned(), error };
-        if depth > DEEPEST {
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes directories until none is left and nobody can find another one.
+    fn work(&self) -> Copied {
+        let mut copied = Copied::default();
+        while let Some((directory, _turn)) = self.next() {
+            if let Err(failure) = self.contents(&directory, &mut copied) {
+                self.queue().failure.get_or_insert(failure);
+            }
+        }
+        copied
+    }
+
+    fn next(&self) -> Option<(Directory, Turn<'_>)> {
+        let mut queue = self.queue();
+        loop {
+            if queue.failure.is_some() || queue.broken_off {
+                return None;
+            }
+            if let Some(directory) = queue.waiting.pop() {
+                queue.busy += 1;
+                return Some((directory, Turn(self)));
+            }
+            if queue.busy == 0 {
+                return None;
+            }
+            queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn contents(&self, directory: &Directory, copied: &mut Copied) -> Result<(), Failure> {
+        let Directory { source, path: below, depth, .. } = directory;
+        let here = |error: io::Error| Failure { path: below.clone(), error };
+        if *depth > DEEPEST {
             return Err(here(io::Error::other(format!("there are more than {DEEPEST} directories in each other"))));
         }
         let mut entries = Dir::read_from(source).map_err(|error| here(error.into()))?;
@@ -162,7 +255,7 @@ impl Pass<'_> {
                 continue;
             }
             let path = below.join(OsStr::from_bytes(name.to_bytes()));
-            match self.entry(source, target, name, &path, depth) {
+            match self.entry(directory, name, path, copied) {
                 Err(Failure { error, .. }) if self.how.live && error.kind() == io::ErrorKind::NotFound => {}
                 outcome => outcome?,
             }
@@ -170,35 +263,56 @@ impl Pass<'_> {
         Ok(())
     }
 
-    fn entry(&mut self, source: &OwnedFd, target: &OwnedFd, name: &CStr, path: &Path, depth: usize) -> Result<(), Failure> {
-        let here = |error: io::Error| Failure { path: path.to_owned(), error };
+    fn entry(&self, directory: &Directory, name: &CStr, path: PathBuf, copied: &mut Copied) -> Result<(), Failure> {
+        let Directory { source, target, depth, .. } = directory;
         if self.cancel.iter().any(CancellationToken::is_cancelled) {
-            return Err(here(io::ErrorKind::Interrupted.into()));
+            return Err(Failure { path, error: io::ErrorKind::Interrupted.into() });
         }
-        let take = (self.how.take)(path);
+        let take = (self.how.take)(&path);
         if take == Take::Nothing {
             return Ok(());
         }
-        let status = rustix::fs::statat(source, name, AtFlags::SYMLINK_NOFOLLOW).map_err(|error| here(error.into()))?;
+        let status = match rustix::fs::statat(source, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(status) => status,
+            Err(error) => return Err(Failure { path, error: error.into() }),
+        };
         match FileType::from_raw_mode(status.st_mode) {
-            FileType::Directory => {
-                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let inner = rustix::fs::openat(source, name, flags, Mode::empty()).map_err(|error| here(error.into()))?;
-                match rustix::fs::mkdirat(target, name, Mode::RWXU) {
-                    Err(Errno::EXIST) if self.how.again => {}
-                    outcome => outcome.map_err(|error| here(error.into()))?,
-                }
-                let made = rustix::fs::openat(target, name, flags, Mode::empty()).map_err(|error| here(error.into()))?;
-                if take == Take::All {
-                    self.contents(&inner, &made, path, depth + 1)?;
-                }
-                self.finish_directory(&made, &status).map_err(here)
-            }
-            FileType::RegularFile => self.file(source, target, name, path, &status).map_err(here),
-            FileType::Symlink => self.link(source, target, name, &status).map_err(here),
+            FileType::Directory => match self.directory(source, target, name, &status) {
+                Ok((source, target)) if take == Take::All => self.enter(Directory { source, target, path, depth: depth + 1 }, copied),
+                Ok(_) => Ok(()),
+                Err(error) => Err(Failure { path, error }),
+            },
+            FileType::RegularFile => self.file(source, target, name, &path, &status, copied).map_err(|error| Failure { path, error }),
+            FileType::Symlink => self.link(source, target, name, &status).map_err(|error| Failure { path, error }),
             // Sockets and pipes mean nothing in a copy.
             _ => Ok(()),
         }
+    }
+
+    /// Both opened.
+    fn directory(&self, source: &OwnedFd, target: &OwnedFd, name: &CStr, status: &Stat) -> io::Result<(OwnedFd, OwnedFd)> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let inner = rustix::fs::openat(source, name, flags, Mode::empty())?;
+        match rustix::fs::mkdirat(target, name, Mode::RWXU) {
+            Err(Errno::EXIST) if self.how.again => {}
+            outcome => outcome?,
+        }
+        let made = rustix::fs::openat(target, name, flags, Mode::empty())?;
+        // Nobody else can enter the copy yet, so its owner may be set before it is full.
+        self.finish_directory(&made, status)?;
+        Ok((inner, made))
+    }
+
+    /// Leaves the contents to whichever thread is free, or copies them now.
+    fn enter(&self, directory: Directory, copied: &mut Copied) -> Result<(), Failure> {
+        let mut queue = self.queue();
+        if queue.waiting.len() < WAITING {
+            queue.waiting.push(directory);
+            self.changed.notify_one();
+            return Ok(());
+        }
+        drop(queue);
+        self.contents(&directory, copied)
     }
 
     fn finish_directory(&self, made: &OwnedFd, source: &Stat) -> io::Result<()> {
@@ -219,60 +333,60 @@ impl Pass<'_> {
         Ok(())
     }
 
-    fn file(&mut self, source: &OwnedFd, target: &OwnedFd, name: &CStr, path: &Path, seen: &Stat) -> io::Result<()> {
+    fn file(&self, source: &OwnedFd, target: &OwnedFd, name: &CStr, path: &Path, seen: &Stat, copied: &mut Copied) -> io::Result<()> {
         if self.how.again && is_unchanged(target, name, seen)? {
-            self.count(path, seen);
+            self.count(path, seen, copied);
             return Ok(());
         }
         // Without waiting: the entry may have become a pipe since.
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let from = File::from(rustix::fs::openat(source, name, flags, Mode::empty())?);
-        let status = rustix::fs::fstat(&from)?;
+        let mut status = rustix::fs::fstat(&from)?;
         if FileType::from_raw_mode(status.st_mode) != FileType::RegularFile {
             return Ok(());
         }
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let made = File::from(rustix::fs::openat(target, name, flags, Mode::RUSR | Mode::WUSR)?);
-        let length = self.content(&from, &made, &status)?;
-        self.give(&made, &status)?;
         let mode = permissions(&status);
-        if mode != Mode::RUSR | Mode::WUSR {
+        let made = File::from(rustix::fs::openat(target, name, flags, mode)?);
+        self.content(&from, &made, &status)?;
+        self.give(&made, &status)?;
+        let got = rustix::fs::fstat(&made)?;
+        // Our own mask may have taken some of it.
+        if permissions(&got) != mode {
             rustix::fs::fchmod(&made, mode)?;
         }
         let modified = Timespec { tv_sec: status.st_mtime, tv_nsec: status.st_mtime_nsec.cast_signed() };
         rustix::fs::futimens(&made, &Timestamps { last_access: modified, last_modification: modified })?;
-        let mut copied = status;
-        copied.st_size = length.cast_signed();
-        self.count(path, &copied);
+        status.st_size = got.st_size;
+        self.count(path, &status, copied);
         Ok(())
     }
 
-    /// Answers with how much there is.
-    fn content(&self, from: &File, made: &File, status: &Stat) -> io::Result<u64> {
+    fn content(&self, from: &File, made: &File, status: &Stat) -> io::Result<()> {
         let length = status.st_size.cast_unsigned();
         if length == 0 && !self.how.live {
-            return Ok(0);
+            return Ok(());
         }
         if self.how.share && length <= PIECE {
             match rustix::fs::ioctl_ficlone(made, from) {
-                Ok(()) => return Ok(made.metadata()?.len()),
+                Ok(()) => return Ok(()),
                 Err(Errno::NOSPC) => return Err(Errno::NOSPC.into()),
                 // Another file system below, or a kind of file that cannot be shared.
                 Err(_) => {}
             }
         }
-        let mut copied = 0;
+        let mut has_begun = false;
         loop {
             if self.cancel.iter().any(CancellationToken::is_cancelled) {
                 return Err(io::ErrorKind::Interrupted.into());
             }
             // Shares blocks where the file system can, and is the kernel's plain copy elsewhere.
             match rustix::fs::copy_file_range(from, None, made, None, PIECE as usize) {
-                Ok(0) => return Ok(copied),
-                Ok(count) => copied += count as u64,
+                Ok(0) => return Ok(()),
+                Ok(_) => has_begun = true,
                 Err(Errno::NOSPC) => return Err(Errno::NOSPC.into()),
-                Err(error) if copied > 0 => return Err(error.into()),
-                Err(_) => return io::copy(&mut &*from, &mut &*made),
+                Err(error) if has_begun => return Err(error.into()),
+                Err(_) => return io::copy(&mut &*from, &mut &*made).map(drop),
             }
         }
     }
@@ -289,13 +403,13 @@ impl Pass<'_> {
         Ok(())
     }
 
-    fn count(&mut self, path: &Path, status: &Stat) {
-        self.copied.bytes += status.st_size.cast_unsigned();
-        self.copied.files += 1;
+    fn count(&self, path: &Path, status: &Stat, copied: &mut Copied) {
+        copied.bytes += status.st_size.cast_unsigned();
+        copied.files += 1;
         if let Some((note, since)) = self.note
             && note(path, status, since)
         {
-            self.copied.noted.push(path.to_owned());
+            copied.noted.push(path.to_owned());
         }
     }
 }
