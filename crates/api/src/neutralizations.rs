@@ -43,6 +43,8 @@ pub(crate) struct NeutralizationBody {
     findings: Vec<Finding>,
     /// Columns that were masked, `table.column`.
     masked: Vec<String>,
+    /// Large tables of whose contents only a sample was searched for findings. The facts rest on no sample.
+    sampled: Vec<String>,
     /// Against the copy before, of this environment or of the same source. Null when there was none.
     changes: Option<Vec<ChangeBody>>,
 }
@@ -87,6 +89,7 @@ impl NeutralizationBody {
             modules: report.modules,
             findings: report.findings,
             masked: report.masked,
+            sampled: report.sampled,
             changes: coverage.changes.map(|changes| changes.into_iter().map(change).collect()),
         }
     }
@@ -103,7 +106,7 @@ pub(crate) enum Format {
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct FormatQuery {
-    /// default `json`; `csv` has a line for each fact, module, finding, masked column and change
+    /// default `json`; `csv` has a line for each fact, module, finding, masked column, sampled table and change
     #[param(value_type = Option<String>)]
     format: Option<Format>,
 }
@@ -160,6 +163,9 @@ fn csv(coverage: &Coverage) -> String {
     }
     for column in &report.masked {
         lines.push(line(&["masked", column, "", "", "", "", ""]));
+    }
+    for table in &report.sampled {
+        lines.push(line(&["sampled", table, "", "", "", "", "too large: a sample of its contents was searched"]));
     }
     for change in coverage.changes.iter().flatten() {
         let after = change.after.map(verdict_word).unwrap_or_default();

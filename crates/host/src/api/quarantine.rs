@@ -106,6 +106,9 @@ pub struct NeutralizationReport {
     pub scripts: Vec<String>,
     /// Columns that were masked, `table.column`.
     pub masked: Vec<String>,
+    /// Large tables of whose contents only a sample was searched for findings. The facts rest on no sample.
+    #[serde(default)]
+    pub sampled: Vec<String>,
 }
 
 /// What is otherwise in a report than in the one of the copy before.

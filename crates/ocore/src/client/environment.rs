@@ -251,6 +251,11 @@ fn show_neutralization(output: Output, report: &Value) {
         let columns = [("to look at", "/place"), ("kind", "/kind"), ("module", "/module"), ("rows", "/rows"), ("", "/reason")];
         output.list(report, &unknown, &columns, "");
     }
+    let sampled = rows("sampled");
+    if !sampled.is_empty() {
+        let names: Vec<&str> = sampled.iter().filter_map(Value::as_str).collect();
+        println!("\nToo large to be searched whole, so a sample was: {}", names.join(", "));
+    }
     let changes = rows("changes");
     if !changes.is_empty() {
         println!("\nSince the copy before:");

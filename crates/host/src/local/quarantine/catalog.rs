@@ -10,7 +10,7 @@ use sqlx::{AssertSqlSafe, PgConnection, Row, postgres::PgRow};
 
 use super::{
     parameters,
-    rules::{AttachmentRule, CREDENTIAL_CONTENT, ENDPOINT_CONTENT, look_of_name},
+    rules::{AttachmentRule, is_credential, is_endpoint, look_of_name},
     run_sql::lost,
 };
 use crate::{api::FindingKind, error::Result};
@@ -20,7 +20,9 @@ const SEARCH_WHOLE: i64 = 8 * 1024 * 1024;
 /// Up to this size all rows are counted in which a column is filled, in bytes; a copy must not wait for a scan of gigabytes.
 const COUNT_WHOLE: i64 = 64 * 1024 * 1024;
 /// About how much of a larger table is read, in bytes.
-const SAMPLE: i64 = 4 * 1024 * 1024;
+const SAMPLE: i64 = 2 * 1024 * 1024;
+/// So many tables are looked into by one request to the database.
+const TOGETHER: usize = 64;
 
 /// What a column can hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,19 +88,17 @@ pub(super) fn quote(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-fn literal(text: &str) -> String {
-    format!("'{}'", text.replace('\'', "''"))
-}
-
 /// Reads the catalog. The connection is the owner's, and what the database defines itself is not used.
 pub(super) async fn read(connection: &mut PgConnection) -> Result<Catalog> {
     let rows = sqlx::query(
-        "select c.relname::text, a.attname::text, t.typname::text, a.attnotnull, pg_table_size(c.oid)
-           from pg_class c
+        "with tables as materialized (
+            select oid, relname, case when pg_relation_size(oid) = 0 then 0 else pg_table_size(oid) end as bytes
+              from pg_class where relnamespace = to_regnamespace('public') and relkind in ('r', 'p'))
+         select c.relname::text, a.attname::text, t.typname::text, a.attnotnull, c.bytes
+           from tables c
            join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped and a.attgenerated = ''
            join pg_type t on t.oid = a.atttypid
-          where c.relnamespace = to_regnamespace('public') and c.relkind in ('r', 'p')
-            and t.typname in ('text', 'varchar', 'bpchar', 'citext', 'json', 'jsonb', 'bytea')
+          where t.typname in ('text', 'varchar', 'bpchar', 'citext', 'json', 'jsonb', 'bytea')
           order by c.relname, a.attnum",
     )
     .fetch_all(&mut *connection)
@@ -152,14 +152,25 @@ impl Catalog {
         tables
     }
 
+    /// Tables whose contents are searched in a sample.
+    pub(super) fn sampled(&self) -> Vec<String> {
+        let tables = self.tables().into_iter();
+        tables.filter(|(_, columns)| columns[0].table_bytes > SEARCH_WHOLE).map(|(table, _)| table.to_owned()).collect()
+    }
+
     /// Everything in the database that looks like a credential, an endpoint or an address and is filled. No value leaves the database.
     pub(super) async fn look(&self, connection: &mut PgConnection, files: &[AttachmentRule]) -> Result<Sightings> {
         let mut seen = Sightings::new();
-        for (table, columns) in self.tables() {
-            if columns[0].table_bytes == 0 || table == "ir_config_parameter" {
-                continue;
+        let tables = self.tables();
+        let filled = tables.iter().filter(|(table, columns)| columns[0].table_bytes > 0 && **table != "ir_config_parameter");
+        let looks: Vec<Look<'_>> = filled.flat_map(|(table, columns)| looks_into(table, columns)).collect();
+        for together in looks.chunks(TOGETHER) {
+            let statements: Vec<&str> = together.iter().map(|look| look.statement.as_str()).collect();
+            // One request, and one row of each statement.
+            let rows = sqlx::raw_sql(AssertSqlSafe(statements.join(";\n"))).fetch_all(&mut *connection).await.map_err(lost)?;
+            for (look, row) in together.iter().zip(rows) {
+                look.tell(&row, &mut seen).map_err(lost)?;
             }
-            look_into(connection, table, &columns, &mut seen).await?;
         }
         if self.has("ir_config_parameter", "value") {
             let parameters = parameters::look(connection).await?.into_iter();
@@ -174,54 +185,60 @@ impl Catalog {
     }
 }
 
-/// Two passes over a table: names are counted, and contents are searched.
-async fn look_into(connection: &mut PgConnection, table: &str, columns: &[&Column], seen: &mut Sightings) -> Result<()> {
-    let bytes = columns[0].table_bytes;
-    let named: Vec<&Column> = columns.iter().copied().filter(|column| look_of_name(&column.name).is_some()).collect();
-    let texts: Vec<&Column> = columns.iter().copied().filter(|column| column.kind != ColumnType::Bytes).collect();
-    let all = format!("public.{}", quote(table));
-    if !named.is_empty() {
-        let counts: Vec<String> = named.iter().map(|column| format!("count(*) filter (where {})", column.is_filled())).collect();
-        let sample = if bytes > COUNT_WHOLE { sample(bytes) } else { String::new() };
-        let row = sqlx::query(AssertSqlSafe(format!("select {} from {all}{sample}", counts.join(", "))))
-            .fetch_one(&mut *connection)
-            .await
-            .map_err(lost)?;
-        for (index, column) in named.iter().enumerate() {
-            let rows: i64 = row.try_get(index).map_err(lost)?;
-            if let (Some(kind), 1..) = (look_of_name(&column.name), rows) {
-                seen.insert(column.place(), Seen { kind, rows: rows as u64, by_name: true });
+/// A statement that counts, in one row, what a table holds.
+struct Look<'a> {
+    statement: String,
+    /// What each of the row's numbers counts. Of several numbers of one column the first that is not 0 is told.
+    counts: Vec<(&'a Column, FindingKind, bool)>,
+}
+
+impl Look<'_> {
+    fn tell(&self, row: &PgRow, seen: &mut Sightings) -> std::result::Result<(), sqlx::Error> {
+        for (index, (column, kind, by_name)) in self.counts.iter().enumerate() {
+            if let rows @ 1.. = row.try_get::<i64, _>(index)? {
+                seen.entry(column.place()).or_insert(Seen { kind: *kind, rows: rows.cast_unsigned(), by_name: *by_name });
             }
         }
+        Ok(())
     }
-    let unnamed: Vec<&Column> = texts.into_iter().filter(|column| look_of_name(&column.name).is_none()).collect();
-    if unnamed.is_empty() {
-        return Ok(());
+}
+
+/// A table is looked into twice: columns whose names say something are counted, the contents of the others are searched.
+fn looks_into<'a>(table: &str, columns: &[&'a Column]) -> Vec<Look<'a>> {
+    let bytes = columns[0].table_bytes;
+    let all = format!("public.{}", quote(table));
+    let mut looks = Vec::new();
+    let named: Vec<(&Column, FindingKind)> = columns.iter().filter_map(|column| Some((*column, look_of_name(&column.name)?))).collect();
+    if !named.is_empty() {
+        let counts: Vec<String> = named.iter().map(|(column, _)| format!("count(*) filter (where {})", column.is_filled())).collect();
+        let sample = if bytes > COUNT_WHOLE { sample(bytes) } else { String::new() };
+        looks.push(Look {
+            statement: format!("select {} from {all}{sample}", counts.join(", ")),
+            counts: named.into_iter().map(|(column, kind)| (column, kind, true)).collect(),
+        });
     }
-    let mut query = String::from("select ");
-    for (index, column) in unnamed.iter().enumerate() {
-        let value = format!("s.{}::text", quote(&column.name));
-        let separator = if index == 0 { "" } else { ", " };
-        let _ = write!(
-            query,
-            "{separator}count(*) filter (where {value} ~ {}), count(*) filter (where {value} ~ {})",
-            pattern(CREDENTIAL_CONTENT),
-            pattern(ENDPOINT_CONTENT)
-        );
-    }
-    let names: Vec<String> = unnamed.iter().map(|column| quote(&column.name)).collect();
-    let sample = if bytes > SEARCH_WHOLE { sample(bytes) } else { String::new() };
-    let _ = write!(query, " from (select {} from {all}{sample}) s", names.join(", "));
-    let row = sqlx::query(AssertSqlSafe(query)).fetch_one(&mut *connection).await.map_err(lost)?;
-    for (index, column) in unnamed.iter().enumerate() {
-        let credentials: i64 = row.try_get(2 * index).map_err(lost)?;
-        let endpoints: i64 = row.try_get(2 * index + 1).map_err(lost)?;
-        let found = [(FindingKind::Credential, credentials), (FindingKind::Endpoint, endpoints)];
-        if let Some((kind, rows)) = found.into_iter().find(|(_, rows)| *rows > 0) {
-            seen.insert(column.place(), Seen { kind, rows: rows as u64, by_name: false });
+    let unnamed = columns.iter().copied().filter(|column| column.kind != ColumnType::Bytes && look_of_name(&column.name).is_none());
+    let unnamed: Vec<&Column> = unnamed.collect();
+    if !unnamed.is_empty() {
+        let (mut values, mut counts, mut told) = (String::new(), String::new(), Vec::new());
+        for (index, column) in unnamed.into_iter().enumerate() {
+            let separator = if index == 0 { "" } else { ", " };
+            // Concatenated, so that a long value is unpacked once and not for each expression.
+            let _ = write!(values, "{separator}{}::text || '' as c{index}", quote(&column.name));
+            let value = format!("s.c{index}");
+            let _ = write!(
+                counts,
+                "{separator}count(*) filter (where {}), count(*) filter (where {})",
+                is_credential(&value),
+                is_endpoint(&value)
+            );
+            told.extend([(column, FindingKind::Credential, false), (column, FindingKind::Endpoint, false)]);
         }
+        let sample = if bytes > SEARCH_WHOLE { sample(bytes) } else { String::new() };
+        // Without `offset 0` the concatenation would be put where the name stands, many times.
+        looks.push(Look { statement: format!("select {counts} from (select {values} from {all}{sample} offset 0) s"), counts: told });
     }
-    Ok(())
+    looks
 }
 
 /// Pages from all over the table. The same ones each time, so that two looks can be compared.
@@ -245,11 +262,6 @@ async fn look_at_files(connection: &mut PgConnection, files: &[AttachmentRule], 
         }
     }
     Ok(())
-}
-
-/// A regular expression that any of these fits, as a literal of SQL.
-pub(super) fn pattern(alternatives: &[&str]) -> String {
-    literal(&alternatives.iter().map(|pattern| format!("(?:{pattern})")).collect::<Vec<_>>().join("|"))
 }
 
 /// Modules that somebody has imported as data: rows without files, which Odoo does not look for either.

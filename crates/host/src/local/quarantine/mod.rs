@@ -238,7 +238,14 @@ impl LocalHost {
         };
         let findings = evidence.findings();
         let modules = coverage::modules(&ground.modules.modules, &findings);
-        Ok(NeutralizationReport { facts, modules, findings, scripts: ran, masked: masked.iter().cloned().collect() })
+        Ok(NeutralizationReport {
+            facts,
+            modules,
+            findings,
+            scripts: ran,
+            masked: masked.iter().cloned().collect(),
+            sampled: catalog.sampled(),
+        })
     }
 
     fn sessions(&self, instance: InstanceId, data_set: DataSetId) -> PathBuf {

@@ -15,8 +15,7 @@ use serde::Deserialize;
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::{
-    catalog::pattern,
-    rules::{CREDENTIAL_CONTENT, PARAMETER_CONTENT, Rules, Treatment, is_measure, look_of_name},
+    rules::{Rules, Treatment, is_credential_of_parameter, is_measure, look_of_name},
     run_sql::lost,
     scripts::Script,
 };
@@ -59,11 +58,10 @@ pub(super) struct Parameter {
 /// Everything that looks like a credential, an endpoint or an address.
 pub(super) async fn look(connection: &mut PgConnection) -> Result<Vec<Parameter>> {
     let query = format!(
-        "select key::text, value ~ {} or value ~* {}, value ~ '[a-z]://', lower(value) in ('true', 'false', 't', 'f', 'yes', 'no', 'none'), \
+        "select key::text, {}, value ~ '[a-z]://', lower(value) in ('true', 'false', 't', 'f', 'yes', 'no', 'none'), \
                 value ~ '^[0-9.]+$'
            from public.ir_config_parameter where coalesce(value, '') <> '' order by key",
-        pattern(CREDENTIAL_CONTENT),
-        pattern(PARAMETER_CONTENT),
+        is_credential_of_parameter("value"),
     );
     let rows: Vec<(String, bool, bool, bool, bool)> = sqlx::query_as(AssertSqlSafe(query)).fetch_all(connection).await.map_err(lost)?;
     let parameters = rows.into_iter().filter_map(|(key, is_credential, is_endpoint, is_choice, is_number)| {
