@@ -1,7 +1,7 @@
 //! Snapshots are kept by rules, and rows and server say the same.
 //!
 //! What no person made or pinned goes when it is older than the environment's `retentionDays`; the newest automatic one of each environment
-//! stays, however old. A clone's goes when the clone is made. Those of a deleted environment go. What is pinned stays, and so does what a
+//! stays, however old. A clone's becomes the clone's data, or goes when the clone has ended otherwise. Those of a deleted environment go. What is pinned stays, and so does what a
 //! deployment brings to life.
 //!
 //! A snapshot on the server that the store does not know is reported and left alone: it may be all that there is after the store was lost.
@@ -151,11 +151,13 @@ fn decide<'a>(
             SnapshotStatus::Creating if row.retires => Some(Decision::Retire),
             SnapshotStatus::Creating => Some(Decision::Fail(CUT_OFF)),
             SnapshotStatus::Failed => old(None).then_some(Decision::Remove("it had failed long ago")),
-            SnapshotStatus::Ready if !is_whole => Some(Decision::Fail(LOST)),
+            // It has become the copy, or soon does.
+            SnapshotStatus::Ready if row.kind == SnapshotKind::Clone && !made => None,
+            SnapshotStatus::Ready if !is_whole && (row.kind != SnapshotKind::Clone || row.pinned) => Some(Decision::Fail(LOST)),
             SnapshotStatus::Ready if row.pinned || row.in_use => None,
             SnapshotStatus::Ready => match row.kind {
                 SnapshotKind::Manual => None,
-                SnapshotKind::Clone => made.then_some(Decision::Remove("the clone is made")),
+                SnapshotKind::Clone => Some(Decision::Remove("the clone is made")),
                 SnapshotKind::Automatic if newest.get(&row.environment_id).is_some_and(|newest| newest.id == row.id) => None,
                 SnapshotKind::Automatic | SnapshotKind::Safety => {
                     old(row.taken_at).then_some(Decision::Remove("it is older than the environment keeps them"))

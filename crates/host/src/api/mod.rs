@@ -145,6 +145,9 @@ pub enum DataSource {
         /// The target is production, and takes the data over as they are.
         as_own: bool,
     },
+    /// A snapshot that was taken for this data set and for nothing else: it becomes the data set, and is none any more. Another instance's own data
+    /// become raw. `NotFound` when it is gone, also because an earlier data set that it became has been removed.
+    Taken { snapshot: SnapshotId },
     /// A database with modules installed that nobody has used. It gets an identity of its own, and the password of its administrator by the next
     /// [`Host::run_modules`], also by one that has nothing to install; before that no slot starts on it. `NotFound` when the template is gone, also
     /// when it turned out to be damaged: it is removed then.

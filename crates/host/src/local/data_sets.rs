@@ -46,7 +46,7 @@ const MANIFEST: &str = "manifest.json";
 
 /// What is written down in a data set.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct Manifest {
+pub(super) struct Manifest {
     data_set: DataSetId,
     source: DataSource,
     created_at: DateTime<Utc>,
@@ -58,6 +58,18 @@ struct Manifest {
     standing: Standing,
     #[serde(default)]
     lacks: Lacks,
+}
+
+impl Manifest {
+    fn new(data_set: DataSetId, source: DataSource, standing: Standing) -> Self {
+        let lacks = if matches!(source, DataSource::Template { .. }) { Lacks::Identity } else { Lacks::Nothing };
+        Self { data_set, source, created_at: Utc::now(), source_control: None, standing, lacks }
+    }
+
+    /// Into the directory of a data set in the making, which is synced later.
+    pub(super) fn write(&self, directory: &Path) -> Result<()> {
+        durable::write_fleeting_json(&directory.join(MANIFEST), self)
+    }
 }
 
 /// What a copy of a template has yet to get before an Odoo serves it.
@@ -119,6 +131,12 @@ impl LocalHost {
             self.delete_data_set(claim, data_set).await?;
         }
         claim.check()?;
+        if let DataSource::Taken { snapshot } = source {
+            let manifest = |standing| Manifest::new(data_set, source, standing);
+            let standing = self.adopt_snapshot(claim, snapshot, data_set, &allocation, manifest).await?;
+            progress.log.line("The snapshot was taken for this copy alone, and has become it.");
+            return Ok(with_standing(data_set, standing));
+        }
         let work = match source {
             DataSource::Import { import, .. } => self.restore_import(claim, data_set, import, &allocation, progress).await?,
             _ => WorkDirectory::create(&target).await?,
@@ -150,21 +168,20 @@ impl LocalHost {
                 self.fill_from_template(&work, template, &allocation, progress).await?;
                 (None, Standing::Own)
             }
+            DataSource::Taken { snapshot } => return Err(HostError::machine(format!("the snapshot {snapshot} is not copied"))),
             DataSource::Import { as_own, .. } => (None, if as_own { Standing::Own } else { Standing::Raw }),
         };
-        let lacks = if matches!(source, DataSource::Template { .. }) { Lacks::Identity } else { Lacks::Nothing };
-        let manifest = Manifest { data_set, source, created_at: Utc::now(), source_control, standing, lacks };
-        durable::write_fleeting_json(&work.path().join(MANIFEST), &manifest)?;
+        Manifest { source_control, ..Manifest::new(data_set, source, standing) }.write(work.path())?;
         open_to_group(work.path(), allocation.odoo.uid)?;
         claim.check()?;
         work.keep().await?;
         progress.log.line(match source {
             DataSource::Fresh => "Made an empty database and an empty file store.",
             DataSource::Template { .. } => "Copied the template.",
-            DataSource::CopyOf(_) | DataSource::Snapshot { .. } if self.pool.has_reflinks() => {
+            DataSource::CopyOf(_) | DataSource::Snapshot { .. } | DataSource::Taken { .. } if self.pool.has_reflinks() => {
                 "Copied the database and the file store; the copy shares their blocks."
             }
-            DataSource::CopyOf(_) | DataSource::Snapshot { .. } => {
+            DataSource::CopyOf(_) | DataSource::Snapshot { .. } | DataSource::Taken { .. } => {
                 "Copied the database and the file store; the file system cannot share blocks, so it is a full copy."
             }
             DataSource::Import { .. } => "Restored the backup.",
@@ -361,7 +378,11 @@ impl LocalHost {
         let Some(manifest) = durable::read_json::<Manifest>(&target.join(MANIFEST))? else { return Ok(false) };
         Ok(manifest.source == source
             && match source {
-                DataSource::Fresh | DataSource::Snapshot { .. } | DataSource::Template { .. } | DataSource::Import { .. } => true,
+                DataSource::Fresh
+                | DataSource::Snapshot { .. }
+                | DataSource::Taken { .. }
+                | DataSource::Template { .. }
+                | DataSource::Import { .. } => true,
                 DataSource::CopyOf(original) => manifest.source_control == Some(control_digest(&self.layout.pgdata(instance, original))?),
             })
     }

@@ -56,6 +56,11 @@ pub fn sync_parent(path: &Path) -> io::Result<()> {
     }
 }
 
+/// Syncs the whole file system that the path is on.
+pub fn sync_file_system(path: &Path) -> io::Result<()> {
+    Ok(rustix::fs::syncfs(File::open(path)?)?)
+}
+
 /// A directory with exactly this mode, made when it is not there.
 pub fn make_directory(path: &Path, mode: u32) -> Result<()> {
     let make = || {

@@ -12,5 +12,8 @@ mod odoo;
 mod project;
 mod quarantine;
 mod releases;
+mod snapshot_consistency;
+mod snapshot_damage;
+mod snapshot_space;
 mod snapshots;
 mod templates;

@@ -68,8 +68,8 @@ pub(super) async fn copy(step: Arc<Step>) -> Result<(NewDataSet, String), Failur
         DataSource::CopyOf(_) => "the live data, copied aside",
         DataSource::Fresh => "an empty database",
         DataSource::Import { .. } => "the data of the backup",
-        DataSource::Snapshot { .. } if made.is_raw() => "a raw copy, in quarantine",
-        DataSource::Snapshot { .. } => "the data of the snapshot",
+        DataSource::Snapshot { .. } | DataSource::Taken { .. } if made.is_raw() => "a raw copy, in quarantine",
+        DataSource::Snapshot { .. } | DataSource::Taken { .. } => "the data of the snapshot",
     };
     Ok((made, summary.to_owned()))
 }
@@ -81,7 +81,7 @@ fn source(parameters: &Parameters) -> DataSource {
         DataOrigin::Live => parameters.live.as_ref().map_or(DataSource::Fresh, |live| DataSource::CopyOf(live.data_set)),
         // The instance's own snapshot keeps its standing in any case.
         DataOrigin::Snapshot { snapshot, of } => DataSource::Snapshot { snapshot, as_own: as_own && of != parameters.instance },
-        DataOrigin::Environment { snapshot, .. } => DataSource::Snapshot { snapshot, as_own: false },
+        DataOrigin::Environment { snapshot, .. } => DataSource::Taken { snapshot },
         DataOrigin::Import { import } => DataSource::Import { import, as_own },
     }
 }
@@ -146,6 +146,8 @@ pub(super) async fn update(step: Arc<Step>) -> Result<(Option<String>, String), 
         // Odoo commits module by module: what an interrupted run left is neither the old state nor the new one.
         step.say("this step was interrupted; it begins again with a new copy");
         control.host.remove_data_set(parameters.instance, parameters.data_set, step.fence()).await?;
+        // What was taken of another environment has become the copy that is gone now.
+        snapshot::take_again(&step).await?;
         create(&step).await?;
     }
     let password = match plan.data {

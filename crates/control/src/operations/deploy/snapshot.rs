@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ocore_host::{HostError, Snapshot, TakeSnapshot};
 use ocore_model::{
-    deployment::DataOrigin,
+    deployment::{DataOrigin, StepName},
     ids::SnapshotId,
     snapshot::{FailurePolicy, SnapshotKind},
 };
@@ -25,6 +25,28 @@ const TRIES: usize = 5;
 
 /// The source's live data at one moment; it serves on. An operation of its own may hold it.
 pub(super) async fn take(step: Arc<Step>) -> Result<(Snapshot, String), Failure> {
+    let taken = take_live(&step).await?;
+    let summary = format!("{} in {:.1} s{}", size(&taken), taken.seconds, if taken.shares_blocks { "" } else { ", copied" });
+    Ok((taken, summary))
+}
+
+/// Once more, for a clone whose copy is not usable any more; nothing to do for what is no clone. What was planned for the modules of the first one
+/// must hold for those of the second one too.
+pub(super) async fn take_again(step: &Step) -> Result<(), Failure> {
+    if !step.has(StepName::Snapshot) {
+        return Ok(());
+    }
+    let first: Snapshot = step.context.output("deploy::snapshot")?;
+    let again = take_live(step).await?;
+    if again.modules == first.modules {
+        return Ok(());
+    }
+    Err(Failure::rejected(
+        "the copy was broken off, and the modules of the environment that is cloned have changed since it was planned; clone it again",
+    ))
+}
+
+async fn take_live(step: &Step) -> Result<Snapshot, Failure> {
     let (parameters, control) = (&step.parameters, step.control());
     let DataOrigin::Environment { environment, snapshot } = parameters.origin else {
         return Err(Failure::broken("only a clone takes a snapshot of another environment"));
@@ -53,8 +75,7 @@ pub(super) async fn take(step: Arc<Step>) -> Result<(Snapshot, String), Failure>
         let error = match control.host.take_snapshot(request, step.progress()).await {
             Ok(taken) => {
                 store::snapshots::set_ready(&mut *control.pool.acquire().await?, &taken, control.clock.now()).await?;
-                let summary = format!("{} in {:.1} s{}", size(&taken), taken.seconds, if taken.shares_blocks { "" } else { ", copied" });
-                return Ok((taken, summary));
+                return Ok(taken);
             }
             Err(error @ HostError::Cancelled) => return Err(error.into()),
             Err(error) => error,
@@ -78,7 +99,7 @@ pub(super) async fn undo_take(step: Arc<UndoStep>) -> Result<(), Failure> {
     Ok(remove_taken(step.control(), &step.parameters).await?)
 }
 
-/// What was taken of the source is not needed once the copy of it lives.
+/// What was taken of the source has become the copy, or is not needed any more.
 pub(super) async fn remove_taken(control: &Control, parameters: &Parameters) -> Result<()> {
     let DataOrigin::Environment { snapshot, .. } = parameters.origin else { return Ok(()) };
     control.host.remove_snapshot(snapshot).await?;

@@ -147,7 +147,8 @@ impl Host for World {
         self.fenced(instance, fence, |_| Ok(()))?;
         self.enter("create_data_set", false, Some(&progress.cancel)).await?;
         let kept = match source {
-            DataSource::Snapshot { snapshot, .. } => {
+            DataSource::Taken { .. } if self.instance(instance).data_sets.contains_key(&data_set) => None,
+            DataSource::Snapshot { snapshot, .. } | DataSource::Taken { snapshot } => {
                 Some(self.snapshot(snapshot).ok_or_else(|| HostError::NotFound { what: "snapshot", id: snapshot.to_string() })?)
             }
             DataSource::Import { .. } => return Err(HostError::machine("no test needs imports in memory yet")),
@@ -172,7 +173,9 @@ impl Host for World {
                     let content = world.data_sets.get(&original).cloned().expect("a copy of a data set that is there");
                     (content, world.standing(original))
                 }
-                (DataSource::Snapshot { as_own, .. }, Some((manifest, content))) => {
+                (DataSource::Taken { .. }, None) => return Ok(world.make(data_set, Vec::new(), world.standing(data_set))),
+                (DataSource::Snapshot { .. } | DataSource::Taken { .. }, Some((manifest, content))) => {
+                    let as_own = matches!(source, DataSource::Snapshot { as_own: true, .. });
                     let standing = match manifest.standing {
                         Standing::Own if manifest.instance == instance => Standing::Own,
                         Standing::Own | Standing::Raw if as_own => Standing::Own,
@@ -185,6 +188,9 @@ impl Host for World {
             };
             Ok(world.make(data_set, content, standing))
         })?;
+        if let DataSource::Taken { snapshot } = source {
+            self.state().snapshots.remove(&snapshot);
+        }
         self.enter("create_data_set", true, Some(&progress.cancel)).await?;
         Ok(made)
     }

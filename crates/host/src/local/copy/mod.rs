@@ -80,7 +80,7 @@ impl WorkDirectory {
         blocking(move || {
             let Work { path, target, kept, .. } = &*self.0;
             let keep = || -> io::Result<()> {
-                rustix::fs::syncfs(File::open(path)?)?;
+                durable::sync_file_system(path)?;
                 std::fs::rename(path, target)?;
                 kept.store(true, Ordering::Relaxed);
                 durable::sync_parent(target)

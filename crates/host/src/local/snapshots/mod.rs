@@ -2,8 +2,10 @@
 //!
 //! A snapshot that has its name is whole: it is made beside its place, its `snapshot.json` is written last, all is synced, and the directory is
 //! renamed. Nobody but root enters the directory that holds them. To be used, one is brought to life as a data set
-//! ([`DataSource::Snapshot`](crate::DataSource::Snapshot)), which shares its blocks and changes nothing in it.
+//! ([`DataSource::Snapshot`](crate::DataSource::Snapshot)), which shares its blocks and changes nothing in it. One that was taken for a single data
+//! set becomes it ([`DataSource::Taken`](crate::DataSource::Taken)).
 
+mod adopt;
 mod file_store;
 mod live;
 mod space;
@@ -163,10 +165,14 @@ impl LocalHost {
         progress: &Progress,
     ) -> Result<()> {
         let source = self.layout.snapshot(snapshot.id);
-        let sizes = measure(&source, DateTime::<Utc>::MAX_UTC).await?;
         let what = "this copy of a snapshot";
-        let cost = self.pool.cost(sizes.bytes, sizes.entries, sizes.database_bytes);
-        self.pool.require(cost, what).await?;
+        let cost = async || {
+            let sizes = measure(&source, DateTime::<Utc>::MAX_UTC).await?;
+            Ok::<_, HostError>(self.pool.cost(sizes.bytes, sizes.entries, sizes.database_bytes))
+        };
+        if !self.pool.fits_any_copy().await? {
+            self.pool.require(cost().await?, what).await?;
+        }
         let cancel = [progress.cancel.clone()];
         let (database, odoo) = (allocation.postgres.uid, allocation.odoo.uid);
         let share = self.pool.has_reflinks();
@@ -178,7 +184,7 @@ impl LocalHost {
             data_dir.run(&places[1].0, &places[1].1, work.hold(), &cancel, None),
         );
         match copied {
-            Err(error) if copy::is_full(&error) => Err(self.pool.full(cost, what).await),
+            Err(error) if copy::is_full(&error) => Err(self.pool.full(cost().await?, what).await),
             copied => copied.map(drop),
         }
     }
@@ -188,11 +194,11 @@ impl LocalHost {
         // One that is just starting is waited for.
         cluster.start().await?;
         let standing = self.standing_of(request.instance, request.data_set)?;
-        let cost = self.require_room(request).await?;
+        self.require_room(request).await?;
         let work = self.work_directory(request.snapshot).await?;
         let taken = self.copy_live(request, cluster, &work, begun, standing, progress).await;
-        let snapshot = self.explain_full(taken, cost).await?;
-        self.finish(work, snapshot, progress).await
+        let snapshot = self.explain_full(taken, request).await?;
+        self.finish(request, work, snapshot, progress).await
     }
 
     pub(super) async fn copy_live(
@@ -243,7 +249,7 @@ impl LocalHost {
     async fn take_resting(&self, request: &TakeSnapshot, cluster: &Cluster, progress: &Progress) -> Result<Snapshot> {
         let begun = Instant::now();
         let standing = self.standing_of(request.instance, request.data_set)?;
-        let cost = self.require_room(request).await?;
+        self.require_room(request).await?;
         // Also makes sure that it has been shut down well: one that was killed recovers now, and not in each copy.
         let modules = modules_of_resting(cluster).await?;
         let taken_at = Utc::now();
@@ -261,16 +267,16 @@ impl LocalHost {
             measure(work.path(), taken_at).await
         };
         let copied = copied.await;
-        let sizes = self.explain_full(copied, cost).await?;
+        let sizes = self.explain_full(copied, request).await?;
         let version = postgres_version(&cluster.pgdata)?;
         let snapshot = self.describe(request, Moment { taken_at, live: false, begun }, standing, (modules, version), sizes);
-        self.finish(work, snapshot, progress).await
+        self.finish(request, work, snapshot, progress).await
     }
 
     /// Writes the manifest, syncs and gives the snapshot its name.
-    async fn finish(&self, work: WorkDirectory, snapshot: Snapshot, progress: &Progress) -> Result<Snapshot> {
+    async fn finish(&self, request: &TakeSnapshot, work: WorkDirectory, snapshot: Snapshot, progress: &Progress) -> Result<Snapshot> {
         let result = durable::write_fleeting_json(&work.path().join(MANIFEST), &snapshot);
-        self.explain_full(result, 0).await?;
+        self.explain_full(result, request).await?;
         work.keep().await?;
         progress.log.line(&format!(
             "Took a snapshot of {} of database and {} in {} files in {:.1} s{}.",
@@ -340,10 +346,12 @@ impl LocalHost {
         self.cluster(&self.allocation(instance).await?, instance, data_set)
     }
 
-    async fn require_room(&self, request: &TakeSnapshot) -> Result<u64> {
+    async fn require_room(&self, request: &TakeSnapshot) -> Result<()> {
+        if self.pool.fits_any_copy().await? {
+            return Ok(());
+        }
         let estimate = self.estimate(request.instance, request.data_set).await?;
-        self.pool.require(estimate.needed_bytes, "this snapshot").await?;
-        Ok(estimate.needed_bytes)
+        self.pool.require(estimate.needed_bytes, "this snapshot").await
     }
 
     async fn work_directory(&self, snapshot: SnapshotId) -> Result<WorkDirectory> {
@@ -351,9 +359,12 @@ impl LocalHost {
         WorkDirectory::create(&self.layout.snapshot(snapshot)).await
     }
 
-    async fn explain_full<T>(&self, result: Result<T>, cost: u64) -> Result<T> {
+    async fn explain_full<T>(&self, result: Result<T>, request: &TakeSnapshot) -> Result<T> {
         match result {
-            Err(error) if copy::is_full(&error) => Err(self.pool.full(cost, "this snapshot").await),
+            Err(error) if copy::is_full(&error) => {
+                let estimate = self.estimate(request.instance, request.data_set).await?;
+                Err(self.pool.full(estimate.needed_bytes, "this snapshot").await)
+            }
             result => result,
         }
     }
