@@ -26,6 +26,7 @@ struct Copied {
     used_bytes: u64,
     began: Instant,
     ended: Instant,
+    steps: Vec<(String, f64)>,
 }
 
 pub async fn run(binary: PathBuf, rounds: usize, gigabytes: f64, quick: bool) -> Result<()> {
@@ -78,9 +79,19 @@ async fn measure(source: &Source, rounds: usize, size: &str, report: &mut Report
         "longest during": rounded(middle(|seen| seen.longest)),
         "per s before": rounded(before.per_second), "per s during": rounded(middle(|seen| seen.per_second)), "failed": failed,
     }));
+    eprintln!("size {size}, the middle of {rounds} rounds: {}", middle_steps(&copies));
     report.targets.push(Target::at_most(format!("size {size}: requests of the source that failed"), "", failed as f64, 0.0));
     report.targets.push(Target::at_most(format!("size {size}: the source's p99 meanwhile, ratio to before"), "×", p99 / before.p99, 3.0));
     Ok(seconds)
+}
+
+fn middle_steps(copies: &[Copied]) -> String {
+    let Some(first) = copies.first() else { return String::new() };
+    let middle = |name: &str| {
+        let times = copies.iter().flat_map(|copied| &copied.steps).filter(|(step, _)| step == name);
+        median(times.map(|(_, milliseconds)| *milliseconds).collect())
+    };
+    first.steps.iter().map(|(name, _)| format!("{name} {} ms", middle(name))).collect::<Vec<_>>().join(", ")
 }
 
 /// From the call to the first login page of the clone; then the clone is destroyed.
@@ -102,12 +113,13 @@ async fn clone(source: &Source, branch: &str) -> Result<Copied> {
     let clone: Value = source.owner.get(&own).await?;
     ensure!(clone["isNeutralized"] == true, "{clone}");
     let deployment = source.owner.deployments(&clone).await?.into_iter().next().context("no deployment")?;
-    crate::report::print_steps(branch, &source.owner.ended(&deployment, Duration::from_secs(60)).await?);
+    let deployment = source.owner.ended(&deployment, Duration::from_secs(60)).await?;
+    crate::report::print_steps(branch, &deployment);
     let used_bytes = used_bytes(&source.pool())?.saturating_sub(used);
     source.owner.delete(&own).await?;
     let gone = async || source.owner.get(&own).await.ok().is_none_or(|left| left["status"] == "deleted").then_some(());
     ensure!(eventually(Duration::from_secs(60), gone).await.is_some(), "the clone is still there");
-    Ok(Copied { seconds: (ended - began).as_secs_f64(), used_bytes, began, ended })
+    Ok(Copied { seconds: (ended - began).as_secs_f64(), used_bytes, began, ended, steps: crate::report::steps(&deployment) })
 }
 
 /// What everybody else does: seconds of the copy alone, without neutralizing and starting it.

@@ -65,6 +65,11 @@ impl Report {
             targets.add_row([&target.name, &target.value.to_string(), &wanted, target.unit, met]);
         }
         println!("{targets}");
+        let missed: Vec<&str> = self.targets.iter().filter(|target| !target.met).map(|target| target.name.as_str()).collect();
+        match missed.as_slice() {
+            [] => println!("{}: every target is met", self.name),
+            missed => println!("{}: {} of {} targets missed: {}", self.name, missed.len(), self.targets.len(), missed.join("; ")),
+        }
         let directory = Path::new("target/bench");
         fs::create_dir_all(directory)?;
         fs::write(directory.join(format!("{}.json", self.name)), serde_json::to_vec_pretty(self)?)?;
@@ -101,6 +106,12 @@ pub fn quantile(sorted: &[f64], share: f64) -> f64 {
 pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     quantile(&values, 0.5)
+}
+
+/// The steps of a deployment and how long they took, in milliseconds.
+pub fn steps(deployment: &Value) -> Vec<(String, f64)> {
+    let steps = deployment["steps"].as_array().into_iter().flatten();
+    steps.filter_map(|step| Some((step["name"].as_str()?.to_owned(), step["durationMs"].as_f64()?))).collect()
 }
 
 /// Prints how long each step of a deployment took, after a word about which one it is.

@@ -44,7 +44,8 @@ pub async fn run(binary: PathBuf, rounds: usize) -> Result<()> {
         );
         rollbacks.push(begin.elapsed().as_secs_f64());
         let deployment = source.owner.get(&format!("/deployments/{}", answer["deploymentId"].as_str().context("no deployment")?)).await?;
-        source.owner.ended(&deployment, Duration::from_secs(60)).await?;
+        let ended = source.owner.ended(&deployment, Duration::from_secs(60)).await?;
+        crate::report::print_steps(&format!("rollback {round}"), &ended);
         eprintln!("round {round}: rollback {:.2} s", rollbacks[round]);
     }
     // A bare start is one without a parent that has imported Odoo already.
