@@ -14,6 +14,7 @@ mod cookies;
 mod deployments;
 mod docs;
 mod document;
+mod edge_metrics;
 mod egress;
 mod environments;
 mod events;

@@ -18,7 +18,7 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use ocore_control::{Error, health};
 use ocore_model::{deployment::DeploymentStatus, instance::InstanceStatus};
 
-use crate::{AppState, problem::Problem};
+use crate::{AppState, edge_metrics, problem::Problem};
 
 const BUCKETS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
 
@@ -66,7 +66,7 @@ pub(crate) fn request(method: &Method, route: &str, status: StatusCode, elapsed:
     }
 }
 
-/// `GET /metrics`. Bounded labels only: no tenant's names or ids. What cannot be read at the moment is left out.
+/// `GET /metrics`. Bounded labels only: no tenant's names, and of ids only instances', a bounded number. What cannot be read at the moment is left out.
 pub(crate) async fn metrics(State(state): State<AppState>) -> Result<impl IntoResponse, Problem> {
     let handle = recorder().ok_or_else(|| Problem::from(Error::broken("the process has another metrics recorder")))?;
     let numbers = health::numbers(&state.control).await;
@@ -89,7 +89,11 @@ pub(crate) async fn metrics(State(state): State<AppState>) -> Result<impl IntoRe
         gauge!("ocore_pool_available_bytes").set(pool.available_bytes as f64);
     }
     handle.run_upkeep();
-    Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], handle.render()))
+    let mut text = handle.render();
+    if let Some(edge) = numbers.edge {
+        text.push_str(&edge_metrics::render(edge));
+    }
+    Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text))
 }
 
 fn count_of(counts: &[(String, i64)], status: &str) -> f64 {

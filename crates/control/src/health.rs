@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use ocore_host::PoolFacts;
+use ocore_model::edge::RouteTraffic;
 
 use crate::{Control, store};
 
@@ -48,6 +49,8 @@ pub struct Numbers {
     /// The memory that the sleep of instances frees, in bytes.
     pub freed_bytes: Option<i64>,
     pub pool: Option<PoolFacts>,
+    /// What the users of each instance got from the edge.
+    pub edge: Option<Vec<RouteTraffic>>,
 }
 
 pub async fn numbers(control: &Control) -> Numbers {
@@ -58,10 +61,20 @@ pub async fn numbers(control: &Control) -> Numbers {
         let freed = store::sleep::freed(&mut connection).await?;
         Ok::<_, crate::Error>((deployments, instances, freed))
     };
-    let (store, facts) = tokio::join!(tokio::time::timeout(PATIENCE, store), tokio::time::timeout(PATIENCE, control.host.facts()));
+    let (store, facts, edge) = tokio::join!(
+        tokio::time::timeout(PATIENCE, store),
+        tokio::time::timeout(PATIENCE, control.host.facts()),
+        tokio::time::timeout(PATIENCE, control.host.all_traffic())
+    );
     let (deployments, instances, freed_bytes) = match store.ok().and_then(Result::ok) {
         Some((deployments, instances, freed)) => (Some(deployments), Some(instances), Some(freed)),
         None => (None, None, None),
     };
-    Numbers { deployments, instances, freed_bytes, pool: facts.ok().and_then(Result::ok).map(|facts| facts.pool) }
+    Numbers {
+        deployments,
+        instances,
+        freed_bytes,
+        pool: facts.ok().and_then(Result::ok).map(|facts| facts.pool),
+        edge: edge.ok().and_then(Result::ok),
+    }
 }

@@ -1,13 +1,19 @@
 //! The administration socket: how the host puts routes into force, sees what passes and hears who is wanted. Only who may open the socket file
 //! reaches it.
 
-use std::{io, path::Path, sync::Arc, time::Duration};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use axum::{
     Json, Router,
     body::Bytes,
-    extract::{DefaultBodyLimit, Path as Segment, Query, State},
+    extract::{DefaultBodyLimit, Path as Segment, Query, Request, State},
     http::{StatusCode, header},
+    middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::get,
 };
@@ -18,13 +24,32 @@ use ocore_model::{
 };
 use tokio::net::{UnixListener, UnixStream};
 
-use crate::{error::EdgeError, server::Shared};
+use crate::{error::EdgeError, predecessor, server::Shared};
 
 /// More than the routes of a hundred thousand instances.
 const SNAPSHOT_SIZE_LIMIT: usize = 64 * 1024 * 1024;
 /// Who asks for sleepers that are wanted gets an answer after this, with or without any; below the patience of who asks.
 const WANTED_WAIT: Duration = Duration::from_secs(5);
 
+/// What everybody asks: at a name that goes to a newer edge, so that who still comes here after that is sent there.
+pub(crate) fn public_router(shared: Arc<Shared>) -> Router {
+    router(Arc::clone(&shared)).layer(middleware::from_fn(move |request: Request, next: Next| {
+        let shared = Arc::clone(&shared);
+        async move {
+            let answer = if shared.handed_over.is_cancelled() { None } else { Some(next.run(request).await) };
+            // What was said to us while we handed over may not have come along.
+            match answer {
+                Some(answer) if !shared.handed_over.is_cancelled() => answer,
+                _ => {
+                    let message = "a newer edge has taken over; ask again".to_owned();
+                    (StatusCode::MISDIRECTED_REQUEST, Json(EdgeRefusal { message, generation: shared.routes.generation() })).into_response()
+                }
+            }
+        }
+    }))
+}
+
+/// The same at a name that is this edge's to its end, for the one that took over from it.
 pub(crate) fn router(shared: Arc<Shared>) -> Router {
     Router::new()
         .route("/routes", get(routes).put(put_routes))
@@ -33,16 +58,19 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .route("/traffic/{instance}", get(traffic))
         .route("/wanted", get(wanted))
         .route("/metrics", get(metrics))
+        .route("/handover", get(handover))
         .route("/healthz", get(healthz))
         .layer(DefaultBodyLimit::max(SNAPSHOT_SIZE_LIMIT))
         .with_state(shared)
 }
 
-/// Opens the socket with mode 0600 under its name at once, in the place of one that a dead edge left.
-pub(crate) async fn listen(socket: &Path) -> Result<UnixListener, EdgeError> {
-    if UnixStream::connect(socket).await.is_ok() {
-        return Err(EdgeError::AlreadyRunning { socket: socket.to_owned() });
-    }
+/// Whether somebody listens there.
+pub(crate) async fn answers(socket: &Path) -> bool {
+    UnixStream::connect(socket).await.is_ok()
+}
+
+/// Opens a socket with mode 0600 under its name at once, in the place of one that a dead edge left.
+pub(crate) fn listen(socket: &Path) -> Result<UnixListener, EdgeError> {
     let open = || -> io::Result<UnixListener> {
         if let Some(directory) = socket.parent() {
             std::fs::create_dir_all(directory)?;
@@ -78,6 +106,11 @@ async fn put_routes(State(shared): State<Arc<Shared>>, body: Bytes) -> Response 
     match shared.routes.apply(snapshot).await {
         Ok(applied) => {
             shared.pool.keep_only(&shared.routes.addresses());
+            if let Some(older) = shared.predecessor()
+                && let Err(error) = older.follow(&shared.routes.snapshot()).await
+            {
+                shared.lost_predecessor(&error);
+            }
             Json(applied).into_response()
         }
         Err(error) => refuse(StatusCode::CONFLICT, error.to_string()),
@@ -85,14 +118,27 @@ async fn put_routes(State(shared): State<Arc<Shared>>, body: Bytes) -> Response 
 }
 
 async fn status(State(shared): State<Arc<Shared>>) -> Json<EdgeStatus> {
-    Json(EdgeStatus {
+    let mut status = EdgeStatus {
+        pid: std::process::id(),
         generation: shared.routes.generation(),
         started_at: shared.traffic.started_at(),
         listen: shared.addresses.clone(),
         connections: shared.traffic.connections(),
         unknown_host_requests: shared.traffic.unknown_host_requests(),
         instances: shared.routes.traffic(),
-    })
+    };
+    if let Some(older) = shared.predecessor() {
+        match older.status().await {
+            Ok(older) => predecessor::add(&mut status, older),
+            Err(error) => shared.lost_predecessor(&error),
+        }
+    }
+    Json(status)
+}
+
+/// Where a newer edge gets the sockets.
+async fn handover(State(shared): State<Arc<Shared>>) -> Json<PathBuf> {
+    Json(shared.handover_socket.clone())
 }
 
 async fn all_traffic(State(shared): State<Arc<Shared>>) -> Json<Vec<RouteTraffic>> {
@@ -100,13 +146,11 @@ async fn all_traffic(State(shared): State<Arc<Shared>>) -> Json<Vec<RouteTraffic
 }
 
 async fn traffic(State(shared): State<Arc<Shared>>, Segment(instance): Segment<InstanceId>) -> Response {
-    match shared.routes.traffic_of(instance) {
-        Some(traffic) => Json(traffic).into_response(),
-        None => {
-            let message = format!("the edge has no route to {instance}");
-            (StatusCode::NOT_FOUND, Json(EdgeRefusal { message, generation: shared.routes.generation() })).into_response()
-        }
-    }
+    let Some(traffic) = shared.routes.traffic_of(instance) else {
+        let message = format!("the edge has no route to {instance}");
+        return (StatusCode::NOT_FOUND, Json(EdgeRefusal { message, generation: shared.routes.generation() })).into_response();
+    };
+    Json(traffic).into_response()
 }
 
 #[derive(serde::Deserialize)]
@@ -119,6 +163,7 @@ async fn wanted(State(shared): State<Arc<Shared>>, Query(After { after }): Query
     tokio::select! {
         wanted = shared.traffic.wanted_after(after) => Json(wanted),
         () = tokio::time::sleep(WANTED_WAIT) => Json(Wanted { sequence: after, instances: Vec::new() }),
+        () = shared.handed_over.cancelled() => Json(Wanted { sequence: after, instances: Vec::new() }),
         () = shared.stopping.cancelled() => Json(Wanted { sequence: after, instances: Vec::new() }),
     }
 }

@@ -79,16 +79,68 @@ pub(crate) struct RequestBody {
     /// The client sends whether it is wanted or not; one that waits for `100 Continue` does not.
     is_on_its_way: bool,
     remaining: u64,
-    pause: Duration,
-    timer: Option<Pin<Box<Sleep>>>,
+    pace: Pace,
     watch: BodyWatch,
 }
 
+/// How slowly a body may come.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Patience {
+    /// Without anything.
+    pub(crate) pause: Duration,
+    /// Bytes a second, over the time in which the client was waited for.
+    pub(crate) rate: u64,
+}
+
+/// Before the rate counts.
+const RATE_GRACE: Duration = Duration::from_secs(30);
+
+/// The time in which a client was waited for, and what came in it. While Odoo does not read, nobody waits for the client.
+struct Pace {
+    patience: Patience,
+    received: u64,
+    waited: Duration,
+    waiting: Option<(Instant, Pin<Box<Sleep>>)>,
+}
+
+impl Pace {
+    fn new(patience: Patience) -> Self {
+        Self { patience, received: 0, waited: Duration::ZERO, waiting: None }
+    }
+
+    fn came(&mut self, bytes: u64) {
+        self.received += bytes;
+        if let Some((since, _)) = self.waiting.take() {
+            self.waited += since.elapsed();
+        }
+    }
+
+    /// For how long it may be waited for now: a pause, and not longer than its rate allows in all.
+    fn allowed(&self) -> Duration {
+        let in_all = self.received.checked_div(self.patience.rate).map_or(Duration::MAX, Duration::from_secs).max(RATE_GRACE);
+        in_all.saturating_sub(self.waited).min(self.patience.pause)
+    }
+
+    fn poll_too_slow(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let allowed = self.allowed();
+        let (_, timer) = self.waiting.get_or_insert_with(|| {
+            let now = Instant::now();
+            (now, Box::pin(tokio::time::sleep_until(now + allowed)))
+        });
+        timer.as_mut().poll(context)
+    }
+}
+
 impl RequestBody {
-    pub(crate) fn new(inner: Incoming, headers: &HeaderMap, limit: u64, pause: Duration) -> Self {
+    pub(crate) fn new(inner: Incoming, headers: &HeaderMap, limit: u64, patience: Patience) -> Self {
         let inner = if inner.is_end_stream() { None } else { Some(inner) };
         let is_on_its_way = !headers.contains_key(header::EXPECT);
-        Self { inner, is_on_its_way, remaining: limit, pause, timer: None, watch: BodyWatch::default() }
+        Self { inner, is_on_its_way, remaining: limit, pace: Pace::new(patience), watch: BodyWatch::default() }
+    }
+
+    /// For the host that it turned out to be for.
+    pub(crate) fn limit(&mut self, limit: u64) {
+        self.remaining = limit;
     }
 
     /// How much of it, in bytes, the kernel may come to hold while nobody reads it; at most `buffer`, and nothing of one that the client keeps
@@ -101,7 +153,8 @@ impl RequestBody {
     }
 
     pub(crate) fn empty() -> Self {
-        Self { inner: None, is_on_its_way: false, remaining: 0, pause: Duration::ZERO, timer: None, watch: BodyWatch::default() }
+        let pace = Pace::new(Patience { pause: Duration::ZERO, rate: 0 });
+        Self { inner: None, is_on_its_way: false, remaining: 0, pace, watch: BodyWatch::default() }
     }
 
     pub(crate) fn watch(&self) -> BodyWatch {
@@ -152,7 +205,7 @@ impl Body for RequestBody {
         let Some(inner) = &mut this.inner else { return Poll::Ready(None) };
         match Pin::new(inner).poll_frame(context) {
             Poll::Ready(Some(Ok(frame))) => {
-                this.timer = None;
+                this.pace.came(frame.data_ref().map_or(0, |data| data.len() as u64));
                 let Ok(data) = frame.into_data() else {
                     this.inner = None;
                     return Poll::Ready(None);
@@ -170,14 +223,10 @@ impl Body for RequestBody {
                 this.inner = None;
                 Poll::Ready(None)
             }
-            Poll::Pending => {
-                let deadline = Instant::now() + this.pause;
-                let timer = this.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
-                match timer.as_mut().poll(context) {
-                    Poll::Ready(()) => this.fail(BodyFault::Stalled),
-                    Poll::Pending => Poll::Pending,
-                }
-            }
+            Poll::Pending => match this.pace.poll_too_slow(context) {
+                Poll::Ready(()) => this.fail(BodyFault::Stalled),
+                Poll::Pending => Poll::Pending,
+            },
         }
     }
 
@@ -273,5 +322,25 @@ impl Body for ResponseBody {
             Source::Own(body) => body.size_hint(),
             Source::Upstream(body) => body.size_hint(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_may_pause_and_may_not_drip_for_ever() {
+        let mut pace = Pace::new(Patience { pause: Duration::from_secs(120), rate: 100 });
+        assert_eq!(pace.allowed(), RATE_GRACE);
+        // 50 seconds' worth of bytes in half of the time: there is as much left.
+        (pace.received, pace.waited) = (5000, Duration::from_secs(25));
+        assert_eq!(pace.allowed(), Duration::from_secs(25));
+        pace.received = 1_000_000;
+        assert_eq!(pace.allowed(), Duration::from_secs(120), "a long pause is one all the same");
+        (pace.received, pace.waited) = (31, Duration::from_secs(31));
+        assert_eq!(pace.allowed(), Duration::ZERO, "a byte a second is none");
+        pace.patience.rate = 0;
+        assert_eq!(pace.allowed(), Duration::from_secs(120), "no rate, no limit by it");
     }
 }

@@ -7,26 +7,46 @@ use std::{
     net::Shutdown,
     os::fd::AsFd,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
     net::TcpStream,
+    time::Sleep,
 };
 
+use crate::crowd::Member;
+
 /// The socket as hyper uses it.
-pub(crate) struct ClientStream(Arc<TcpStream>);
+pub(crate) struct ClientStream {
+    socket: Arc<Socket>,
+    /// How long the client may read nothing.
+    patience: Duration,
+    reads_nothing: Option<Pin<Box<Sleep>>>,
+}
 
 /// The same socket, only to be watched.
 #[derive(Clone)]
-pub(crate) struct Client(Arc<TcpStream>);
+pub(crate) struct Client(Arc<Socket>);
+
+struct Socket {
+    stream: TcpStream,
+    /// Something has come that nothing was answered to.
+    asks: AtomicBool,
+    /// Its place among the connections of its client, also when it has become a websocket.
+    _member: Member,
+}
 
 impl ClientStream {
-    pub(crate) fn new(stream: TcpStream) -> (Self, Client) {
-        let stream = Arc::new(stream);
-        (Self(Arc::clone(&stream)), Client(stream))
+    pub(crate) fn new(stream: TcpStream, patience: Duration, member: Member) -> (Self, Client) {
+        let socket = Arc::new(Socket { stream, asks: AtomicBool::new(false), _member: member });
+        (Self { socket: Arc::clone(&socket), patience, reads_nothing: None }, Client(socket))
     }
 }
 
@@ -36,10 +56,18 @@ impl Client {
     pub(crate) async fn gone(&self) {
         loop {
             // Nobody asked the kernel for urgent data, so the end of what can be read is all that this can mean.
-            match self.0.ready(Interest::PRIORITY).await {
+            match self.0.stream.ready(Interest::PRIORITY).await {
                 Ok(ready) if !ready.is_read_closed() => tokio::task::yield_now().await,
                 _ => return,
             }
+        }
+    }
+
+    /// Says a last word, as much of it as the kernel takes, to a client that waits for one. To be called when nobody speaks HTTP any more.
+    pub(crate) fn say_at_last(&self, word: impl FnOnce() -> Vec<u8>) {
+        if self.0.asks.swap(false, Relaxed) {
+            // Who does not read it is gone.
+            let _ = self.0.stream.try_write(&word());
         }
     }
 }
@@ -47,10 +75,13 @@ impl Client {
 impl AsyncRead for ClientStream {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         loop {
-            ready!(self.0.poll_read_ready(context))?;
-            match self.0.try_read_buf(buffer) {
+            ready!(self.socket.stream.poll_read_ready(context))?;
+            match self.socket.stream.try_read_buf(buffer) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                read => return Poll::Ready(read.map(|_| ())),
+                read => {
+                    self.socket.asks.store(true, Relaxed);
+                    return Poll::Ready(read.map(|_| ()));
+                }
             }
         }
     }
@@ -62,11 +93,24 @@ impl AsyncWrite for ClientStream {
     }
 
     fn poll_write_vectored(self: Pin<&mut Self>, context: &mut Context<'_>, slices: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
         loop {
-            ready!(self.0.poll_write_ready(context))?;
-            match self.0.try_write_vectored(slices) {
+            match this.socket.stream.poll_write_ready(context) {
+                Poll::Ready(ready) => ready?,
+                Poll::Pending => {
+                    let patience = this.patience;
+                    let timer = this.reads_nothing.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
+                    ready!(timer.as_mut().poll(context));
+                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client does not read its answer")));
+                }
+            }
+            match this.socket.stream.try_write_vectored(slices) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                written => return Poll::Ready(written),
+                written => {
+                    this.reads_nothing = None;
+                    this.socket.asks.store(false, Relaxed);
+                    return Poll::Ready(written);
+                }
             }
         }
     }
@@ -81,7 +125,7 @@ impl AsyncWrite for ClientStream {
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         // Ends the socket's sending side, whichever descriptor it is said through.
-        let socket = std::net::TcpStream::from(self.0.as_fd().try_clone_to_owned()?);
+        let socket = std::net::TcpStream::from(self.socket.stream.as_fd().try_clone_to_owned()?);
         Poll::Ready(match socket.shutdown(Shutdown::Write) {
             Err(error) if error.kind() != io::ErrorKind::NotConnected => Err(error),
             _ => Ok(()),

@@ -28,6 +28,8 @@ pub enum EdgeError {
         #[source]
         source: io::Error,
     },
+    #[error("the edge that runs did not hand over to this one, and serves on")]
+    Handover(#[source] io::Error),
     #[error("the administration socket failed")]
     Admin(#[source] io::Error),
 }

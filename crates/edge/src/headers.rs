@@ -134,6 +134,13 @@ fn last_value<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> 
     line.rsplit(',').next().map(str::trim).filter(|value| !value.is_empty())
 }
 
+/// The request's target and headers as they came, in bytes, about.
+pub(crate) fn size<B>(request: &http::Request<B>) -> usize {
+    let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
+    // A colon, a space and the line's end.
+    request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum::<usize>() + target
+}
+
 /// Turns a client's headers into those that Odoo gets. Framing (`Content-Length`, `Transfer-Encoding`) is left to the caller, who knows the body.
 pub(crate) fn prepare_request(headers: &mut HeaderMap, origin: &Origin, request_id: &HeaderValue) {
     remove_hop_by_hop(headers);
@@ -197,8 +204,12 @@ pub(crate) fn request_id(headers: &HeaderMap) -> HeaderValue {
     let mut values = headers.get_all(X_REQUEST_ID).iter();
     match (values.next(), values.next()) {
         (Some(value), None) if is_plain_word(value.as_bytes()) => value.clone(),
-        _ => value(&uuid::Uuid::now_v7().to_string()),
+        _ => value(&new_request_id()),
     }
+}
+
+pub(crate) fn new_request_id() -> String {
+    uuid::Uuid::now_v7().to_string()
 }
 
 fn is_plain_word(bytes: &[u8]) -> bool {

@@ -30,6 +30,7 @@ pub(crate) struct Metrics {
     pub(crate) broken_answers: Counter,
     pub(crate) answer_timeouts: Counter,
     pub(crate) snapshots_refused: Counter,
+    pub(crate) crowded_out: Counter,
 }
 
 /// What became of the requests and handshakes that had to wait.
@@ -83,6 +84,7 @@ impl Metrics {
             describe_counter!("ocore_edge_requests_abandoned_total", "Requests whose client went away before the answer");
             describe_counter!("ocore_edge_retries_total", "Requests sent again because a kept connection turned out to be closed");
             describe_counter!("ocore_edge_upstream_failures_total", "Requests that Odoo did not answer, by what went wrong");
+            describe_counter!("ocore_edge_connections_refused_total", "Connections beyond what one client address may have");
             describe_counter!("ocore_edge_snapshots_refused_total", "Route snapshots that were refused");
             Self {
                 handle,
@@ -102,6 +104,7 @@ impl Metrics {
                 broken_answers: counter!("ocore_edge_upstream_failures_total", "kind" => "broken"),
                 answer_timeouts: counter!("ocore_edge_upstream_failures_total", "kind" => "timeout"),
                 snapshots_refused: counter!("ocore_edge_snapshots_refused_total"),
+                crowded_out: counter!("ocore_edge_connections_refused_total"),
             }
         }))
     }

@@ -155,6 +155,28 @@ impl Page {
             .closing()
     }
 
+    pub(crate) fn headers_too_large(limit: usize) -> Self {
+        let title = "This request's headers are too large";
+        Self::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "headers_too_large", Tone::Plain, "Too large", title)
+            .detail(format!("Address and headers may have {} together at most.", size(limit as u64)))
+            .hint("In a browser, removing this site's cookies helps.")
+            .closing()
+    }
+
+    /// Before any request of the connection could be read.
+    pub(crate) fn too_many_connections(limit: usize) -> Self {
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_connections", Tone::Plain, "Too many", "Too many connections")
+            .detail(format!("Your network address has {limit} connections to this server, and may not have more at once."))
+            .closing()
+    }
+
+    /// Of a request whose headers did not come to an end.
+    pub(crate) fn headers_stalled() -> Self {
+        Self::new(StatusCode::REQUEST_TIMEOUT, "headers_stalled", Tone::Plain, "Timed out", "The request did not come to an end")
+            .detail("Its headers did not arrive in time.")
+            .closing()
+    }
+
     pub(crate) fn stalled() -> Self {
         Self::new(StatusCode::REQUEST_TIMEOUT, "stalled", Tone::Plain, "Timed out", "The upload stopped")
             .detail("The rest of the request did not arrive in time.")
@@ -188,6 +210,19 @@ impl Page {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response
+    }
+
+    /// The whole answer as bytes, for a connection that nobody speaks HTTP on.
+    pub(crate) fn bytes(&self, request_id: &str) -> Vec<u8> {
+        let (head, body) = self.respond(Form::Text, request_id).into_parts();
+        let reason = head.status.canonical_reason().unwrap_or_default();
+        let mut bytes = format!("HTTP/1.1 {} {reason}\r\nx-request-id: {request_id}\r\n", head.status.as_u16()).into_bytes();
+        for (name, value) in &head.headers {
+            bytes.extend([name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat());
+        }
+        bytes.extend(format!("content-length: {}\r\n\r\n", body.len()).into_bytes());
+        bytes.extend(body);
+        bytes
     }
 
     fn html(&self, request_id: &str) -> String {

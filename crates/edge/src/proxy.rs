@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use crate::{
     access::Exchange,
-    body::{BodyFault, BodyWatch, RequestBody, ResponseBody},
+    body::{BodyFault, BodyWatch, Patience, RequestBody, ResponseBody},
     client::Client,
     closed,
     headers::{self, Origin, Scheme},
@@ -42,12 +42,17 @@ pub(crate) async fn handle(shared: Arc<Shared>, request: Request<Incoming>, peer
         Ok(Answer::Odoo(answer, after)) => {
             let (mut head, body) = answer.into_parts();
             headers::prepare_response(&mut head.headers, &exchange.request_id);
+            shared.say_goodbye(&mut head.headers);
             head.version = Version::HTTP_11;
             exchange.answer(head.status, after);
             Response::from_parts(head, ResponseBody::upstream(body, exchange))
         }
         Ok(Answer::Websocket(answer, client)) => switch(&shared, answer, client, exchange),
-        Err(page) => own_answer(&page, form, is_head, exchange),
+        Err(page) => {
+            let mut answer = own_answer(&page, form, is_head, exchange);
+            shared.say_goodbye(answer.headers_mut());
+            answer
+        }
     }
 }
 
@@ -61,12 +66,18 @@ enum Answer {
 async fn pass(shared: &Shared, request: Request<Incoming>, connection: &Client, exchange: &mut Exchange) -> Result<Answer, Page> {
     let (head, body) = request.into_parts();
     // From here on, a body that nobody wants is drained, however this ends.
-    let body = RequestBody::new(body, &head.headers, shared.config.body_size_limit, shared.config.body_timeout);
+    let patience = Patience { pause: shared.config.body_timeout, rate: shared.config.body_rate };
+    let body = RequestBody::new(body, &head.headers, shared.config.body_size_limit, patience);
     let mut request = Request::from_parts(head, body);
     let origin = Origin::of_request(&request, exchange.peer, Scheme::Http, &shared.config.trusted_proxies)
         .map_err(|error| Page::bad_request(error.to_string()))?;
     exchange.client = Some(origin.client);
     exchange.host = Some(origin.host.to_string());
+    if headers::size(&request) > shared.config.header_size_limit {
+        return Err(Page::headers_too_large(shared.config.header_size_limit));
+    }
+    let body_limit = shared.config.body_limit(&origin.host.name);
+    request.body_mut().limit(body_limit);
     if matches!(*request.method(), Method::CONNECT | Method::TRACE) {
         return Err(Page::method_not_allowed());
     }
@@ -87,10 +98,8 @@ async fn pass(shared: &Shared, request: Request<Incoming>, connection: &Client, 
     {
         return Err(page);
     }
-    if request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok())
-        > Some(shared.config.body_size_limit)
-    {
-        return Err(Page::too_large(shared.config.body_size_limit));
+    if request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok()) > Some(body_limit) {
+        return Err(Page::too_large(body_limit));
     }
 
     let client = if upgrade::is_websocket_handshake(&request) {
@@ -112,7 +121,7 @@ async fn pass(shared: &Shared, request: Request<Incoming>, connection: &Client, 
     head.uri = target;
     head.version = Version::HTTP_11;
 
-    let outbound = Outbound { head, body, is_websocket: client.is_some() };
+    let outbound = Outbound { head, body, is_websocket: client.is_some(), body_limit };
     let (answer, after, destination) = deliver(shared, outbound, destination, &origin.host.name, connection, exchange).await?;
     match client {
         Some(client) if answer.status() == StatusCode::SWITCHING_PROTOCOLS => {
@@ -175,6 +184,8 @@ pub(crate) struct Outbound {
     pub(crate) head: Parts,
     pub(crate) body: RequestBody,
     pub(crate) is_websocket: bool,
+    /// What its body may have, in bytes.
+    pub(crate) body_limit: u64,
 }
 
 impl Outbound {
@@ -290,6 +301,7 @@ async fn send(
         }
     };
     let watch = outbound.body.watch();
+    let outbound_limit = outbound.body_limit;
     let (request, again) = if outbound.is_repeatable() { (outbound.repeated(), Some(outbound)) } else { (outbound.into_request(), None) };
     match exchange_on(shared, connection, request, again.is_none().then_some(&watch)).await {
         Ok(answer) => Ok(answer),
@@ -297,7 +309,7 @@ async fn send(
             (Some(fault), _) => {
                 exchange.trouble = Some(fault.to_string());
                 give_up(match fault {
-                    BodyFault::TooLarge => Page::too_large(shared.config.body_size_limit),
+                    BodyFault::TooLarge => Page::too_large(outbound_limit),
                     BodyFault::Stalled => Page::stalled(),
                     BodyFault::Broken => Page::bad_request(fault.to_string()),
                 })
@@ -391,7 +403,8 @@ fn switch(
     upgrade::set_upgrade(&mut head.headers);
     exchange.answer(head.status, Duration::ZERO);
     exchange.become_websocket();
-    shared.tunnels.spawn(upgrade::tunnel(client, upstream, exchange, shared.cut.clone()));
+    let told = shared.told_to_go(exchange.slot.as_ref());
+    shared.tunnels.spawn(upgrade::tunnel(client, upstream, exchange, told, shared.cut.clone()));
     let mut response = Response::new(ResponseBody::switched());
     *response.status_mut() = head.status;
     *response.headers_mut() = head.headers;

@@ -33,9 +33,9 @@ impl ClientKey {
         let mut hasher = DefaultHasher::new();
         address.hash(&mut hasher);
         headers.get(header::USER_AGENT).hash(&mut hasher);
-        let cookies = headers.get_all(header::COOKIE).iter().filter_map(|line| line.to_str().ok()).flat_map(|line| line.split(';'));
+        let mut cookies = headers.get_all(header::COOKIE).iter().filter_map(|line| line.to_str().ok()).flat_map(|line| line.split(';'));
         // Odoo's session; the other cookies change while a page is open.
-        cookies.filter_map(|cookie| cookie.trim().strip_prefix("session_id=")).next().hash(&mut hasher);
+        cookies.find_map(|cookie| cookie.trim().strip_prefix("session_id=")).hash(&mut hasher);
         Self(hasher.finish())
     }
 }

@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, PoisonError, RwLock, RwLockReadGuard,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -40,6 +40,8 @@ pub(crate) struct Routes {
     file: SnapshotFile,
     /// The generation on disk.
     stored: AtomicU64,
+    /// The file is a newer edge's.
+    gave_file_away: AtomicBool,
     traffic: Arc<Traffic>,
 }
 
@@ -78,10 +80,30 @@ impl Routes {
     /// Starts with what the file has, or with nothing.
     pub(crate) fn load(file: SnapshotFile, traffic: Arc<Traffic>) -> std::io::Result<Self> {
         let stored = file.load()?.unwrap_or(RouteSnapshot { generation: 0, routes: Vec::new() });
+        Ok(Self::begin(stored, file, traffic))
+    }
+
+    /// Starts with what an older edge follows.
+    pub(crate) fn follow(snapshot: RouteSnapshot, file: SnapshotFile, traffic: Arc<Traffic>) -> Self {
+        Self::begin(snapshot, file, traffic)
+    }
+
+    fn begin(stored: RouteSnapshot, file: SnapshotFile, traffic: Arc<Traffic>) -> Self {
         let table = Table::new(Checked::new(stored), &traffic);
         set_gates(&table.snapshot, &traffic);
         let stored = AtomicU64::new(table.snapshot.generation);
-        Ok(Self { table: RwLock::new(table), changing: tokio::sync::Mutex::default(), file, stored, traffic })
+        let gave_file_away = AtomicBool::new(false);
+        Self { table: RwLock::new(table), changing: tokio::sync::Mutex::default(), file, stored, gave_file_away, traffic }
+    }
+
+    /// They do not change until the guard goes.
+    pub(crate) async fn freeze(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.changing.lock().await
+    }
+
+    /// A newer edge keeps them from now on; they are followed here, and not stored any more.
+    pub(crate) fn give_file_away(&self) {
+        self.gave_file_away.store(true, Ordering::Relaxed);
     }
 
     /// Looks a host up and counts the request in. Both happen under one lock: once [`Self::apply`] has returned, every request that goes to
@@ -149,7 +171,7 @@ impl Routes {
     async fn store(&self) -> bool {
         let snapshot = self.snapshot();
         let generation = snapshot.generation;
-        if self.stored.load(Ordering::Relaxed) == generation {
+        if self.stored.load(Ordering::Relaxed) == generation || self.gave_file_away.load(Ordering::Relaxed) {
             return true;
         }
         let file = self.file.clone();

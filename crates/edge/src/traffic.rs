@@ -192,6 +192,21 @@ impl Traffic {
         }
     }
 
+    /// The sleepers that somebody waits for.
+    pub(crate) fn wanted(&self) -> Vec<InstanceId> {
+        self.all().iter().filter(|instance| instance.wanted.load(Relaxed) > 0).map(|instance| instance.id).collect()
+    }
+
+    /// An older edge was asked for these.
+    pub(crate) fn want_again(&self, instances: &[InstanceId]) {
+        for id in instances {
+            let known = lock(&self.instances).get(id).cloned();
+            if let Some(instance) = known {
+                self.want(&instance);
+            }
+        }
+    }
+
     /// Requests and handshakes that are held, of all instances.
     pub(crate) fn held(&self) -> u64 {
         self.held.held()

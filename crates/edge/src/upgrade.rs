@@ -1,19 +1,24 @@
-//! Websockets: the handshake goes through like any request, then both connections become one tunnel.
+//! Websockets: the handshake goes through like any request, then both connections become one tunnel. When its slot is left, the client is told to
+//! open another one, between two frames of Odoo's.
 //!
 //! No other protocol is switched to: an `Upgrade: h2c` would open a way past everything that the edge checks.
 
-use std::time::Duration;
+use std::{pin::pin, time::Duration};
 
 use http::{HeaderMap, HeaderValue, Method, Request, Version, header};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, copy, split};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy, split};
 use tokio_util::sync::CancellationToken;
 
-use crate::access::Exchange;
+use crate::{access::Exchange, frames::Frames};
 
 const WEBSOCKET: HeaderValue = HeaderValue::from_static("websocket");
 const UPGRADE: HeaderValue = HeaderValue::from_static("upgrade");
+/// A close frame with Odoo's own code for an end of a websocket that nobody shall notice: its pages open another one without the delay that they
+/// keep to otherwise (`WEBSOCKET_CLOSE_CODES.KEEP_ALIVE_TIMEOUT` in bus/static/src/workers/websocket_worker.js).
+const GO: [u8; 4] = [0x88, 2, 0x0f, 0xa2];
+const BUFFER_SIZE: usize = 8 * 1024;
 /// What the slower direction gets once the other has ended, so that a close frame still arrives.
 const CLOSING_LIMIT: Duration = Duration::from_secs(2);
 
@@ -41,8 +46,14 @@ fn has_token(headers: &HeaderMap, name: &header::HeaderName, token: &str) -> boo
         .any(|word| word.trim().eq_ignore_ascii_case(token))
 }
 
-/// Carries bytes both ways until one side ends or `cut`; the exchange is over with it.
-pub(crate) async fn tunnel(client: OnUpgrade, upstream: OnUpgrade, mut exchange: Exchange, cut: CancellationToken) {
+/// Carries bytes both ways until one side ends, the client is `told` to go, or `cut`; the exchange is over with it.
+pub(crate) async fn tunnel(
+    client: OnUpgrade,
+    upstream: OnUpgrade,
+    mut exchange: Exchange,
+    told: impl Future<Output = ()>,
+    cut: CancellationToken,
+) {
     let both = async { tokio::try_join!(client, upstream) };
     let (client, upstream) = match both.await {
         Ok(both) => both,
@@ -54,7 +65,7 @@ pub(crate) async fn tunnel(client: OnUpgrade, upstream: OnUpgrade, mut exchange:
     let (client_read, client_write) = split(TokioIo::new(client));
     let (upstream_read, upstream_write) = split(TokioIo::new(upstream));
     let up = carry(client_read, upstream_write);
-    let down = carry(upstream_read, client_write);
+    let down = carry_frames(upstream_read, client_write, told);
     tokio::pin!(up, down);
     let ended = tokio::select! {
         sent = &mut up => match sent {
@@ -89,6 +100,37 @@ pub(crate) async fn tunnel(client: OnUpgrade, upstream: OnUpgrade, mut exchange:
 /// Copies to the end and passes the end on. `copy` flushes whenever its source pauses.
 async fn carry(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin) -> std::io::Result<u64> {
     let bytes = copy(&mut from, &mut to).await?;
+    to.shutdown().await?;
+    Ok(bytes)
+}
+
+/// The same for Odoo's side, frame by frame: whoever is told to go hears it after the frame that is on its way. What Odoo says afterwards is
+/// not passed on; the client asks for it with its next websocket.
+async fn carry_frames(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    told: impl Future<Output = ()>,
+) -> std::io::Result<u64> {
+    let mut told = pin!(told);
+    let (mut frames, mut goes, mut bytes) = (Frames::default(), false, 0);
+    let mut buffer = vec![0; BUFFER_SIZE];
+    loop {
+        if goes && frames.is_between() {
+            to.write_all(&GO).await?;
+            break;
+        }
+        let count = tokio::select! {
+            read = from.read(&mut buffer) => read?,
+            () = told.as_mut(), if !goes => {
+                goes = true;
+                continue;
+            }
+        };
+        let Some(passed) = buffer.get(..count).filter(|passed| !passed.is_empty()) else { break };
+        to.write_all(passed).await?;
+        frames.pass(passed);
+        bytes += count as u64;
+    }
     to.shutdown().await?;
     Ok(bytes)
 }

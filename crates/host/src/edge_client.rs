@@ -20,6 +20,8 @@ use crate::error::{HostError, Result};
 
 /// A call that takes longer has failed; the edge answers from memory.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Before an edge that gives way is looked for again under its name.
+const MOVED_PAUSE: Duration = Duration::from_millis(10);
 /// More than a status of ten thousand instances.
 const ANSWER_LIMIT: usize = 16 * 1024 * 1024;
 
@@ -96,7 +98,17 @@ impl EdgeClient {
     }
 
     async fn call(&self, method: Method, path: &str, body: Option<&impl Serialize>) -> Result<(StatusCode, Bytes)> {
-        match tokio::time::timeout(CALL_TIMEOUT, self.exchange(method, path, body)).await {
+        let call = async {
+            loop {
+                let answer = self.exchange(method.clone(), path, body).await?;
+                // A newer edge took the socket's name over while we asked.
+                if answer.0 != StatusCode::MISDIRECTED_REQUEST {
+                    return Ok(answer);
+                }
+                tokio::time::sleep(MOVED_PAUSE).await;
+            }
+        };
+        match tokio::time::timeout(CALL_TIMEOUT, call).await {
             Ok(answer) => answer,
             Err(_) => Err(HostError::machine(format!(
                 "the edge did not answer at {} within {} seconds; look at its log and restart `ocore edge`",

@@ -14,6 +14,9 @@ pub struct EdgeStatus {
     /// The generation of the routes in force; 0 when the edge has none yet.
     pub generation: u64,
     pub started_at: DateTime<Utc>,
+    /// Of its process. One that took over from another adds what that one still carries; its totals are its own.
+    #[serde(default)]
+    pub pid: u32,
     /// Where it listens for the world.
     pub listen: Vec<SocketAddr>,
     /// Open client connections.

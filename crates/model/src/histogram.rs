@@ -22,7 +22,7 @@ pub fn bucket_of(duration: Duration) -> usize {
     if doubling >= DOUBLINGS {
         return BUCKETS - 1;
     }
-    let part = (microseconds * PARTS >> (doubling as u32 + FIRST.ilog2())) - PARTS;
+    let part = ((microseconds * PARTS) >> (doubling as u32 + FIRST.ilog2())) - PARTS;
     1 + doubling * PARTS as usize + part as usize
 }
 

@@ -1,6 +1,9 @@
-//! The edge and the mail catcher as processes of their own: started by `ocore serve`, found again by the next one, never ended by it.
+//! Processes of their own beside the control plane: started by `ocore serve`, found again by the next one, never ended by it.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
 use ocore_host::local::{
@@ -15,7 +18,7 @@ use crate::config::Config;
 /// How long one may take to let its requests end.
 const GRACE: Duration = Duration::from_secs(35);
 /// How often the processes are looked for.
-const PATROL: Duration = Duration::from_secs(1);
+pub const PATROL: Duration = Duration::from_secs(1);
 
 pub struct Companion {
     /// The command that it is, and its name.
@@ -35,7 +38,7 @@ impl Companion {
         Self { command: "mail-catcher", title: "the mail catcher", directory: config.mail_directory(), config_file }
     }
 
-    fn record(&self) -> PathBuf {
+    pub fn record(&self) -> PathBuf {
         self.directory.join("process.json")
     }
 
@@ -44,23 +47,32 @@ impl Companion {
         if Process::find(&self.record())?.is_some() {
             return Ok(());
         }
+        let mark = format!("{}/{}", self.directory.display(), self.command);
+        self.start(&self.record(), &mark, &[]).await.map(drop)
+    }
+
+    /// Starts one, whether another runs or not.
+    pub async fn start(&self, record: &Path, mark: &str, arguments: &[&str]) -> Result<Process> {
         tokio::fs::create_dir_all(&self.directory).await.with_context(|| format!("cannot make {}", self.directory.display()))?;
-        let mut program = Program::new(std::env::current_exe().context("cannot find our own program")?);
+        let mut program = Program::new(our_program()?);
         for (name, value) in std::env::vars_os() {
             if name.to_str().is_some_and(|name| name.starts_with("OCORE__") || name == "PATH") {
                 program = program.env(name, value);
             }
         }
         program = program.arg(self.command);
+        for argument in arguments {
+            program = program.arg(argument);
+        }
         if let Some(file) = &self.config_file {
             program = program.arg("--config").arg(file);
         }
-        let mark = format!("{}/{}", self.directory.display(), self.command);
-        let new = NewProcess { program, record: self.record(), mark, data_set: None, details: serde_json::Value::Null };
+        let new =
+            NewProcess { program, record: record.to_owned(), mark: mark.to_owned(), data_set: None, details: serde_json::Value::Null };
         let log = self.directory.join(format!("{}.log", self.command));
         let process = Process::start(new, &log).await.with_context(|| format!("{} cannot be started", self.title))?;
         tracing::info!(pid = process.pid(), "{} was started", self.title);
-        Ok(())
+        Ok(process)
     }
 
     /// Keeps it running until the token is cancelled; leaves it running then.
@@ -78,10 +90,21 @@ impl Companion {
 
     /// Ends it. Not running is done.
     pub async fn stop(&self) -> Result<()> {
-        if let Some(process) = Process::find(&self.record())? {
+        self.stop_recorded(&self.record()).await
+    }
+
+    pub async fn stop_recorded(&self, record: &Path) -> Result<()> {
+        if let Some(process) = Process::find(record)? {
             process.stop(&[(Signal::TERM, GRACE)]).await?;
             process.forget()?;
         }
         Ok(())
     }
+}
+
+/// The file that we are, or the one that took its name since: a package's upgrade removes the old one under us.
+fn our_program() -> Result<PathBuf> {
+    let path = std::env::current_exe().context("cannot find our own program")?;
+    let gone = path.to_str().and_then(|path| path.strip_suffix(" (deleted)")).map(PathBuf::from);
+    Ok(gone.unwrap_or(path))
 }

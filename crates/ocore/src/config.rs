@@ -1,7 +1,7 @@
 //! The one configuration of the installation: defaults (a commented file in the binary), then a file, then the environment.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     fs,
     io::Write,
     net::SocketAddr,
@@ -48,6 +48,16 @@ pub struct Edge {
     pub port: u16,
     pub trusted_proxies: Vec<String>,
     pub max_body_bytes: u64,
+    /// By host name.
+    #[serde(default)]
+    pub max_body_bytes_of: HashMap<String, u64>,
+    pub max_header_bytes: usize,
+    pub header_seconds: u64,
+    pub body_pause_seconds: u64,
+    pub body_bytes_per_second: u64,
+    pub answer_pause_seconds: u64,
+    pub connections: usize,
+    pub connections_per_client: usize,
     pub held_requests: usize,
     pub held_websockets: usize,
     pub held_in_all: usize,

@@ -15,6 +15,7 @@ mod odoo;
 mod serve;
 mod shutdown;
 mod stop;
+mod succession;
 
 use std::{
     io::{IsTerminal, Write},
@@ -46,7 +47,13 @@ enum Command {
     /// Run the control plane and its API on this machine
     Serve,
     /// Run the reverse proxy; `serve` starts it by itself
-    Edge,
+    Edge {
+        /// Take the sockets of the one that runs
+        #[arg(long, hide = true)]
+        take_over: bool,
+        #[command(subcommand)]
+        command: Option<EdgeCommand>,
+    },
     /// Run the mail catcher; `serve` starts it by itself
     MailCatcher,
     /// End everything that runs on this machine; data stays
@@ -80,6 +87,12 @@ enum Command {
     Completions { shell: Shell },
 }
 
+#[derive(Debug, clap::Subcommand)]
+enum EdgeCommand {
+    /// Put this program's reverse proxy, with the settings as they are now, in the place of the one that runs; no request is lost
+    Upgrade,
+}
+
 fn main() -> ExitCode {
     let command_line = CommandLine::parse();
     match run(command_line) {
@@ -105,10 +118,14 @@ fn run(command_line: CommandLine) -> Result<()> {
             let _failpoints = fail::has_failpoints().then(fail::FailScenario::setup);
             server_runtime()?.block_on(serve::run(config, file))
         }
-        Command::Edge => {
+        Command::Edge { command: Some(EdgeCommand::Upgrade), .. } => {
+            let pid = small_runtime()?.block_on(succession::EdgeProcess::new(&load()?, file).upgrade())?;
+            print(&format!("the edge is process {pid} now; the one before ends when its requests have\n"))
+        }
+        Command::Edge { take_over, command: None } => {
             let config = load()?;
             logging::start(&config.log);
-            edge::run(&config)
+            edge::run(&config, take_over)
         }
         Command::MailCatcher => {
             let config = load()?;

@@ -12,7 +12,7 @@ use ocore_model::{clock::SystemClock, ids::ServerId};
 use sqlx::PgPool;
 use tokio::net::TcpListener;
 
-use crate::{companion::Companion, config::Config, lock::ServerLock, shutdown};
+use crate::{companion::Companion, config::Config, lock::ServerLock, shutdown, succession::EdgeProcess};
 
 /// How long everything may take to end once we are asked to stop, and how long answers under way may.
 const GRACE: Duration = Duration::from_secs(20);
@@ -27,8 +27,14 @@ pub async fn run(config: Config, config_file: Option<PathBuf>) -> Result<()> {
         .with_context(|| format!("cannot listen at {}: another program has that port; set `listen` to another address", config.listen))?;
 
     let host = Arc::new(LocalHost::open(config.host()).await?);
-    let edge = Companion::edge(&config, config_file.clone());
+    let edge = EdgeProcess::new(&config, config_file.clone());
     edge.ensure().await?;
+    if edge.is_another_program().unwrap_or(false)
+        && let Err(error) = edge.upgrade().await
+    {
+        // It serves as before; another version of it is no reason not to start.
+        tracing::warn!(error = format!("{error:#}"), "the edge is still the one of another version");
+    }
     let catcher = Companion::mail(&config, config_file);
     catcher.ensure().await?;
     let pool = connect(&config).await?;

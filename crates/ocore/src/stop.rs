@@ -12,7 +12,7 @@ use nix::{
 };
 use ocore_host::local::{LocalHost, PrivateCluster, pool, purge as purge_host};
 
-use crate::{companion::Companion, config::Config, lock::ServerLock};
+use crate::{companion::Companion, config::Config, lock::ServerLock, succession::EdgeProcess};
 
 /// How long the control plane may take to end.
 const GRACE: Duration = Duration::from_secs(30);
@@ -23,7 +23,7 @@ pub async fn stop(config: &Config) -> Result<()> {
         return Ok(());
     }
     end_server(config).await?;
-    Companion::edge(config, None).stop().await?;
+    EdgeProcess::new(config, None).stop().await?;
     Companion::mail(config, None).stop().await?;
     let host = config.host();
     LocalHost::open(host.clone()).await?.stop_all().await?;
@@ -38,7 +38,7 @@ pub async fn stop(config: &Config) -> Result<()> {
 pub async fn purge(config: &Config, keep_odoo: bool) -> Result<()> {
     if config.home.exists() {
         end_server(config).await?;
-        Companion::edge(config, None).stop().await?;
+        EdgeProcess::new(config, None).stop().await?;
         Companion::mail(config, None).stop().await?;
         purge_host(&config.host()).await?;
     }

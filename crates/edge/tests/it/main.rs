@@ -3,8 +3,10 @@
 #![allow(clippy::unwrap_used)]
 
 mod closed;
+mod handover;
 mod headers;
 mod hold;
+mod limits;
 mod pages;
 mod routes;
 mod shutdown;

@@ -43,6 +43,32 @@ async fn a_request_hidden_in_another_never_reaches_odoo() {
             "a chunk that ends too early",
             format!("POST /a HTTP/1.1\r\n{host}Transfer-Encoding: chunked\r\n\r\n3\r\nhello\r\n0\r\n\r\n{hidden}"),
         ),
+        ("chunks of another name", format!("POST /a HTTP/1.1\r\n{host}Transfer-Encoding: x, chunkedx\r\n\r\n0\r\n\r\n{hidden}")),
+        ("a vertical tab before the coding", format!("POST /a HTTP/1.1\r\n{host}Transfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n{hidden}")),
+        ("a coding in quotes", format!("POST /a HTTP/1.1\r\n{host}Transfer-Encoding: \"chunked\"\r\n\r\n0\r\n\r\n{hidden}")),
+        ("a header before the host that is folded", format!("POST /a HTTP/1.1\r\n X: y\r\n{host}Content-Length: 0\r\n\r\n{hidden}")),
+        ("a header without a name", format!("POST /a HTTP/1.1\r\n{host}: y\r\n\r\n{hidden}")),
+        ("a host with a user", format!("GET /a HTTP/1.1\r\nHost: user@shop.example\r\n\r\n{hidden}")),
+        ("a host with a path", format!("GET /a HTTP/1.1\r\nHost: shop.example/x\r\n\r\n{hidden}")),
+        ("a host with a port that is none", format!("GET /a HTTP/1.1\r\nHost: shop.example:80a\r\n\r\n{hidden}")),
+        ("a host with two ports", format!("GET /a HTTP/1.1\r\nHost: shop.example:80:81\r\n\r\n{hidden}")),
+        ("a list of hosts", format!("GET /a HTTP/1.1\r\nHost: shop.example, other.example\r\n\r\n{hidden}")),
+        ("a negative chunk size", format!("POST /a HTTP/1.1\r\n{host}Transfer-Encoding: chunked\r\n\r\n-5\r\nhello\r\n0\r\n\r\n{hidden}")),
+        (
+            "a chunk size in C's words",
+            format!("POST /a HTTP/1.1\r\n{host}Transfer-Encoding: chunked\r\n\r\n0x5\r\nhello\r\n0\r\n\r\n{hidden}"),
+        ),
+        (
+            "a chunk extension without an end",
+            format!(
+                "POST /a HTTP/1.1\r\n{host}Transfer-Encoding: chunked\r\n\r\n5;{}\r\nhello\r\n0\r\n\r\n{hidden}",
+                "x".repeat(64 * 1024)
+            ),
+        ),
+        (
+            "a chunk extension with a bare LF",
+            format!("POST /a HTTP/1.1\r\n{host}Transfer-Encoding: chunked\r\n\r\n5;x\nhello\r\n0\r\n\r\n{hidden}"),
+        ),
         ("a chunk with a bare LF", format!("POST /a HTTP/1.1\r\n{host}Transfer-Encoding: chunked\r\n\r\n5\nhello\r\n0\r\n\r\n{hidden}")),
     ];
     for (name, attempt) in attempts {
@@ -121,4 +147,65 @@ async fn headers_beyond_the_limits_are_refused() {
     let many = edge.raw(with(&"X: y\r\n".repeat(30)).as_bytes()).await;
     assert!(many.starts_with("HTTP/1.1 431 "), "{many}");
     assert_eq!(shop.seen().len(), 1);
+}
+
+/// What today's servers accept for the sake of old clients may be accepted: with one reading, on both sides of the edge.
+#[tokio::test]
+async fn what_is_read_leniently_is_read_once() {
+    let shop = Upstream::start("shop").await;
+    let edge = TestEdge::start().await;
+    edge.apply(1, vec![serving(&["shop.example"], shop.address)]).await;
+    let hidden = "GET /hidden HTTP/1.1\r\nHost: shop.example\r\n\r\n";
+    let host = "Host: shop.example\r\nConnection: close\r\n";
+    let attempts = [
+        ("lines that end with a bare LF", format!("POST /a HTTP/1.1\nHost: shop.example\nConnection: close\nContent-Length: 5\n\nhello")),
+        ("empty lines before it", format!("\r\n\r\nPOST /a HTTP/1.1\r\n{host}Content-Length: 5\r\n\r\nhello")),
+        ("the same length twice", format!("POST /a HTTP/1.1\r\n{host}Content-Length: 5\r\nContent-Length: 5\r\n\r\nhello")),
+        ("a chunk extension", format!("POST /a HTTP/1.1\r\n{host}Transfer-Encoding: chunked\r\n\r\n5;x=y\r\nhello\r\n0\r\n\r\n")),
+        ("a coding in capitals", format!("POST /a HTTP/1.1\r\n{host}Transfer-Encoding: CHUNKED\r\n\r\n5\r\nhello\r\n0\r\n\r\n")),
+        ("a body that is a request", format!("POST /a HTTP/1.1\r\n{host}Content-Length: {}\r\n\r\n{hidden}", hidden.len())),
+        ("an old client", format!("POST /a HTTP/1.0\r\nHost: shop.example\r\nContent-Length: 5\r\n\r\nhello")),
+    ];
+    for (name, attempt) in attempts {
+        let answer = edge.raw(attempt.as_bytes()).await;
+        assert_eq!(answer.matches("HTTP/1.").count() - usize::from(name == "a body that is a request"), 1, "{name}: {answer}");
+        assert!(!shop.seen().iter().any(|seen| seen.contains("hidden")), "{name}: {:?}", shop.seen());
+        let is_whole = answer.contains("\"length\":5") || answer.contains(&format!("\"length\":{}", hidden.len()));
+        assert!(answer.contains(" 400 ") || (answer.contains(" 200 ") && is_whole), "{name}: {answer}");
+    }
+}
+
+/// A handshake that Odoo refuses stays a request: what follows it on the connection is read as the next request, by the edge.
+#[tokio::test]
+async fn a_handshake_that_is_refused_opens_no_tunnel() {
+    let (shop, other) = (Upstream::start("shop").await, Upstream::start("other").await);
+    let edge = TestEdge::start().await;
+    edge.apply(1, vec![serving(&["shop.example"], shop.address), serving(&["other.example"], other.address)]).await;
+    let handshake =
+        "Connection: upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 777\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n";
+    let answer = edge
+        .raw(
+            format!(
+                "GET /websocket HTTP/1.1\r\nHost: shop.example\r\n{handshake}\r\n\
+                 GET /web/database/manager HTTP/1.1\r\nHost: shop.example\r\n\r\n\
+                 GET /after HTTP/1.1\r\nHost: other.example\r\nConnection: close\r\n\r\n"
+            )
+            .as_bytes(),
+        )
+        .await;
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains(" 404 "), "{answer}");
+    assert_eq!((shop.seen(), other.seen()), (vec!["GET /websocket".to_owned()], vec!["GET /after".to_owned()]));
+}
+
+#[tokio::test]
+async fn the_address_of_an_absolute_target_is_the_only_host() {
+    let (shop, other) = (Upstream::start("shop").await, Upstream::start("other").await);
+    let edge = TestEdge::start().await;
+    edge.apply(1, vec![serving(&["shop.example"], shop.address), serving(&["other.example"], other.address)]).await;
+    for target in ["http://user@shop.example/a", "http://shop.example:x/a", "http://shop.example@other.example/a", "//shop.example/a"] {
+        let answer = edge.raw(format!("GET {target} HTTP/1.1\r\nHost: other.example\r\nConnection: close\r\n\r\n").as_bytes()).await;
+        let is_path = target.starts_with("//");
+        assert!(answer.starts_with("HTTP/1.1 400 ") || (is_path && answer.starts_with("HTTP/1.1 200 ")), "{target}: {answer}");
+    }
+    assert_eq!(shop.seen(), Vec::<String>::new());
 }

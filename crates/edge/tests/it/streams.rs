@@ -132,7 +132,7 @@ async fn clients_that_stop_within_a_request_are_let_go() {
     let in_body = edge.raw(b"POST / HTTP/1.1\r\nHost: shop.example\r\nContent-Length: 10\r\n\r\nhello").await;
     assert!(in_body.starts_with("HTTP/1.1 408 "), "{in_body}");
     let in_headers = edge.raw(b"GET / HTTP/1.1\r\nHost: shop.ex").await;
-    assert_eq!(in_headers, "");
+    assert!(in_headers.starts_with("HTTP/1.1 408 "), "{in_headers}");
     assert_eq!(edge.get("shop.example", "/").await.status, 200);
 }
 

@@ -141,10 +141,15 @@ impl Client {
         Self::over(TcpStream::connect(address).await.unwrap()).await
     }
 
-    async fn over(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Self {
+    pub(crate) async fn over(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Self {
         let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
         tokio::spawn(connection);
         Self { sender }
+    }
+
+    /// The edge has not ended it.
+    pub(crate) async fn is_open(&mut self) -> bool {
+        self.sender.ready().await.is_ok()
     }
 
     pub(crate) async fn send(&mut self, request: http::Request<Full<Bytes>>) -> Result<Answer, hyper::Error> {
@@ -296,9 +301,15 @@ pub(crate) fn echoed<'a>(echo: &'a Value, name: &str) -> Vec<&'a str> {
 #[ignore = "started by other tests"]
 async fn an_edge_process() {
     let Some(directory) = std::env::var_os("OCORE_TEST_EDGE_DIRECTORY").map(PathBuf::from) else { return };
-    let config = EdgeConfig::new(vec!["127.0.0.1:0".parse().unwrap()], directory.join("edge.sock"), directory.join("routes.json"));
+    let mut config = EdgeConfig::new(vec!["127.0.0.1:0".parse().unwrap()], directory.join("edge.sock"), directory.join("routes.json"));
+    config.take_over = std::env::var_os("OCORE_TEST_EDGE_TAKES_OVER").is_some();
+    config.websocket_spread = Duration::from_millis(500);
     let edge = Edge::bind(config).await.unwrap();
     println!("serving at {}", edge.addresses()[0]);
+    // One that is to be killed before it is ready.
+    if std::env::var_os("OCORE_TEST_EDGE_HANGS").is_some() {
+        std::future::pending::<()>().await;
+    }
     edge.serve(CancellationToken::new()).await.unwrap();
 }
 
@@ -306,23 +317,54 @@ async fn an_edge_process() {
 pub(crate) struct EdgeProcess {
     child: Child,
     pub(crate) address: SocketAddr,
+    /// Open to its end: it says a word then.
+    output: BufReader<std::process::ChildStdout>,
 }
 
 impl EdgeProcess {
     pub(crate) fn start(directory: &Path) -> Self {
+        Self::start_with(directory, &[])
+    }
+
+    /// One that takes over from the one that runs.
+    pub(crate) fn take_over(directory: &Path) -> Self {
+        Self::start_with(directory, &["OCORE_TEST_EDGE_TAKES_OVER"])
+    }
+
+    /// One that gets the sockets and never becomes ready.
+    pub(crate) fn hang_while_taking_over(directory: &Path) -> Self {
+        Self::start_with(directory, &["OCORE_TEST_EDGE_TAKES_OVER", "OCORE_TEST_EDGE_HANGS"])
+    }
+
+    fn start_with(directory: &Path, switches: &[&str]) -> Self {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "support::an_edge_process", "--ignored", "--nocapture"])
             .env("OCORE_TEST_EDGE_DIRECTORY", directory)
+            .envs(switches.iter().map(|switch| (switch, "1")))
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
         let output = BufReader::new(child.stdout.take().unwrap());
-        let mut process = Self { child, address: "0.0.0.0:0".parse().unwrap() };
-        process.address = output
+        let mut process = Self { child, address: "0.0.0.0:0".parse().unwrap(), output };
+        process.address = (&mut process.output)
             .lines()
             .find_map(|line| line.unwrap().split_once("serving at ").map(|(_, address)| address.parse().unwrap()))
             .expect("the process ended before it served");
         process
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits until it ends by itself.
+    pub(crate) async fn ended(&mut self) {
+        let ended = async {
+            while self.child.try_wait().unwrap().is_none() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, ended).await.expect("the process does not end");
     }
 
     /// The most that it had in memory at once, in bytes.
@@ -335,7 +377,8 @@ impl EdgeProcess {
 
 impl Drop for EdgeProcess {
     fn drop(&mut self) {
-        self.child.kill().unwrap();
+        // One that has ended already is no failure.
+        let _ = self.child.kill();
         self.child.wait().unwrap();
     }
 }

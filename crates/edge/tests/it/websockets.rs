@@ -129,28 +129,33 @@ async fn a_websocket_waits_for_a_port_that_opens_after_the_other_one() {
 }
 
 #[tokio::test]
-async fn a_websocket_stays_on_its_slot_when_the_route_moves() {
+async fn when_the_route_moves_websockets_are_told_to_go_and_land_on_the_new_slot() {
     let (blue, green) = (websocket_server("blue").await, websocket_server("green").await);
-    let edge = TestEdge::start().await;
+    let edge = TestEdge::start_with(|config| config.websocket_spread = std::time::Duration::from_millis(200)).await;
     let mut route = serving(&["shop.example"], blue);
     let instance = route.instance_id;
     edge.apply(1, vec![route.clone()]).await;
-    let mut old = open(&edge, "shop.example", "/websocket").await;
-    assert!(next(&mut old).await.into_text().unwrap().starts_with("blue "));
+    let mut sockets = Vec::new();
+    for _ in 0..5 {
+        let mut socket = open(&edge, "shop.example", "/websocket").await;
+        assert!(next(&mut socket).await.into_text().unwrap().starts_with("blue "));
+        sockets.push(socket);
+    }
 
     route.state = RouteState::Serving { http: green, websocket: None };
     edge.apply(2, vec![route]).await;
-    let mut new = open(&edge, "shop.example", "/websocket").await;
-    assert!(next(&mut new).await.into_text().unwrap().starts_with("green "));
-    old.send(Message::text("still here")).await.unwrap();
-    assert_eq!(next(&mut old).await, Message::text("still here"));
     let on = |traffic: &ocore_model::edge::InstanceTraffic, http: SocketAddr| {
         traffic.upstreams.iter().find(|upstream| upstream.http == http).map_or(0, |upstream| upstream.websockets)
     };
-    edge.until(instance, |traffic| on(traffic, blue) == 1 && on(traffic, green) == 1).await;
-    old.close(None).await.unwrap();
-    drop(old);
-    edge.until(instance, |traffic| on(traffic, blue) == 0 && on(traffic, green) == 1).await;
+    for socket in &mut sockets {
+        let Message::Close(Some(frame)) = next(socket).await else { panic!("not told to go") };
+        assert_eq!(u16::from(frame.code), 4002, "Odoo's pages open another one at once");
+        *socket = open(&edge, "shop.example", "/websocket").await;
+        assert!(next(socket).await.into_text().unwrap().starts_with("green "));
+    }
+    edge.until(instance, |traffic| on(traffic, blue) == 0 && on(traffic, green) == 5).await;
+    let seen = edge.admin.traffic(instance).await.unwrap().unwrap().websockets;
+    assert_eq!((seen.closed_by_switch, seen.gaps.count()), (5, 5));
 }
 
 #[tokio::test]

@@ -538,6 +538,7 @@ impl Host for World {
         Ok(EdgeStatus {
             generation: self.routes().map_or(0, |routes| routes.generation),
             started_at: started.unwrap_or_else(Utc::now),
+            pid: 0,
             listen: vec![self.edge],
             connections: 0,
             unknown_host_requests: 0,
