@@ -44,6 +44,8 @@ pub struct Settings {
     pub push_limit: u64,
     /// When environments without a rule of their own sleep.
     pub sleep: SleepSettings,
+    /// What builds need of Odoo's own modules is installed once for all projects. When false, each project begins with its own templates alone.
+    pub shared_templates: bool,
     /// `file://` repositories may be connected: whoever manages a project then reads every repository that this process can read. Off by default.
     pub allow_file_repositories: bool,
     /// External repositories, and submodules, may lie on this machine's own and link-local addresses and use plain `http://`. Off by default:

@@ -35,6 +35,7 @@ pub struct Config {
     pub git: Git,
     pub egress: Egress,
     pub sleep: Sleep,
+    pub templates: Templates,
     pub limits: Limits,
     pub mail: Mail,
     pub log: Log,
@@ -69,6 +70,12 @@ pub struct Edge {
 pub struct Sleep {
     pub development_minutes: u64,
     pub staging_minutes: u64,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Templates {
+    pub shared: bool,
 }
 
 impl Sleep {

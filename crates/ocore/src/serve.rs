@@ -114,6 +114,7 @@ fn settings(config: &Config) -> Result<Settings> {
         repositories: config.repositories(),
         push_limit: config.git.push_limit_bytes,
         sleep: config.sleep.settings(),
+        shared_templates: config.templates.shared,
         allow_file_repositories: config.git.allow_file_repositories,
         allow_local_repositories: config.git.allow_local_repositories,
         parallel_operations: config.parallel_operations(),

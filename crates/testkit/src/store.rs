@@ -304,6 +304,7 @@ pub fn settings(directory: &Path) -> Settings {
         allow_local_repositories: false,
         parallel_operations: 2,
         sleep: SleepSettings::default(),
+        shared_templates: true,
         edge_socket: directory.join("edge.sock"),
         mail_relay: None,
     }

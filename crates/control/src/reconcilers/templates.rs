@@ -31,6 +31,9 @@ pub(super) async fn run(control: &Control) -> Result<Vec<String>> {
     if !gone.is_empty() {
         changes.push(format!("removed {} that nobody needs", count(gone.len())));
     }
+    if !control.settings.shared_templates {
+        return Ok(changes);
+    }
     let templates = control.host.templates(None).await?;
     let Some(missing) = missing(&templates) else { return Ok(changes) };
     // An Odoo that was updated since has other modules of the same names; its own builds will ask.

@@ -1,6 +1,8 @@
 //! What fresh databases begin with, on a machine in memory.
 
-use ocore_control::reconcilers;
+use std::sync::Arc;
+
+use ocore_control::{Control, Settings, reconcilers};
 use ocore_model::{deployment::DeploymentStatus, ids::DeploymentId};
 
 use crate::{
@@ -129,4 +131,25 @@ async fn a_push_stops_the_making_of_a_template() {
     });
     ran.unwrap();
     assert_eq!((scene.world.templates_kept().len(), scene.world.calls("make_template")), (1, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_who_wants_no_templates_for_all_projects_gets_none_made_and_none_used() {
+    let mut scene = Scene::new().await;
+    fresh(&scene, "one", &[("a", "1")]).await;
+    let shared = || scene.world.templates_kept().into_iter().filter(|template| template.content.isolation_key.is_none()).count();
+    let wanted = Arc::clone(&scene.control().settings);
+    let unwanted = Arc::new(Settings { shared_templates: false, ..(*wanted).clone() });
+    let operator = Control { settings: Arc::clone(&unwanted), ..scene.control().clone() };
+    reconcilers::run_all(&operator).await.unwrap();
+    assert_eq!((shared(), scene.world.calls("make_template")), (0, 0));
+
+    // One that is there from before is not begun with; the project's own is.
+    reconcilers::run_all(scene.control()).await.unwrap();
+    assert_eq!(shared(), 1);
+    scene.store.control.settings = unwanted;
+    let (_, second) = fresh(&scene, "two", &[("a", "2")]).await;
+    assert!(said(&scene, second, "begins with nothing").await);
+    let (_, third) = fresh(&scene, "three", &[("a", "2")]).await;
+    assert!(said(&scene, third, "the template has every module").await);
 }

@@ -1,11 +1,11 @@
 //! Databases with modules installed, kept for the next build.
 
-use std::{io::Write, os::unix::fs::PermissionsExt, path::Path, sync::Arc};
+use std::{collections::BTreeMap, io::Write, os::unix::fs::PermissionsExt, path::Path, sync::Arc, time::Duration};
 
 use ocore_host::{
     DataSource, Host, HostError, KeepTemplate, LogSink, MakeTemplate, OdooSettings, Progress, ReleaseId, RunModules, Template,
-    TemplateLimits,
-    testing::{fence, progress},
+    TemplateContent, TemplateLimits,
+    testing::{Sandbox, fence, progress},
 };
 use ocore_model::{
     ids::{DataSetId, InstanceId, TemplateId},
@@ -15,7 +15,10 @@ use ocore_model::{
 use tokio::sync::Notify;
 use walkdir::WalkDir;
 
-use crate::project::{Project, names, page, parcels};
+use crate::{
+    project::{Project, names, page, parcels},
+    snapshots::MIB,
+};
 
 fn limits(keys: &[&str]) -> TemplateLimits {
     TemplateLimits { bytes: u64::MAX, unused_days: 30, keys: keys.iter().map(|key| (*key).to_owned()).collect() }
@@ -204,4 +207,61 @@ async fn templates_go_when_nobody_uses_them_or_their_project_is_gone_and_what_a_
     let old = TemplateLimits { unused_days: 0, ..limits(&[]) };
     assert_eq!(host.prune_templates(old).await.unwrap(), [shared.id]);
     assert!(host.templates(None).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn when_the_pool_is_nearly_full_the_least_recently_used_goes_first_and_none_that_was_just_used() {
+    let sandbox = Sandbox::with_image(400 * MIB).unwrap();
+    let host = sandbox.host().await.unwrap();
+    let kept = |number: u128, unused: Duration| {
+        let id = TemplateId(uuid::Uuid::from_u128(number));
+        let directory = host.layout.template(id);
+        std::fs::create_dir_all(&directory).unwrap();
+        let content = TemplateContent {
+            distribution_id: "19.0-1".to_owned(),
+            with_demo: false,
+            isolation_key: None,
+            requested: names(&["base"]),
+            environment: None,
+            modules: BTreeMap::new(),
+        };
+        let template = Template {
+            id,
+            content,
+            odoo_version: "19.0".parse().unwrap(),
+            postgres: "15".to_owned(),
+            shape: ocore_host::local::cluster::SHAPE,
+            standard: names(&["base"]),
+            installed: vec!["base".to_owned()],
+            created_at: chrono::Utc::now(),
+            used_at: chrono::Utc::now(),
+            bytes: 40 * MIB,
+            entries: 1,
+        };
+        std::fs::write(directory.join("template.json"), serde_json::to_vec(&template).unwrap()).unwrap();
+        std::fs::File::create(directory.join("used")).unwrap().set_modified(std::time::SystemTime::now() - unused).unwrap();
+        fill(&directory.join("table"), 40 * MIB);
+        id
+    };
+    let hour = Duration::from_hours(1);
+    let (newer, oldest, just_used) = (kept(1, 5 * hour), kept(2, 50 * hour), kept(3, Duration::ZERO));
+    assert!(host.prune_templates(limits(&[])).await.unwrap().is_empty(), "there is room");
+
+    let available = host.facts().await.unwrap().pool.available_bytes;
+    fill(&host.pool.path().join("ballast"), available - 20 * MIB);
+    let gone = host.prune_templates(limits(&[])).await.unwrap();
+    // The file system may take its time with what was removed.
+    assert!(gone == [oldest] || gone == [oldest, newer], "{gone:?}");
+    let available = host.facts().await.unwrap().pool.available_bytes;
+    fill(&host.pool.path().join("more"), available.saturating_sub(20 * MIB).max(MIB));
+    host.prune_templates(limits(&[])).await.unwrap();
+    let left: Vec<TemplateId> = host.templates(None).await.unwrap().into_iter().map(|template| template.id).collect();
+    assert_eq!(left, [just_used]);
+    assert!(!host.layout.template(oldest).exists() && !host.layout.template(newer).exists());
+}
+
+#[expect(clippy::unwrap_used, reason = "a test that cannot write fails")]
+fn fill(path: &Path, bytes: u64) {
+    let file = std::fs::File::create(path).unwrap();
+    rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes).unwrap();
 }

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use ocore_host::{DataSource, Distribution, HostError, KeepTemplate, NewDataSet, ReleaseId, Source, SourceId};
+use ocore_host::{DataSource, Distribution, HostError, KeepTemplate, NewDataSet, ReleaseId, Source, SourceId, Template};
 use ocore_model::{
     deployment::{DataOrigin, ModulePlan},
     environment::Stage,
@@ -72,7 +72,7 @@ pub(super) async fn create(step: &Step) -> Result<(NewDataSet, DataSource), Fail
     let host = &step.control().host;
     let asked = Asked::of(step).await?;
     for _ in 0..TRIES {
-        let templates = host.templates(Some(&asked.release)).await.unwrap_or_else(|error| {
+        let templates = usable(step, &asked).await.unwrap_or_else(|error| {
             step.say(&format!("the templates could not be read: {error}"));
             Vec::new()
         });
@@ -89,6 +89,14 @@ pub(super) async fn create(step: &Step) -> Result<(NewDataSet, DataSource), Fail
     let source = DataSource::Fresh;
     let made = host.create_data_set(parameters.instance, parameters.data_set, source, step.fence(), step.progress()).await?;
     Ok((made, source))
+}
+
+/// What builds with this release may begin with: not what was made for all projects, when the operator does not want that.
+async fn usable(step: &Step, asked: &Asked) -> Result<Vec<Template>, HostError> {
+    let control = step.control();
+    let mut templates = control.host.templates(Some(&asked.release)).await?;
+    templates.retain(|template| control.settings.shared_templates || template.content.isolation_key.is_some());
+    Ok(templates)
 }
 
 /// What of `install` the new data set does not have yet.
@@ -131,7 +139,7 @@ async fn try_to_keep(step: &Step) -> Result<Option<String>, Failure> {
     let host = &step.control().host;
     let asked = Asked::of(step).await?;
     let wish = asked.wish();
-    let templates = host.templates(Some(&asked.release)).await?;
+    let templates = usable(step, &asked).await?;
     if wish.nearest(&templates).is_some_and(|template| wish.is_whole(template)) {
         return Ok(None);
     }
