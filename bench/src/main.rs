@@ -6,6 +6,7 @@
 mod api;
 mod by_hand;
 mod copy;
+mod edge;
 mod idle;
 mod mail;
 mod push_to_live;
@@ -71,6 +72,14 @@ enum Bench {
         #[arg(long, value_delimiter = ',', default_value = "base,web,crm,sale_management,account,stock")]
         modules: Vec<String>,
     },
+    /// Throughput and latency of the edge, beside nginx and HAProxy
+    Edge {
+        #[arg(long, default_value_t = 5)]
+        rounds: usize,
+        /// Seconds a measurement
+        #[arg(long, default_value_t = 5)]
+        seconds: u64,
+    },
     /// The memory of control plane and edge when nobody asks anything
     Idle,
     /// What the mail catcher takes, lists and costs, beside another catcher
@@ -94,6 +103,7 @@ async fn main() -> Result<()> {
         Bench::Copy { rounds, gigabytes, quick } => copy::run(binary, rounds, gigabytes, quick).await,
         Bench::Rollback { rounds } => rollback::run(binary, rounds).await,
         Bench::Template { rounds, modules } => template::run(binary, rounds, &modules).await,
+        Bench::Edge { rounds, seconds } => edge::run(binary, rounds, seconds).await,
         Bench::Idle => idle::run(binary).await,
         Bench::Mail { rounds, no_npm } => mail::run(binary, rounds, no_npm).await,
     }
