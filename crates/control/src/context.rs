@@ -102,6 +102,7 @@ pub(crate) mod tests {
             repositories: PathBuf::from("/nonexistent"),
             push_limit: 1 << 20,
             sleep: SleepSettings::default(),
+            shared_templates: true,
             allow_file_repositories: false,
             allow_local_repositories: false,
             parallel_operations: 2,
