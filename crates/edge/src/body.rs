@@ -6,7 +6,7 @@ use std::{
         Arc, OnceLock,
         atomic::{AtomicU8, Ordering},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
@@ -17,7 +17,10 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use thiserror::Error;
 use tokio::time::{Instant, Sleep, timeout};
 
-use crate::access::Exchange;
+use crate::{
+    access::Exchange,
+    pool::{Connection, Pool},
+};
 
 /// Why a client's body did not reach Odoo whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -247,12 +250,52 @@ pub(crate) struct ResponseBody {
 
 enum Source {
     Own(Full<Bytes>),
-    Upstream(Incoming),
+    Upstream(Incoming, Option<Carrier>),
+}
+
+impl Source {
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Own(body) => body.is_end_stream(),
+            Self::Upstream(body, _) => body.is_end_stream(),
+        }
+    }
+
+    /// The answer has been read to its end.
+    fn give_back(&mut self) {
+        if let Self::Upstream(_, carrier) = self
+            && let Some(Carrier { connection, pool }) = carrier.take()
+        {
+            pool.give_back(connection);
+        }
+    }
+}
+
+/// The connection on which an answer comes, when whoever reads the answer has to drive it. It is closed when it is dropped before the end.
+pub(crate) struct Carrier {
+    connection: Connection,
+    pool: Arc<Pool>,
+}
+
+impl Carrier {
+    pub(crate) fn new(connection: Connection, pool: Arc<Pool>) -> Self {
+        Self { connection, pool }
+    }
+
+    fn poll_frame(&mut self, body: &mut Incoming, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        // Whatever the body waits for comes by the connection, which is looked at each time; it needs to wake nobody itself.
+        let mut unheard = Context::from_waker(Waker::noop());
+        if let Poll::Ready(next) = Pin::new(&mut *body).poll_frame(&mut unheard) {
+            return Poll::Ready(next);
+        }
+        self.connection.drive(context);
+        Pin::new(body).poll_frame(&mut unheard)
+    }
 }
 
 impl ResponseBody {
-    pub(crate) fn upstream(body: Incoming, exchange: Exchange) -> Self {
-        Self::new(Source::Upstream(body), exchange)
+    pub(crate) fn upstream(body: Incoming, carrier: Option<Carrier>, exchange: Exchange) -> Self {
+        Self::new(Source::Upstream(body, carrier), exchange)
     }
 
     pub(crate) fn own(bytes: Bytes, exchange: Exchange) -> Self {
@@ -265,13 +308,11 @@ impl ResponseBody {
     }
 
     /// Ends the exchange at once when there is nothing to send: hyper does not ask then.
-    fn new(source: Source, mut exchange: Exchange) -> Self {
-        let ended = match &source {
-            Source::Own(body) => body.is_end_stream(),
-            Source::Upstream(body) => body.is_end_stream(),
-        };
+    fn new(mut source: Source, mut exchange: Exchange) -> Self {
+        let ended = source.is_end_stream();
         if ended {
             exchange.complete();
+            source.give_back();
         }
         Self { source, exchange: if ended { None } else { Some(exchange) } }
     }
@@ -285,7 +326,8 @@ impl Body for ResponseBody {
         let this = self.get_mut();
         let polled = match &mut this.source {
             Source::Own(body) => Pin::new(body).poll_frame(context).map_err(|never| match never {}),
-            Source::Upstream(body) => Pin::new(body).poll_frame(context),
+            Source::Upstream(body, None) => Pin::new(body).poll_frame(context),
+            Source::Upstream(body, Some(carrier)) => carrier.poll_frame(body, context),
         };
         let Poll::Ready(next) = polled else { return Poll::Pending };
         match &next {
@@ -302,25 +344,23 @@ impl Body for ResponseBody {
             None => {}
         }
         // hyper asks no more once it has seen the end, so the end is looked for after each frame.
-        if (next.is_none() || this.is_end_stream())
-            && let Some(mut exchange) = this.exchange.take()
-        {
-            exchange.complete();
+        if next.is_none() || this.is_end_stream() {
+            this.source.give_back();
+            if let Some(mut exchange) = this.exchange.take() {
+                exchange.complete();
+            }
         }
         Poll::Ready(next)
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.source {
-            Source::Own(body) => body.is_end_stream(),
-            Source::Upstream(body) => body.is_end_stream(),
-        }
+        self.source.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.source {
             Source::Own(body) => body.size_hint(),
-            Source::Upstream(body) => body.size_hint(),
+            Source::Upstream(body, _) => body.size_hint(),
         }
     }
 }

@@ -1,8 +1,10 @@
 //! One request's way through the edge: who asks, where it leads, what Odoo answers.
 
 use std::{
+    future::poll_fn,
     net::{IpAddr, SocketAddr},
     sync::Arc,
+    task::{Context, Waker},
     time::{Duration, Instant},
 };
 
@@ -13,14 +15,14 @@ use tokio::time::timeout;
 
 use crate::{
     access::Exchange,
-    body::{BodyFault, BodyWatch, Patience, RequestBody, ResponseBody},
+    body::{BodyFault, BodyWatch, Carrier, Patience, RequestBody, ResponseBody},
     client::Client,
     closed,
     headers::{self, Origin, Scheme},
     hold::Visit,
     host_name::HostName,
     pages::{Form, Page},
-    pool::Connection,
+    pool::{Connection, DrivenBy},
     reconnects::ClientKey,
     routes::Destination,
     server::Shared,
@@ -39,13 +41,13 @@ pub(crate) async fn handle(shared: Arc<Shared>, request: Request<Incoming>, peer
     let form = Form::wanted_by(request.headers());
     let is_head = request.method() == Method::HEAD;
     match pass(&shared, request, &client, &mut exchange).await {
-        Ok(Answer::Odoo(answer, after)) => {
+        Ok(Answer::Odoo(answer, carrier, after)) => {
             let (mut head, body) = answer.into_parts();
             headers::prepare_response(&mut head.headers, &exchange.request_id);
             shared.say_goodbye(&mut head.headers);
             head.version = Version::HTTP_11;
             exchange.answer(head.status, after);
-            Response::from_parts(head, ResponseBody::upstream(body, exchange))
+            Response::from_parts(head, ResponseBody::upstream(body, carrier, exchange))
         }
         Ok(Answer::Websocket(answer, client)) => switch(&shared, answer, client, exchange),
         Err(page) => {
@@ -57,8 +59,8 @@ pub(crate) async fn handle(shared: Arc<Shared>, request: Request<Incoming>, peer
 }
 
 enum Answer {
-    /// And how long it took, from the whole request on.
-    Odoo(Response<Incoming>, Duration),
+    /// On what it comes, and how long it took, from the whole request on.
+    Odoo(Response<Incoming>, Option<Carrier>, Duration),
     /// `101`, and the client's side of what becomes a tunnel.
     Websocket(Response<Incoming>, hyper::upgrade::OnUpgrade),
 }
@@ -122,7 +124,8 @@ async fn pass(shared: &Shared, request: Request<Incoming>, connection: &Client, 
     head.version = Version::HTTP_11;
 
     let outbound = Outbound { head, body, is_websocket: client.is_some(), body_limit };
-    let (answer, after, destination) = deliver(shared, outbound, destination, &origin.host.name, connection, exchange).await?;
+    let (Delivered { answer, carrier }, after, destination) =
+        deliver(shared, outbound, destination, &origin.host.name, connection, exchange).await?;
     match client {
         Some(client) if answer.status() == StatusCode::SWITCHING_PROTOCOLS => {
             if upgrade::asks_for_websocket(answer.headers()) {
@@ -136,7 +139,7 @@ async fn pass(shared: &Shared, request: Request<Incoming>, connection: &Client, 
             exchange.trouble = Some("Odoo switched protocols unasked".to_owned());
             Err(Page::unreachable(&destination.route))
         }
-        _ => Ok(Answer::Odoo(answer, after)),
+        _ => Ok(Answer::Odoo(answer, carrier, after)),
     }
 }
 
@@ -222,7 +225,7 @@ async fn deliver(
     host: &HostName,
     client: &Client,
     exchange: &mut Exchange,
-) -> Result<(Response<Incoming>, Duration, Arc<Destination>), Page> {
+) -> Result<(Delivered, Duration, Arc<Destination>), Page> {
     let mut visit = Visit::new(shared, host, client, &outbound);
     let mut outbound = outbound;
     let mut destination = visit.admit(destination, exchange).await?;
@@ -234,10 +237,10 @@ async fn deliver(
         // Of one that is repeated the body is none, and its end says nothing.
         let (watch, sent_at) = ((!outbound.is_repeatable()).then(|| outbound.body.watch()), Instant::now());
         let failed = match send(shared, outbound, address, route, exchange).await {
-            Ok(answer) => {
+            Ok(delivered) => {
                 visit.answered();
                 let whole_at = watch.and_then(|watch| watch.over()).map_or(sent_at, |over| over.max(sent_at));
-                return Ok((answer, whole_at.elapsed(), destination));
+                return Ok((delivered, whole_at.elapsed(), destination));
             }
             Err(failed) => *failed,
         };
@@ -262,6 +265,13 @@ async fn deliver(
     }
 }
 
+/// The head of an answer, and its body as it comes.
+struct Delivered {
+    answer: Response<Incoming>,
+    /// `None`: the connection does not need whoever reads the body.
+    carrier: Option<Carrier>,
+}
+
 /// A request that got no answer.
 struct Failed {
     page: Page,
@@ -278,7 +288,7 @@ async fn send(
     address: SocketAddr,
     route: &Route,
     exchange: &mut Exchange,
-) -> Result<Response<Incoming>, Box<Failed>> {
+) -> Result<Delivered, Box<Failed>> {
     let give_up = |page: Page| Err(Box::new(Failed { page, again: None, was_refused: false }));
     if outbound.is_repeatable() {
         while let Some(connection) = shared.pool.take_idle(address) {
@@ -293,7 +303,8 @@ async fn send(
         }
     }
 
-    let connection = match shared.pool.connect(address).await {
+    let driven_by = if outbound.is_repeatable() { DrivenBy::Asker } else { DrivenBy::Itself };
+    let connection = match shared.pool.connect(address, driven_by).await {
         Ok(connection) => connection,
         Err(error) => {
             let was_refused = error.is_refusal();
@@ -335,20 +346,32 @@ async fn exchange_on(
     mut connection: Connection,
     request: Request<RequestBody>,
     body: Option<&BodyWatch>,
-) -> Result<Response<Incoming>, Failure> {
+) -> Result<Delivered, Failure> {
     let answer = connection.sender.send_request(request);
     tokio::pin!(answer);
     let answer = loop {
-        match timeout(shared.config.response_timeout, &mut answer).await {
+        let next = poll_fn(|context| {
+            if !connection.is_driven() {
+                return answer.as_mut().poll(context);
+            }
+            connection.drive(context);
+            // What comes, the connection brings, and that has just been looked at.
+            answer.as_mut().poll(&mut Context::from_waker(Waker::noop()))
+        });
+        match timeout(shared.config.response_timeout, next).await {
             Ok(answer) => break answer.map_err(Failure::Broken)?,
             Err(_) if body.is_some_and(|body| !body.is_over()) => {}
             Err(_) => return Err(Failure::TimedOut),
         }
     };
-    if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
-        shared.pool.give_back(connection);
+    if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
+        return Ok(Delivered { answer, carrier: None });
     }
-    Ok(answer)
+    if connection.is_driven() {
+        return Ok(Delivered { answer, carrier: Some(Carrier::new(connection, Arc::clone(&shared.pool))) });
+    }
+    shared.pool.give_back(connection);
+    Ok(Delivered { answer, carrier: None })
 }
 
 /// Odoo with workers serves websockets, and the long polls of before version 16, on a port of their own.
