@@ -43,6 +43,21 @@ struct Socket {
     _member: Member,
 }
 
+impl Socket {
+    /// A read that does not fill the buffer has emptied the socket: tokio is told so, as its own streams do, and spares the next call to the
+    /// kernel, which would only say that there is nothing.
+    fn read(&self, buffer: &mut ReadBuf<'_>) -> io::Result<()> {
+        let mut is_empty = false;
+        let read = self.stream.try_io(Interest::READABLE, || {
+            let room = buffer.remaining();
+            let count = self.stream.try_read_buf(buffer)?;
+            is_empty = 0 < count && count < room;
+            if is_empty { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+        });
+        if is_empty { Ok(()) } else { read }
+    }
+}
+
 impl ClientStream {
     pub(crate) fn new(stream: TcpStream, patience: Duration, member: Member) -> (Self, Client) {
         let socket = Arc::new(Socket { stream, asks: AtomicBool::new(false), _member: member });
@@ -76,11 +91,11 @@ impl AsyncRead for ClientStream {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         loop {
             ready!(self.socket.stream.poll_read_ready(context))?;
-            match self.socket.stream.try_read_buf(buffer) {
+            match self.socket.read(buffer) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 read => {
                     self.socket.asks.store(true, Relaxed);
-                    return Poll::Ready(read.map(|_| ()));
+                    return Poll::Ready(read);
                 }
             }
         }

@@ -4,7 +4,15 @@
 //! unless the peer is a trusted proxy. Odoo's `proxy_mode` reads the last `X-Forwarded-For`, `-Proto` and `-Host` (Werkzeug's `ProxyFix` with
 //! one proxy), so each is sent with exactly one value.
 
-use std::net::IpAddr;
+use std::{
+    hash::{BuildHasher, RandomState},
+    net::IpAddr,
+    sync::{
+        LazyLock,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
@@ -208,8 +216,18 @@ pub(crate) fn request_id(headers: &HeaderMap) -> HeaderValue {
     }
 }
 
+/// A UUID of version 7. It need not be hard to guess, so the kernel is not asked for random bytes each time.
 pub(crate) fn new_request_id() -> String {
-    uuid::Uuid::now_v7().to_string()
+    static KEYS: LazyLock<(RandomState, RandomState)> = LazyLock::new(Default::default);
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    let number = NUMBER.fetch_add(1, Relaxed);
+    let [first, second] = [KEYS.0.hash_one(number).to_be_bytes(), KEYS.1.hash_one(number).to_be_bytes()];
+    let mut bytes = [0; 10];
+    for (byte, random) in bytes.iter_mut().zip(first.into_iter().chain(second)) {
+        *byte = random;
+    }
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    uuid::Builder::from_unix_timestamp_millis(since_1970.as_millis() as u64, &bytes).into_uuid().to_string()
 }
 
 fn is_plain_word(bytes: &[u8]) -> bool {
@@ -330,6 +348,13 @@ mod tests {
         assert_eq!(all(&headers, "x-forwarded-for"), ["198.51.100.7"]);
         assert_eq!(all(&headers, "host"), ["shop.example:8080"]);
         assert_eq!(all(&headers, "cookie"), ["session_id=abc"]);
+    }
+
+    #[test]
+    fn new_request_ids_are_uuids_of_version_7_and_differ() {
+        let ids: std::collections::HashSet<uuid::Uuid> = (0..1000).map(|_| new_request_id().parse().unwrap()).collect();
+        assert_eq!(ids.len(), 1000);
+        assert!(ids.iter().all(|id| id.get_version_num() == 7));
     }
 
     #[test]
