@@ -6,7 +6,7 @@ use axum::{
     http::{HeaderMap, StatusCode},
     response::{IntoResponse, Response},
 };
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, SecondsFormat, Utc};
 use ocore_control::{
     Error, Settings,
     authorization::{ManageDeployments, ViewDeployments},
@@ -16,7 +16,7 @@ use ocore_control::{
 };
 use ocore_model::{
     deployment::{DataMode, DataOrigin, DeploymentStatus, ModulePlan, StepName, StepStatus, Trigger},
-    evidence::{Finding, GateEvidence, Risk, SuccessVerdict},
+    evidence::{Finding, GateEvidence, GateValidation, Risk, SuccessVerdict},
     instance::Color,
     names::InvalidName,
 };
@@ -87,6 +87,7 @@ pub(crate) struct DeploymentBody {
     steps: Vec<StepBody>,
     /// What it does to the modules, and why. Null in lists, and before it is known.
     plan: Option<ModulePlan>,
+    /// What gates have found. Empty in lists.
     evidence: Vec<GateEvidence>,
     findings: Vec<Finding>,
     /// Null: it is not measured yet.
@@ -134,6 +135,35 @@ impl DeploymentBody {
             risk: None,
             success_verdict: None,
         }
+    }
+}
+
+/// In the contract's shape.
+fn gate_evidence(deployment: &Deployment, found: Evidence) -> GateEvidence {
+    let duration_ms = duration_ms(Some(found.started_at), Some(found.completed_at));
+    let time = |time: DateTime<Utc>| Some(time.to_rfc3339_opts(SecondsFormat::Millis, true));
+    GateEvidence {
+        gate_key: found.gate.to_string(),
+        name: found.gate.name().to_owned(),
+        status: found.status.to_string(),
+        outcome: Some(found.status.to_string()),
+        required: found.required,
+        summary: Some(found.summary),
+        started_at: time(found.started_at),
+        completed_at: time(found.completed_at),
+        duration_ms,
+        artifact_refs: vec![format!("/api/deployments/{}/report", deployment.id)],
+        log_refs: vec![format!("/api/deployments/{}/logs?step=rehearse", deployment.id)],
+        validation: Some(GateValidation {
+            mode: Some("copy".to_owned()),
+            profile: None,
+            exit_code: None,
+            duration_ms,
+            log_excerpt: found.excerpt,
+            failure_card: None,
+            artifact_refs: Vec::new(),
+        }),
+        waiver: None,
     }
 }
 
@@ -242,7 +272,9 @@ pub(crate) async fn get(
 ) -> Result<Json<DeploymentBody>, Problem> {
     let deployment = deployments::find(&state.control, &grant, id.into()).await?;
     let plan = plans::of_deployment(&state.control, &grant, deployment.id).await?;
-    Ok(Json(DeploymentBody { plan, ..DeploymentBody::new(&deployment, &state.control.settings) }))
+    let evidence = deployments::evidence(&state.control, &grant, deployment.id).await?;
+    let evidence = evidence.into_iter().map(|found| gate_evidence(&deployment, found)).collect();
+    Ok(Json(DeploymentBody { plan, evidence, ..DeploymentBody::new(&deployment, &state.control.settings) }))
 }
 
 /// What to deploy, and where. At least one of `branch`, `commitSha`, `tag`.

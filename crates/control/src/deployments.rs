@@ -12,6 +12,7 @@ use ocore_model::{
 use serde::Deserialize;
 use sqlx::PgConnection;
 
+pub use crate::store::evidence::Evidence;
 use crate::{
     Control, Error, Result,
     authorization::{Credential, Grant, ManageDeployments, Scope, ViewDeployments},
@@ -24,6 +25,11 @@ use crate::{
         environments::Environment,
     },
 };
+
+/// What gates have found of a deployment; none where none has looked.
+pub async fn evidence(control: &Control, grant: &Grant<ViewDeployments>, deployment: DeploymentId) -> Result<Vec<Evidence>> {
+    store::evidence::of_deployment(&mut *control.pool.acquire().await?, grant, deployment).await
+}
 
 /// Where the data of a deployment of this environment come from. `Live` means that of the moment when it runs: with nothing live by then, the
 /// database is fresh, or a clone. So a deployment that waits behind the first one never throws away what the first one made.

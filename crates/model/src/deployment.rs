@@ -79,6 +79,8 @@ words! {
         Plan = "plan",
         /// The immutable release: source, Python environment, addons path.
         Build = "build",
+        /// The update on a throw-away copy of the live data, where the project wants that.
+        Rehearse = "rehearse",
         /// Database and file store aside by reflink, or fresh ones. The live ones are not touched after it.
         Copy = "copy",
         /// Odoo installs and updates modules in the new data set.
@@ -150,6 +152,7 @@ impl DataOrigin {
         let needed = |step: StepName| match step {
             StepName::Checkout | StepName::Plan | StepName::Update => !matches!(self, Self::Snapshot { .. }),
             StepName::Snapshot => matches!(self, Self::Environment { .. }),
+            StepName::Rehearse => matches!(self, Self::Live),
             StepName::Neutralize => is_raw,
             StepName::Build | StepName::Copy | StepName::Start | StepName::Switch | StepName::Verify => true,
         };
@@ -220,7 +223,7 @@ mod tests {
         };
         let usual = "checkout plan build copy update start switch verify";
         assert_eq!(words(DataOrigin::Fresh, Stage::Production), usual);
-        assert_eq!(words(DataOrigin::Live, Stage::Development), usual);
+        assert_eq!(words(DataOrigin::Live, Stage::Development), "checkout plan build rehearse copy update start switch verify");
         let back = DataOrigin::Snapshot { snapshot: SnapshotId::new(), of: own };
         assert_eq!(words(back, Stage::Development), "build copy start switch verify");
         let across = DataOrigin::Snapshot { snapshot: SnapshotId::new(), of: other };

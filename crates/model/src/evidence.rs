@@ -1,8 +1,35 @@
-//! What a deployment is judged by: evidence of gates, findings, risk, verdict. These are the shapes that the API's contract gives; nothing
-//! makes any yet, so a deployment has none.
+//! What a deployment is judged by: evidence of gates, findings, risk, verdict, in the shapes that the API's contract gives. Of findings, risk and
+//! verdict nothing makes any yet, so a deployment has none.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+
+use crate::state::words;
+
+words! {
+    /// What looks at a deployment. The API's `gateKey`.
+    Gate, "gate" {
+        /// The update on a copy of the live data.
+        Rehearsal = "rehearsal",
+    }
+}
+
+impl Gate {
+    /// For people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Rehearsal => "Rehearsal on a copy of the live data",
+        }
+    }
+}
+
+words! {
+    /// What a gate has found.
+    GateStatus, "status of a gate" {
+        Passed = "passed",
+        Failed = "failed",
+    }
+}
 
 /// What one gate found.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]

@@ -19,6 +19,7 @@ pub mod operation;
 pub mod permission;
 pub mod plan;
 pub mod project;
+pub mod rehearsal;
 pub mod route;
 pub mod snapshot;
 pub mod state;

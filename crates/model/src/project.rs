@@ -29,6 +29,32 @@ words! {
     }
 }
 
+/// How a project wants to be deployed: the section `[deploy]` of the `ocore.toml` at the root of its repository.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DeploySettings {
+    /// The stages in which an update runs on a copy of the live data first.
+    pub rehearse: Vec<Stage>,
+    /// Paths that must answer 2xx or 3xx on a new Odoo before anybody is sent to it, beside those that every Odoo has. Each begins with `/`.
+    pub smoke_paths: Vec<String>,
+}
+
+impl Default for DeploySettings {
+    fn default() -> Self {
+        Self { rehearse: vec![Stage::Production], smoke_paths: Vec::new() }
+    }
+}
+
+impl DeploySettings {
+    /// What is wrong with them, in one sentence.
+    pub fn check(&self) -> Result<(), String> {
+        match self.smoke_paths.iter().find(|path| !path.starts_with('/') || path.contains(char::is_whitespace) || path.contains('#')) {
+            Some(path) => Err(format!("`{path}` is no path of a page; smoke_paths are written like \"/shop?page=1\"")),
+            None => Ok(()),
+        }
+    }
+}
+
 /// The stage that a branch gets when it becomes an environment by a push: `main` and `master` of a project without production are production,
 /// branches named `staging` are staging, the rest are development.
 pub fn stage_for_new_branch(branch: &str, has_production: bool) -> Stage {

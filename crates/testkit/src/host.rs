@@ -6,8 +6,8 @@ use async_trait::async_trait;
 use ocore_host::{
     BuildRelease, ByteStream, CheckImport, DataSource, Distribution, Egress, EgressReport, ExportedFile, Fence, Host, HostError, HostFacts,
     ImportFacts, InstalledModule, InstanceObservation, KeepTemplate, MailStream, MakeTemplate, Neutralize, Neutralized, NewDataSet,
-    NewUpload, Progress, Release, ReleaseId, Result, RunModules, RunningSlot, SlotSpec, Snapshot, SnapshotEstimate, Source, SourceId,
-    SpaceReport, TakeSnapshot, TarStream, Template, TemplateLimits, UploadPart, UploadedPart, Verification, WriteExport,
+    NewUpload, ProbedPage, Progress, Release, ReleaseId, Result, RunModules, RunningSlot, SlotSpec, Snapshot, SnapshotEstimate, Source,
+    SourceId, SpaceReport, TakeSnapshot, TarStream, Template, TemplateLimits, UploadPart, UploadedPart, Verification, WriteExport,
 };
 use ocore_model::{
     edge::{EdgeStatus, RouteTraffic, Wanted},
@@ -16,6 +16,7 @@ use ocore_model::{
     mail::MailboxStatus,
     names::{ModuleName, OdooVersion},
     plan::ModuleDescription,
+    rehearsal::Rehearsal,
     route::RouteSnapshot,
 };
 
@@ -101,6 +102,14 @@ impl Host for NoHost {
     }
 
     async fn run_modules(&self, _: InstanceId, _: RunModules, _: Fence, _: Progress) -> Result<()> {
+        refuse()
+    }
+
+    async fn rehearse_modules(&self, _: InstanceId, _: RunModules, _: Fence, _: Progress) -> Result<Rehearsal> {
+        refuse()
+    }
+
+    async fn probe_slot(&self, _: InstanceId, _: Color, _: &[String], _: Progress) -> Result<Vec<ProbedPage>> {
         refuse()
     }
 

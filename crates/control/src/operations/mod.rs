@@ -39,7 +39,7 @@ use crate::{
 
 /// Of the graphs below. Raise it when a node's name, place or output changes: operations of another version are unwound, not resumed, so
 /// the undo nodes of the version before must stay registered.
-pub const SCHEMA_VERSION: i32 = 2;
+pub const SCHEMA_VERSION: i32 = 3;
 
 /// What an operation does, with its parameters.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

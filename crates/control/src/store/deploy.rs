@@ -318,7 +318,7 @@ pub(crate) async fn set_live(
     live: NewLive<'_>,
     now: DateTime<Utc>,
 ) -> Result<bool> {
-    let limit = hold_limit(connection, instance, live.updating).await?;
+    let limit = hold_limit(connection, instance, live.updating, None).await?;
     let updated = sqlx::query!(
         "update instances
          set active_color = $3, active_data_set_id = $4, active_release = $5, active_deployment_id = $6, active_http = $7,
@@ -348,9 +348,15 @@ pub(crate) async fn set_live(
     Ok(updated.rows_affected() == 1)
 }
 
-/// The live slot rests, and its requests are held for a bounded time; or it does not rest any more. False when a newer claim holds the instance.
-pub(crate) async fn set_updating(connection: &mut PgConnection, instance: InstanceId, generation: i64, updating: bool) -> Result<bool> {
-    let limit = hold_limit(connection, instance, updating).await?;
+/// The live slot rests, and its requests are held for a bounded time, longer than what is expected; or it does not rest any more. False when a newer claim holds the instance.
+pub(crate) async fn set_updating(
+    connection: &mut PgConnection,
+    instance: InstanceId,
+    generation: i64,
+    updating: bool,
+    expected: Option<Duration>,
+) -> Result<bool> {
+    let limit = hold_limit(connection, instance, updating, expected).await?;
     let updated = sqlx::query!(
         "update instances set updating = $3, held_until = case when $3 then coalesce(held_until, now() + make_interval(secs => $4)) end
          where id = $1 and generation = $2",
@@ -365,7 +371,7 @@ pub(crate) async fn set_updating(connection: &mut PgConnection, instance: Instan
 }
 
 /// For how many seconds the instance's requests are held, by how long its last deployments made them wait.
-async fn hold_limit(connection: &mut PgConnection, instance: InstanceId, updating: bool) -> Result<f64> {
+async fn hold_limit(connection: &mut PgConnection, instance: InstanceId, updating: bool, expected: Option<Duration>) -> Result<f64> {
     let mut held = Vec::new();
     if updating {
         held = sqlx::query_scalar!(
@@ -382,7 +388,8 @@ async fn hold_limit(connection: &mut PgConnection, instance: InstanceId, updatin
         .fetch_all(connection)
         .await?;
     }
-    Ok(routes::hold_limit(held.into_iter().map(|seconds| Duration::from_secs_f64(seconds.max(0.0))).collect()).as_secs_f64())
+    let held = held.into_iter().map(|seconds: f64| Duration::from_secs_f64(seconds.max(0.0))).chain(expected);
+    Ok(routes::hold_limit(held.collect()).as_secs_f64())
 }
 
 /// Where the live slot answers now.

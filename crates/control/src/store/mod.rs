@@ -11,6 +11,7 @@ pub(crate) mod destroy;
 pub(crate) mod egress;
 pub mod environments;
 pub mod events;
+pub mod evidence;
 pub mod exports;
 pub(crate) mod health;
 pub mod imports;

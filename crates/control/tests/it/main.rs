@@ -12,6 +12,7 @@ mod git;
 mod operations;
 mod organizations;
 mod pool;
+mod rehearsal;
 mod reload;
 mod scene;
 mod servers;

@@ -15,6 +15,8 @@ use ocore_model::{
     mail::MailboxStatus,
     names::{ModuleName, OdooVersion},
     plan::ModuleDescription,
+    project::DeploySettings,
+    rehearsal::Rehearsal,
     route::RouteSnapshot,
 };
 use serde::{Deserialize, Serialize};
@@ -98,6 +100,9 @@ pub struct Source {
     /// SHA-256 over what they say, hexadecimal. Empty in seals of earlier versions.
     #[serde(default)]
     pub requirements_digest: String,
+    /// What its `ocore.toml` says of deployments.
+    #[serde(default)]
+    pub deploy: DeploySettings,
     pub bytes: u64,
 }
 
@@ -139,6 +144,9 @@ pub enum DataSource {
     Fresh,
     /// A copy of another data set of the same instance, whose Odoo and cluster are stopped first (and stay stopped).
     CopyOf(DataSetId),
+    /// What another data set of the same instance is at one moment, while it goes on serving. Raw, whatever it is a copy of, so that nothing that
+    /// runs on it reaches anybody; it is never made anything else. An earlier call's is made again.
+    Rehearsal { of: DataSetId },
     /// A snapshot brought to life. The instance's own snapshot keeps its standing; another instance's own data become raw, unless `as_own`.
     Snapshot {
         snapshot: SnapshotId,
@@ -237,6 +245,15 @@ pub struct RunningSlot {
     pub takes_turns: bool,
     pub pid: i32,
     pub started_at: DateTime<Utc>,
+}
+
+/// What a slot answered to one request.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ProbedPage {
+    pub path: String,
+    /// Of the last answer, when it redirected.
+    pub status: u16,
+    pub seconds: f64,
 }
 
 /// What a server sees of one instance, now.
@@ -357,9 +374,17 @@ pub trait Host: Send + Sync + 'static {
     /// Not repeatable on the same data set after a failure: the caller throws the data set away.
     async fn run_modules(&self, instance: InstanceId, request: RunModules, fence: Fence, progress: Progress) -> Result<()>;
 
+    /// The same on a copy that is thrown away afterwards ([`DataSource::Rehearsal`]; any other is refused), with what it did to the schema, which
+    /// locks it held and what it logged.
+    async fn rehearse_modules(&self, instance: InstanceId, request: RunModules, fence: Fence, progress: Progress) -> Result<Rehearsal>;
+
     /// Starts a slot (and the cluster of its data set) and waits until Odoo answers real requests with its database. Running already with
     /// the same specification is done; with another, it is restarted.
     async fn start_slot(&self, instance: InstanceId, slot: SlotSpec, fence: Fence, progress: Progress) -> Result<RunningSlot>;
+
+    /// Asks a running slot for pages, one after the other, as a browser without a session would; redirections within it are followed. Each path
+    /// begins with `/`. `Rejected` names the first that does not answer 2xx or 3xx, with the lines of the log that it left.
+    async fn probe_slot(&self, instance: InstanceId, color: Color, paths: &[String], progress: Progress) -> Result<Vec<ProbedPage>>;
 
     /// Stops a slot gracefully, then by force. Not running is done.
     async fn stop_slot(&self, instance: InstanceId, color: Color, fence: Fence) -> Result<()>;

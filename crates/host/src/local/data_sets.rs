@@ -147,6 +147,10 @@ impl LocalHost {
                 self.fill_fresh(&work, &allocation, &cancel).await?;
                 (None, Standing::Own)
             }
+            DataSource::Rehearsal { of } => {
+                self.fill_while_it_serves(&work, instance, of, &allocation, progress).await?;
+                (None, Standing::Raw)
+            }
             DataSource::CopyOf(original) => {
                 let control = control_digest(&self.layout.pgdata(instance, original))?;
                 self.fill_copy(&work, instance, original, &cancel).await?;
@@ -178,10 +182,10 @@ impl LocalHost {
         progress.log.line(match source {
             DataSource::Fresh => "Made an empty database and an empty file store.",
             DataSource::Template { .. } => "Copied the template.",
-            DataSource::CopyOf(_) | DataSource::Snapshot { .. } | DataSource::Taken { .. } if self.pool.has_reflinks() => {
+            DataSource::CopyOf(_) | DataSource::Snapshot { .. } | DataSource::Taken { .. } | DataSource::Rehearsal { .. } if self.pool.has_reflinks() => {
                 "Copied the database and the file store; the copy shares their blocks."
             }
-            DataSource::CopyOf(_) | DataSource::Snapshot { .. } | DataSource::Taken { .. } => {
+            DataSource::CopyOf(_) | DataSource::Snapshot { .. } | DataSource::Taken { .. } | DataSource::Rehearsal { .. } => {
                 "Copied the database and the file store; the file system cannot share blocks, so it is a full copy."
             }
             DataSource::Import { .. } => "Restored the backup.",
@@ -364,7 +368,13 @@ impl LocalHost {
         own(&data_dir, &allocation.odoo)
     }
 
-    async fn fill_copy(&self, work: &WorkDirectory, instance: InstanceId, original: DataSetId, cancel: &[CancellationToken]) -> Result<()> {
+    pub(super) async fn fill_copy(
+        &self,
+        work: &WorkDirectory,
+        instance: InstanceId,
+        original: DataSetId,
+        cancel: &[CancellationToken],
+    ) -> Result<()> {
         let (pgdata, data_dir) = (self.layout.pgdata(instance, original), self.layout.data_dir(instance, original));
         let (pgdata_copy, data_dir_copy) = (work.path().join("pgdata"), work.path().join("data_dir"));
         tokio::try_join!(
@@ -378,6 +388,7 @@ impl LocalHost {
         let Some(manifest) = durable::read_json::<Manifest>(&target.join(MANIFEST))? else { return Ok(false) };
         Ok(manifest.source == source
             && match source {
+                DataSource::Rehearsal { .. } => false,
                 DataSource::Fresh
                 | DataSource::Snapshot { .. }
                 | DataSource::Taken { .. }

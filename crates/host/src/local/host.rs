@@ -10,6 +10,7 @@ use ocore_model::{
     mail::MailboxStatus,
     names::{ModuleName, OdooVersion},
     plan::ModuleDescription,
+    rehearsal::Rehearsal,
     route::RouteSnapshot,
 };
 
@@ -18,8 +19,8 @@ use crate::{
     api::{
         BuildRelease, ByteStream, CheckImport, DataSource, Distribution, Egress, EgressReport, ExportedFile, Fence, Host, HostFacts,
         ImportFacts, InstalledModule, InstanceObservation, KeepTemplate, MailStream, MakeTemplate, Neutralize, Neutralized, NewDataSet,
-        NewUpload, Progress, Release, ReleaseId, RunModules, RunningSlot, SlotSpec, Snapshot, SnapshotEstimate, Source, SourceId,
-        SpaceReport, TakeSnapshot, TarStream, Template, TemplateLimits, UploadPart, UploadedPart, Verification, WriteExport,
+        NewUpload, ProbedPage, Progress, Release, ReleaseId, RunModules, RunningSlot, SlotSpec, Snapshot, SnapshotEstimate, Source,
+        SourceId, SpaceReport, TakeSnapshot, TarStream, Template, TemplateLimits, UploadPart, UploadedPart, Verification, WriteExport,
     },
     error::Result,
 };
@@ -115,13 +116,22 @@ impl Host for LocalHost {
 
     async fn run_modules(&self, instance: InstanceId, request: RunModules, fence: Fence, progress: Progress) -> Result<()> {
         let claim = self.claim(instance, fence).await?;
-        claim.run(self.install_and_update(&claim, &request, &progress)).await
+        claim.run(self.install_and_update(&claim, &request, &progress)).await.map(drop)
+    }
+
+    async fn rehearse_modules(&self, instance: InstanceId, request: RunModules, fence: Fence, progress: Progress) -> Result<Rehearsal> {
+        let claim = self.claim(instance, fence).await?;
+        claim.run(self.rehearse(&claim, &request, &progress)).await
     }
 
     async fn start_slot(&self, instance: InstanceId, slot: SlotSpec, fence: Fence, progress: Progress) -> Result<RunningSlot> {
         let claim = self.claim(instance, fence).await?;
         // It looks for a newer claim itself, and ends what it has started.
         self.serve(&claim, &slot, &progress).await
+    }
+
+    async fn probe_slot(&self, instance: InstanceId, color: Color, paths: &[String], progress: Progress) -> Result<Vec<ProbedPage>> {
+        self.probe(instance, color, paths, &progress).await
     }
 
     async fn stop_slot(&self, instance: InstanceId, color: Color, fence: Fence) -> Result<()> {

@@ -30,6 +30,7 @@ mod private_cluster;
 pub mod process;
 mod quarantine;
 mod releases;
+mod schema;
 pub mod slots;
 mod snapshots;
 mod sources;

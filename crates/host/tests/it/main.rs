@@ -11,6 +11,7 @@ mod nursery;
 mod odoo;
 mod project;
 mod quarantine;
+mod rehearsal;
 mod releases;
 mod snapshot_consistency;
 mod snapshot_damage;

@@ -18,7 +18,7 @@ use crate::{
     scene::{DEPLOYMENT_LIMIT, Scene},
 };
 
-const STEPS: &[&str] = &["checkout", "plan", "build", "copy", "update", "start", "switch", "verify"];
+const STEPS: &[&str] = &["checkout", "plan", "build", "rehearse", "copy", "update", "start", "switch", "verify"];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_in_each_step_of_a_deployment_it_converges() -> Result<()> {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
-use ocore_host::{DataSource, HostError, NewDataSet, RunModules, ServableDataSet};
+use ocore_host::{DataSource, HostError, NewDataSet, Progress, RunModules, ServableDataSet};
 use ocore_model::{
     deployment::{DataMode, DataOrigin, DeploymentStatus, ModulePlan},
     ids::InstanceId,
@@ -12,7 +12,7 @@ use ocore_model::{
 use rand::{RngExt, distr::Alphanumeric};
 
 use super::{
-    Parameters, snapshot,
+    Parameters, rehearsal, snapshot,
     step::{Step, UndoStep},
     template,
 };
@@ -37,7 +37,8 @@ pub(super) async fn copy(step: Arc<Step>) -> Result<(NewDataSet, String), Failur
     // From this transaction on a later push waits instead of taking this one's place. The instance is locked first, as everywhere.
     let mut transaction = control.pool.begin().await?;
     let rests = parameters.rests_to_copy(step.beside);
-    step.held(store::deploy::set_updating(&mut transaction, parameters.instance, step.fence().generation, rests).await?)?;
+    let expected = rehearsal::expected_hold(&step)?;
+    step.held(store::deploy::set_updating(&mut transaction, parameters.instance, step.fence().generation, rests, expected).await?)?;
     if !store::deploy::begin_changing(&mut transaction, parameters.deployment).await? {
         let standing = store::deploy::standing(&mut transaction, parameters.deployment).await?;
         let superseded = standing.is_some_and(|standing| standing.status == DeploymentStatus::Superseded);
@@ -52,6 +53,9 @@ pub(super) async fn copy(step: Arc<Step>) -> Result<(NewDataSet, String), Failur
     }
     transaction.commit().await?;
     if rests {
+        if let Some(expected) = expected {
+            step.say(&format!("requests are held for about {} s", expected.as_secs()));
+        }
         // Nobody gets an error while the old Odoo rests.
         step.hold_requests().await;
     }
@@ -65,7 +69,7 @@ pub(super) async fn copy(step: Arc<Step>) -> Result<(NewDataSet, String), Failur
     let (made, source) = create(&step).await?;
     let summary = match source {
         DataSource::Template { .. } => "a copy of a template",
-        DataSource::CopyOf(_) => "the live data, copied aside",
+        DataSource::CopyOf(_) | DataSource::Rehearsal { .. } => "the live data, copied aside",
         DataSource::Fresh => "an empty database",
         DataSource::Import { .. } => "the data of the backup",
         DataSource::Snapshot { .. } | DataSource::Taken { .. } if made.is_raw() => "a raw copy, in quarantine",
@@ -126,7 +130,7 @@ pub(super) async fn undo_copy(step: Arc<UndoStep>) -> Result<(), Failure> {
         )?;
     }
     let mut transaction = control.pool.begin().await?;
-    step.held(store::deploy::set_updating(&mut transaction, parameters.instance, fence.generation, false).await?)?;
+    step.held(store::deploy::set_updating(&mut transaction, parameters.instance, fence.generation, false, None).await?)?;
     routes::raise(&mut transaction, parameters.instance).await?;
     transaction.commit().await?;
     routes::apply(control).await?;
@@ -164,7 +168,7 @@ pub(super) async fn update(step: Arc<Step>) -> Result<(Option<String>, String), 
         admin_password: password.clone(),
         settings: parameters.settings.clone(),
     };
-    control.host.run_modules(parameters.instance, request, step.fence(), step.progress()).await?;
+    run(&step, request).await?;
     let sealed = match password {
         Some(password) => {
             Some(BASE64.encode(secrets::seal(&control.settings, password_place(parameters.instance), &Secret::new(password))?))
@@ -181,6 +185,29 @@ pub(super) async fn update(step: Arc<Step>) -> Result<(Option<String>, String), 
         parts.push(format!("{} updated", plan.update.len()));
     }
     Ok((sealed, parts.join(", ")))
+}
+
+/// Users wait: an update that takes far longer than its rehearsal is ended, and what served before serves again.
+async fn run(step: &Step, request: RunModules) -> Result<(), Failure> {
+    let (asked, host) = (step.progress(), &step.control().host);
+    let progress = Progress { cancel: asked.cancel.child_token(), ..asked.clone() };
+    let cancel = progress.cancel.clone();
+    let running = host.run_modules(step.parameters.instance, request, step.fence(), progress);
+    let Some(patience) = rehearsal::patience(step)? else { return Ok(running.await?) };
+    tokio::pin!(running);
+    let late = tokio::select! {
+        done = &mut running => return Ok(done?),
+        () = tokio::time::sleep(patience) => patience,
+    };
+    cancel.cancel();
+    match running.await {
+        Err(HostError::Cancelled) if !asked.cancel.is_cancelled() => Err(Failure::rejected(format!(
+            "the update was ended after {} s, much longer than its rehearsal took, so that users do not wait any longer; see what locks or slows the \
+             live database, and deploy again",
+            late.as_secs()
+        ))),
+        done => Ok(done?),
+    }
 }
 
 pub(super) fn password_place(instance: InstanceId) -> Place {

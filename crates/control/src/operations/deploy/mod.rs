@@ -11,6 +11,7 @@
 mod data;
 mod prove;
 mod quarantine;
+mod rehearsal;
 mod release;
 mod settle;
 mod slot;
@@ -67,6 +68,9 @@ pub(super) struct Parameters {
     /// The slot and the data set that it makes.
     color: Color,
     data_set: DataSetId,
+    /// The throw-away copy on which the update is rehearsed.
+    #[serde(default = "DataSetId::new")]
+    rehearsal: DataSetId,
     /// What was live before; `None` for the first deployment.
     live: Option<Live>,
     /// The snapshot that what was live becomes; without one it is removed.
@@ -241,6 +245,7 @@ pub(super) async fn parameters(control: &Control, deployment: DeploymentId) -> R
         settings: serde_json::from_value(row.settings).map_err(unreadable("an instance's settings"))?,
         color: was_live.as_ref().map_or(Color::Blue, |live| live.color.other()),
         data_set: DataSetId::new(),
+        rehearsal: DataSetId::new(),
         live: was_live,
         keeps: keeps.then(SnapshotId::new),
         was: live.status,
@@ -296,6 +301,12 @@ pub(super) fn nodes() -> Graph {
         )
         .then("deploy::plan", step(StepName::Plan, release::plan))
         .then("deploy::build", step(StepName::Build, release::build))
+        .step(
+            "deploy::rehearse",
+            step(StepName::Rehearse, rehearsal::rehearse),
+            "deploy::undo_rehearse",
+            undo(&[StepName::Rehearse], rehearsal::undo_rehearse),
+        )
         .step(
             "deploy::copy",
             step(StepName::Copy, data::copy),
@@ -358,6 +369,8 @@ mod tests {
                 "deploy::snapshot",
                 "deploy::plan",
                 "deploy::build",
+                "deploy::undo_rehearse",
+                "deploy::rehearse",
                 "deploy::undo_copy",
                 "deploy::copy",
                 "deploy::update",

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use backon::{ExponentialBuilder, Retryable};
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
-use ocore_host::{Fence, HostError, ReleaseId, SlotSpec};
+use ocore_host::{Fence, HostError, ReleaseId, SlotSpec, SourceId};
 use ocore_model::{
     deployment::{DataOrigin, StepName},
     ids::SnapshotId,
@@ -27,6 +27,8 @@ use crate::{
     store::{self, deploy::NewLive},
 };
 
+/// With a version that none has, so that Odoo compares, and builds what is not there.
+const BACKEND_BUNDLES: &[&str] = &["/web/assets/0000000/web.assets_web.min.js", "/web/assets/0000000/web.assets_web.min.css"];
 /// How often the edge is asked for the new slot, at growing distances.
 const VERIFY_TRIES: usize = 8;
 
@@ -44,7 +46,7 @@ pub(super) async fn start(step: Arc<Step>) -> Result<(Addresses, String), Failur
     let control = step.control();
     if let Some(live) = parameters.live_to_rest(step.beside).filter(|_| !parameters.rests_to_copy(step.beside)) {
         let mut transaction = control.pool.begin().await?;
-        step.held(store::deploy::set_updating(&mut transaction, parameters.instance, step.fence().generation, true).await?)?;
+        step.held(store::deploy::set_updating(&mut transaction, parameters.instance, step.fence().generation, true, None).await?)?;
         routes::raise(&mut transaction, parameters.instance).await?;
         transaction.commit().await?;
         step.hold_requests().await;
@@ -62,7 +64,30 @@ pub(super) async fn start(step: Arc<Step>) -> Result<(Addresses, String), Failur
         Ok(())
     };
     let (running, ()) = tokio::try_join!(start, keep)?;
+    prove(&step).await?;
     Ok((Addresses { http: running.http, websocket: running.websocket }, format!("{} answers", parameters.color)))
+}
+
+/// The pages that every Odoo has, and the project's own, on the new slot while nobody is sent to it. Where nobody waits, also the scripts and styles of
+/// the backend, which are built at the first request.
+async fn prove(step: &Step) -> Result<(), Failure> {
+    let parameters = &step.parameters;
+    let host = &step.control().host;
+    let mut paths = Vec::new();
+    if step.has(StepName::Checkout) {
+        let source: SourceId = step.context.output("deploy::checkout")?;
+        paths.extend(host.find_source(&source).await?.map(|source| source.deploy.smoke_paths).unwrap_or_default());
+    }
+    if step.beside {
+        paths.extend(BACKEND_BUNDLES.iter().map(|path| (*path).to_owned()));
+    }
+    if paths.is_empty() {
+        return Ok(());
+    }
+    for page in host.probe_slot(parameters.instance, parameters.color, &paths, step.progress()).await? {
+        step.say(&format!("{} answers {} in {:.2} s", page.path, page.status, page.seconds));
+    }
+    Ok(())
 }
 
 pub(super) async fn undo_start(step: Arc<UndoStep>) -> Result<(), Failure> {

@@ -7,9 +7,9 @@ use chrono::Utc;
 use ocore_host::{
     BuildRelease, ByteStream, CheckImport, DataSource, Distribution, Egress, EgressReport, ExportedFile, Fence, Host, HostError, HostFacts,
     ImportFacts, InstalledModule, InstanceObservation, KeepTemplate, MailStream, MakeTemplate, NeutralizationReport, Neutralize,
-    Neutralized, NewDataSet, NewUpload, PoolFacts, Progress, Release, ReleaseId, Result, RunModules, RunningSlot, ServableDataSet,
-    SlotSpec, Snapshot, SnapshotEstimate, Source, SourceId, SourceModule, SpaceReport, Standing, TakeSnapshot, TarStream, Template,
-    TemplateContent, TemplateLimits, UploadPart, UploadedPart, Usage, Verification, WriteExport,
+    Neutralized, NewDataSet, NewUpload, PoolFacts, ProbedPage, Progress, Release, ReleaseId, Result, RunModules, RunningSlot,
+    ServableDataSet, SlotSpec, Snapshot, SnapshotEstimate, Source, SourceId, SourceModule, SpaceReport, Standing, TakeSnapshot, TarStream,
+    Template, TemplateContent, TemplateLimits, UploadPart, UploadedPart, Usage, Verification, WriteExport,
 };
 use ocore_model::{
     edge::{EdgeStatus, RouteTraffic, Wanted},
@@ -18,6 +18,8 @@ use ocore_model::{
     mail::{MailboxSpec, MailboxStatus},
     names::{ModuleName, OdooVersion},
     plan::ModuleDescription,
+    project::DeploySettings,
+    rehearsal::Rehearsal,
     route::RouteSnapshot,
 };
 use tokio::io::AsyncReadExt;
@@ -53,7 +55,14 @@ impl Host for World {
                 digest,
             })
             .collect();
-        let sealed = Source { id: source.clone(), modules, requirements: Vec::new(), requirements_digest: String::new(), bytes: 1 };
+        let sealed = Source {
+            id: source.clone(),
+            modules,
+            requirements: Vec::new(),
+            requirements_digest: String::new(),
+            deploy: DeploySettings::default(),
+            bytes: 1,
+        };
         self.state().sources.insert(source.clone(), sealed);
         Ok(())
     }
@@ -152,7 +161,7 @@ impl Host for World {
                 Some(self.snapshot(snapshot).ok_or_else(|| HostError::NotFound { what: "snapshot", id: snapshot.to_string() })?)
             }
             DataSource::Import { .. } => return Err(HostError::machine("no test needs imports in memory yet")),
-            DataSource::Fresh | DataSource::CopyOf(_) | DataSource::Template { .. } => None,
+            DataSource::Fresh | DataSource::CopyOf(_) | DataSource::Rehearsal { .. } | DataSource::Template { .. } => None,
         };
         let template = match source {
             DataSource::Template { template } => {
@@ -174,6 +183,9 @@ impl Host for World {
                     (content, world.standing(original))
                 }
                 (DataSource::Taken { .. }, None) => return Ok(world.make(data_set, Vec::new(), world.standing(data_set))),
+                (DataSource::Rehearsal { of }, _) => {
+                    (world.data_sets.get(&of).cloned().expect("a copy of a data set that is there"), Standing::Raw)
+                }
                 (DataSource::Snapshot { .. } | DataSource::Taken { .. }, Some((manifest, content))) => {
                     let as_own = matches!(source, DataSource::Snapshot { as_own: true, .. });
                     let standing = match manifest.standing {
@@ -233,6 +245,24 @@ impl Host for World {
             Ok(())
         })?;
         self.enter("run_modules", true, Some(&progress.cancel)).await
+    }
+
+    async fn rehearse_modules(&self, instance: InstanceId, request: RunModules, fence: Fence, progress: Progress) -> Result<Rehearsal> {
+        self.enter("rehearse_modules", false, Some(&progress.cancel)).await?;
+        self.fenced(instance, fence, |world| {
+            assert_eq!(world.standing(request.data_set), Standing::Raw, "what is rehearsed on is thrown away");
+            let done = world.data_sets.get_mut(&request.data_set).expect("modules run in a data set that is there");
+            done.extend(request.update.iter().map(|name| format!("updated {name}")));
+            Ok(())
+        })?;
+        self.enter("rehearse_modules", true, Some(&progress.cancel)).await?;
+        Ok(self.state().rehearsal.clone())
+    }
+
+    async fn probe_slot(&self, instance: InstanceId, color: Color, paths: &[String], progress: Progress) -> Result<Vec<ProbedPage>> {
+        self.enter("probe_slot", false, Some(&progress.cancel)).await?;
+        assert!(self.instance(instance).slots.contains_key(&color), "a slot that runs is asked");
+        Ok(paths.iter().map(|path| ProbedPage { path: path.clone(), status: 200, seconds: 0.0 }).collect())
     }
 
     async fn start_slot(&self, instance: InstanceId, slot: SlotSpec, fence: Fence, progress: Progress) -> Result<RunningSlot> {

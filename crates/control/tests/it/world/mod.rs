@@ -21,6 +21,7 @@ use ocore_model::{
     ids::{DataSetId, InstanceId, SnapshotId, TemplateId},
     instance::Color,
     names::ModuleName,
+    rehearsal::Rehearsal,
     route::{RouteSnapshot, RouteState},
 };
 use tokio::{
@@ -109,6 +110,8 @@ struct State {
     holding: BTreeSet<&'static str>,
     traffic: Vec<InstanceTraffic>,
     edge_started: Option<DateTime<Utc>>,
+    /// What every rehearsal sees.
+    rehearsal: Rehearsal,
 }
 
 /// The machine, its edge and its calls.
@@ -148,6 +151,11 @@ impl World {
     /// What the edge counts from now on.
     pub(crate) fn set_traffic(&self, traffic: Vec<InstanceTraffic>) {
         self.state().traffic = traffic;
+    }
+
+    /// What every rehearsal sees from now on.
+    pub(crate) fn set_rehearsal(&self, rehearsal: Rehearsal) {
+        self.state().rehearsal = rehearsal;
     }
 
     pub(crate) fn set_edge_started(&self, at: DateTime<Utc>) {

@@ -25,23 +25,36 @@ impl Answer {
 
 /// One request that Odoo can only answer with its database. Waits as long as Odoo takes, up to `patience`.
 pub(super) async fn login_page(address: SocketAddr, patience: Duration) -> Answer {
-    tokio::time::timeout(patience, get(address, "/web/login")).await.ok().flatten().map_or(Answer::Nothing, Answer::Status)
+    tokio::time::timeout(patience, get(address, "/web/login"))
+        .await
+        .ok()
+        .flatten()
+        .map_or(Answer::Nothing, |got| Answer::Status(got.status))
 }
 
-async fn get(address: SocketAddr, path: &str) -> Option<StatusCode> {
+/// The answer to one request.
+pub(super) struct Got {
+    pub(super) status: StatusCode,
+    /// Where it leads, as it is written.
+    pub(super) location: Option<String>,
+}
+
+/// `None` when nobody listens, or the connection broke off.
+pub(super) async fn get(address: SocketAddr, path: &str) -> Option<Got> {
     let stream = TcpStream::connect(address).await.ok()?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.ok()?;
     let request = Request::get(path).header(header::HOST, address.to_string()).body(Empty::<Bytes>::new()).ok()?;
     let exchange = async {
         let response = sender.send_request(request).await.ok()?;
-        let status = response.status();
+        let location = response.headers().get(header::LOCATION).and_then(|location| location.to_str().ok()).map(str::to_owned);
+        let got = Got { status: response.status(), location };
         // To the end: an Odoo whose client goes away in the middle logs that.
         response.into_body().collect().await.ok()?;
-        Some(status)
+        Some(got)
     };
     tokio::pin!(exchange);
     tokio::select! {
-        status = &mut exchange => status,
+        got = &mut exchange => got,
         _ = connection => exchange.await,
     }
 }

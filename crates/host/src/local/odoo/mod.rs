@@ -7,6 +7,8 @@ mod health;
 mod log_record;
 pub(super) mod logs;
 pub(super) mod nursery;
+mod probe;
+mod rehearse;
 pub(super) mod run;
 mod serve;
 mod stop;

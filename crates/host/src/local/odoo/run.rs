@@ -34,7 +34,8 @@ const HASH_PASSWORD: &str = "import sys; from passlib.context import CryptContex
     print(CryptContext(['pbkdf2_sha512'], pbkdf2_sha512__rounds=600_000).hash(sys.stdin.read()))";
 
 impl LocalHost {
-    pub(in crate::local) async fn install_and_update(&self, claim: &Claim, request: &RunModules, progress: &Progress) -> Result<()> {
+    /// Odoo's log of a run that went well; empty when there was nothing to do.
+    pub(in crate::local) async fn install_and_update(&self, claim: &Claim, request: &RunModules, progress: &Progress) -> Result<Log> {
         let instance = claim.instance;
         let (record, distribution) = self.runnable(&request.release).await?;
         let cluster = self.run_cluster(instance, request.data_set).await?;
@@ -44,7 +45,7 @@ impl LocalHost {
             install.push("base".parse().map_err(|error| HostError::machine_from("Odoo's own base module has no valid name", error))?);
         }
         if install.is_empty() && request.update.is_empty() && request.admin_password.is_none() {
-            return Ok(());
+            return Ok(Log::default());
         }
         let allocation = self.allocation(instance).await?;
         let config = self.layout.instance(instance).join("odoo-run.conf");
@@ -61,7 +62,7 @@ impl LocalHost {
         let hash = hash_password(&distribution, request.admin_password.as_deref(), progress);
         let run = async {
             if install.is_empty() && request.update.is_empty() {
-                return Ok(());
+                return Ok(Log::default());
             }
             progress.log.line(&announce(&install, &request.update));
             let mut program = self
@@ -86,12 +87,12 @@ impl LocalHost {
             let finished = self.run_once(instance, program, claim, request).await?;
             self.judge(&finished, claim, request, &install).await
         };
-        let (hash, ()) = tokio::try_join!(hash, run)?;
+        let (hash, log) = tokio::try_join!(hash, run)?;
         if let Some(hash) = hash {
             set_admin_password(&cluster, &hash).await?;
             self.mark_lacks(claim, request.data_set, Lacks::Nothing)?;
         }
-        Ok(())
+        Ok(log)
     }
 
     async fn run_once(&self, instance: InstanceId, program: Program, claim: &Claim, request: &RunModules) -> Result<Finished> {
@@ -100,7 +101,7 @@ impl LocalHost {
         run_recorded(program, &self.layout.record(instance, unit), &Layout::mark(instance, unit), Some(request.data_set)).await
     }
 
-    async fn judge(&self, finished: &Finished, claim: &Claim, request: &RunModules, install: &[ModuleName]) -> Result<()> {
+    async fn judge(&self, finished: &Finished, claim: &Claim, request: &RunModules, install: &[ModuleName]) -> Result<Log> {
         let exit = match (finished.status.code(), finished.status.signal()) {
             (Some(code), _) => Exit::Code(code),
             (None, signal) => Exit::Signal(signal.unwrap_or_default()),
@@ -111,7 +112,7 @@ impl LocalHost {
         let modules = self.modules_in_database(claim, request.data_set).await?;
         let requested: Vec<ModuleName> = install.iter().chain(&request.update).cloned().collect();
         verdict::of_modules(&modules, &requested, &log, &source)?;
-        Ok(())
+        Ok(log)
     }
 }
 

@@ -291,7 +291,7 @@ fn prepare_log(path: &Path, user: &OsUser) -> Result<u64> {
 }
 
 /// What has been written since, also when the log was rotated meanwhile.
-fn read_from(path: &Path, start: u64) -> String {
+pub(super) fn read_from(path: &Path, start: u64) -> String {
     let read = || -> std::io::Result<Vec<u8>> {
         let mut file = fs::File::open(path)?;
         let length = file.metadata()?.len();

@@ -2,20 +2,17 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs, io,
     path::{Path, PathBuf},
 };
 
 use crate::{
     api::{InstalledModule, ReleaseId},
     error::{HostError, Result},
-    local::{LocalHost, distribution::InstalledDistribution, releases::ReleaseRecord},
+    local::{LocalHost, distribution::InstalledDistribution, releases::ReleaseRecord, sources::read_inside},
 };
 
 /// States in which a module's code runs, as Odoo's own neutralization has them (`odoo/modules/neutralize.py`).
 const INSTALLED: &[&str] = &["installed", "to upgrade", "to remove"];
-/// A script beyond this is no script, in bytes.
-const SCRIPT_LIMIT: u64 = 16 * 1024 * 1024;
 
 /// SQL with the name that errors give it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,45 +96,4 @@ impl LocalHost {
 
 fn is_module(directory: &Path) -> bool {
     ["__manifest__.py", "__openerp__.py"].iter().any(|manifest| directory.join(manifest).is_file())
-}
-
-/// The text of a file; `None` when there is none. A link that leads out of the directory is refused: we read as root, and errors show what we
-/// read.
-fn read_inside(directory: &Path, name: &str) -> Result<Option<String>> {
-    let path = directory.join(name);
-    let read = || -> io::Result<Option<String>> {
-        let real = match fs::canonicalize(&path) {
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(None),
-            real => real?,
-        };
-        if !real.starts_with(fs::canonicalize(directory)?) {
-            return Err(io::Error::other("it is a link that leads out of its directory"));
-        }
-        let metadata = fs::metadata(&real)?;
-        if !metadata.is_file() || metadata.len() > SCRIPT_LIMIT {
-            return Err(io::Error::other("it is no file of a sensible size"));
-        }
-        fs::read_to_string(&real).map(Some)
-    };
-    read().map_err(|error| HostError::rejected(format!("{name} in {} cannot be used: {error}", directory_name(directory))))
-}
-
-fn directory_name(directory: &Path) -> String {
-    directory.file_name().unwrap_or_default().to_string_lossy().into_owned()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_script_that_is_a_link_to_another_file_of_the_server_is_refused() {
-        let directory = tempfile::tempdir().unwrap();
-        assert_eq!(read_inside(directory.path(), "neutralize.sql").unwrap(), None);
-        fs::write(directory.path().join("neutralize.sql"), "select 1").unwrap();
-        assert_eq!(read_inside(directory.path(), "neutralize.sql").unwrap().unwrap(), "select 1");
-        std::os::unix::fs::symlink("/etc/passwd", directory.path().join("neutralize.py")).unwrap();
-        let error = read_inside(directory.path(), "neutralize.py").unwrap_err().to_string();
-        assert!(error.contains("leads out"), "{error}");
-    }
 }

@@ -13,6 +13,7 @@
 mod archive;
 mod describe;
 mod scan;
+mod settings;
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use tokio_util::io::SyncIoBridge;
 
 use self::scan::{Candidate, Scan};
+pub(super) use self::settings::read_inside;
 use super::{
     LocalHost,
     durable::{self, blocking},
@@ -104,6 +106,7 @@ impl LocalHost {
             modules,
             requirements: scan.requirements,
             requirements_digest: scan.requirements_digest,
+            deploy: settings::of_tree(&self.source_tree(source)?)?,
             bytes: scan.bytes,
         };
         let seal = Seal { source: sealed.clone(), fingerprint: scan.fingerprint, boot_id: process::boot_id().to_owned() };

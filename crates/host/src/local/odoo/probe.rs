@@ -1,0 +1,119 @@
+//! Pages that a slot is asked for before anybody is sent to it.
+
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
+
+use http::Uri;
+use ocore_model::{ids::InstanceId, instance::Color};
+
+use super::{
+    health::{self, Got},
+    log_record::{Level, Log},
+    serve::read_from,
+};
+use crate::{
+    api::{ProbedPage, Progress},
+    error::{HostError, Result},
+    local::{LocalHost, slots},
+};
+
+/// Of one page with its redirections. A bundle of scripts that was never built takes some seconds.
+const PATIENCE: Duration = Duration::from_mins(1);
+const REDIRECTIONS: usize = 4;
+/// Of the log, when a page fails.
+const EXCERPT_LINES: usize = 40;
+
+impl LocalHost {
+    pub(in crate::local) async fn probe(
+        &self,
+        instance: InstanceId,
+        color: Color,
+        paths: &[String],
+        progress: &Progress,
+    ) -> Result<Vec<ProbedPage>> {
+        let Some((_, details)) = slots::find(&self.layout, instance, color)? else {
+            return Err(HostError::rejected("Odoo ended before it was asked for its pages"));
+        };
+        let log = self.odoo_log_path(instance);
+        let begin = fs::metadata(&log).map_or(0, |metadata| metadata.len());
+        let mut probed = Vec::new();
+        for path in paths {
+            let begun = Instant::now();
+            let asked = async {
+                let mut place = path.clone();
+                for _ in 0..REDIRECTIONS {
+                    let got = health::get(details.http, &place).await?;
+                    match inside(&got) {
+                        Some(next) => place = next,
+                        None => return Some(got.status),
+                    }
+                }
+                None
+            };
+            let status = tokio::select! {
+                biased;
+                () = progress.cancel.cancelled() => return Err(HostError::Cancelled),
+                status = tokio::time::timeout(PATIENCE, asked) => status,
+            };
+            let why = match status {
+                Ok(Some(status)) if status.is_success() || status.is_redirection() => {
+                    probed.push(ProbedPage { path: path.clone(), status: status.as_u16(), seconds: begun.elapsed().as_secs_f64() });
+                    continue;
+                }
+                Ok(Some(status)) => format!("answers {path} with {status}"),
+                Ok(None) => format!("does not answer {path}, or sends from one page to the next"),
+                Err(_) => format!("did not answer {path} within {} s", PATIENCE.as_secs()),
+            };
+            return Err(HostError::Rejected {
+                summary: format!("the new Odoo started, but {why}"),
+                excerpt: excerpt(&read_from(&log, begin)),
+            });
+        }
+        Ok(probed)
+    }
+}
+
+/// Where a redirection within the same Odoo leads; one elsewhere is an answer.
+fn inside(got: &Got) -> Option<String> {
+    let location = got.status.is_redirection().then_some(got.location.as_deref()?)?;
+    let uri: Uri = location.parse().ok()?;
+    uri.host().is_none().then(|| uri.path_and_query().map(ToString::to_string))?
+}
+
+/// What went wrong meanwhile, or all that was said.
+fn excerpt(text: &str) -> String {
+    let log = Log::parse(text);
+    let mut lines: Vec<&str> = log
+        .at_least(Level::Error)
+        .flat_map(|record| std::iter::once(record.line.as_str()).chain(record.more.iter().map(String::as_str)))
+        .collect();
+    if lines.is_empty() {
+        lines = text.lines().collect();
+    }
+    lines[lines.len().saturating_sub(EXCERPT_LINES)..].join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use http::StatusCode;
+
+    use super::*;
+
+    #[test]
+    fn redirections_are_followed_only_within_the_same_odoo() {
+        let led = |status: StatusCode, location: &str| inside(&Got { status, location: Some(location.to_owned()) });
+        assert_eq!(led(StatusCode::SEE_OTHER, "/odoo?debug=1").as_deref(), Some("/odoo?debug=1"));
+        assert_eq!(led(StatusCode::FOUND, "https://elsewhere.test/odoo"), None);
+        assert_eq!(led(StatusCode::OK, "/odoo"), None);
+        assert!(inside(&Got { status: StatusCode::FOUND, location: None }).is_none());
+    }
+
+    #[test]
+    fn the_excerpt_shows_the_traceback() {
+        let text = "2026-01-01 00:00:00,000 1 INFO odoo odoo.x: fine\n2026-01-01 00:00:00,000 1 ERROR odoo odoo.http: broken\nTraceback (most recent call last):\n  no\n";
+        assert_eq!(excerpt(text).lines().count(), 3);
+        assert_eq!(excerpt("all that was said"), "all that was said");
+    }
+}
