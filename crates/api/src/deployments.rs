@@ -10,7 +10,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use ocore_control::{
     Error, Settings,
     authorization::{ManageDeployments, ViewDeployments},
-    deployments::{self, Cursor, DeployRequest, LogRange},
+    deployments::{self, Cursor, DeployRequest, Evidence, LogRange},
     plans,
     store::deployments::{Deployment, Page, Step},
 };

@@ -15,7 +15,7 @@ use utoipa_axum::{
 use crate::{
     AppState, accounts, api_keys, audit, branches, clones, deployments, docs, document, egress, environments, events, exports, git, health,
     imports, instances, large::LargeReads, mail, members, metrics, neutralizations, observe, organizations, pipeline, plans, problem,
-    projects, repositories, roles, rollbacks, servers, sleep, snapshots, space,
+    projects, reports, repositories, roles, rollbacks, servers, sleep, snapshots, space,
 };
 
 /// The API takes no larger body. (A push is not a call of the API.)
@@ -95,6 +95,7 @@ fn api() -> OpenApiRouter<AppState> {
         .routes(routes!(deployments::cancel))
         .routes(routes!(deployments::logs))
         .routes(routes!(deployments::follow))
+        .routes(routes!(reports::get))
         .routes(routes!(plans::preview))
         .routes(routes!(rollbacks::progress))
         // imports and exports

@@ -1,4 +1,4 @@
--- What the gates of deployments have found.
+-- What the gates of deployments have found, and what users got meanwhile.
 
 create table evidence (
     deployment_id uuid not null references deployments on delete cascade,
@@ -15,4 +15,14 @@ create table evidence (
     started_at timestamptz not null,
     completed_at timestamptz not null,
     primary key (deployment_id, gate)
+);
+
+-- What the edge had counted at the moments of a deployment (an ocore_model::edge::RouteTraffic), and the errors that Odoo logged since the moment
+-- before it.
+create table deployment_marks (
+    deployment_id uuid not null references deployments on delete cascade,
+    moment text not null check (moment in ('begun', 'changing', 'switched', 'ended', 'undone')),
+    traffic jsonb not null,
+    logged_errors bigint,
+    primary key (deployment_id, moment)
 );

@@ -33,6 +33,7 @@ pub mod pipeline;
 pub mod plans;
 pub mod projects;
 pub mod reconcilers;
+pub mod reports;
 pub mod roles;
 pub mod rollbacks;
 pub mod routes;

@@ -20,6 +20,7 @@ pub mod permission;
 pub mod plan;
 pub mod project;
 pub mod rehearsal;
+pub mod report;
 pub mod route;
 pub mod snapshot;
 pub mod state;

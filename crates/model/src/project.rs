@@ -37,17 +37,25 @@ pub struct DeploySettings {
     pub rehearse: Vec<Stage>,
     /// Paths that must answer 2xx or 3xx on a new Odoo before anybody is sent to it, beside those that every Odoo has. Each begins with `/`.
     pub smoke_paths: Vec<String>,
+    /// For so long what users get from the new Odoo is compared with what they got before; worse takes the deployment back. 0: not at all.
+    pub watch_seconds: u64,
 }
+
+/// Longer, and a deployment never ends.
+const LONGEST_WATCH: u64 = 3600;
 
 impl Default for DeploySettings {
     fn default() -> Self {
-        Self { rehearse: vec![Stage::Production], smoke_paths: Vec::new() }
+        Self { rehearse: vec![Stage::Production], smoke_paths: Vec::new(), watch_seconds: 15 }
     }
 }
 
 impl DeploySettings {
     /// What is wrong with them, in one sentence.
     pub fn check(&self) -> Result<(), String> {
+        if self.watch_seconds > LONGEST_WATCH {
+            return Err(format!("watch_seconds is at most {LONGEST_WATCH}"));
+        }
         match self.smoke_paths.iter().find(|path| !path.starts_with('/') || path.contains(char::is_whitespace) || path.contains('#')) {
             Some(path) => Err(format!("`{path}` is no path of a page; smoke_paths are written like \"/shop?page=1\"")),
             None => Ok(()),

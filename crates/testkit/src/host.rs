@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, net::SocketAddr};
 
 use async_trait::async_trait;
+use chrono::{DateTime, Utc};
 use ocore_host::{
     BuildRelease, ByteStream, CheckImport, DataSource, Distribution, Egress, EgressReport, ExportedFile, Fence, Host, HostError, HostFacts,
     ImportFacts, InstalledModule, InstanceObservation, KeepTemplate, MailStream, MakeTemplate, Neutralize, Neutralized, NewDataSet,
@@ -246,6 +247,10 @@ impl Host for NoHost {
     }
 
     async fn odoo_log(&self, _: InstanceId, _: usize, _: bool) -> Result<tokio::sync::mpsc::Receiver<String>> {
+        refuse()
+    }
+
+    async fn logged_errors(&self, _: InstanceId, _: DateTime<Utc>) -> Result<u64> {
         refuse()
     }
 

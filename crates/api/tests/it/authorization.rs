@@ -123,6 +123,7 @@ const OPERATIONS: &[(&str, Needs)] = &[
     ("POST /deployments/{id}/cancel", Right("manage:deployments")),
     ("GET /deployments/{id}/logs", Right("view:deployments")),
     ("GET /deployments/{id}/events", Right("view:deployments")),
+    ("GET /deployments/{id}/report", Right("view:deployments")),
     ("GET /deployments/{id}/rollback/progress", Right("view:deployments")),
     // snapshots
     ("GET /environments/{id}/snapshots", Right("view:snapshots")),

@@ -41,6 +41,11 @@ use crate::{
 /// the undo nodes of the version before must stay registered.
 pub const SCHEMA_VERSION: i32 = 3;
 
+/// How long requests are held for an update that was rehearsed like this.
+pub(crate) fn expected_hold(rehearsal: &ocore_model::rehearsal::Rehearsal) -> std::time::Duration {
+    deploy::hold_after(rehearsal)
+}
+
 /// What an operation does, with its parameters.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]

@@ -17,6 +17,7 @@ pub(crate) mod health;
 pub mod imports;
 pub mod instances;
 pub(crate) mod mail;
+pub(crate) mod marks;
 pub(crate) mod members;
 pub mod neutralizations;
 pub(crate) mod operations;

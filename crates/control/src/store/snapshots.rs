@@ -297,6 +297,18 @@ pub(crate) async fn insert_of_live(connection: &mut PgConnection, new: NewSnapsh
     Ok(inserted.rows_affected() == 1)
 }
 
+/// What users wrote to a deployment's data before it was taken back.
+pub(crate) async fn rescued_of(connection: &mut PgConnection, scope: &Scope, deployment: DeploymentId) -> Result<Option<SnapshotId>> {
+    Ok(sqlx::query_scalar!(
+        r#"select id as "id: SnapshotId" from snapshots
+           where made_by_deployment_id = $2 and deployment_id = $2 and kind = 'safety' and organization_id = $1 and removed_at is null"#,
+        scope.organization_id.as_uuid(),
+        deployment.as_uuid(),
+    )
+    .fetch_optional(connection)
+    .await?)
+}
+
 /// Has a snapshot that is still to be taken show what is live now, since what was live when it was written is not any more. False when nothing
 /// is live, or when it is not to be taken any more.
 pub(crate) async fn follow_live(connection: &mut PgConnection, id: SnapshotId, now: DateTime<Utc>) -> Result<bool> {

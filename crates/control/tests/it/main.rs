@@ -19,4 +19,5 @@ mod servers;
 mod sleep;
 mod snapshots;
 mod templates;
+mod watch;
 mod world;

@@ -500,6 +500,10 @@ pub trait Host: Send + Sync + 'static {
     /// The last `lines` lines of the instance's Odoo log, then, when `follow`, new ones as they come, across rotations, until the receiver goes.
     async fn odoo_log(&self, instance: InstanceId, lines: usize, follow: bool) -> Result<tokio::sync::mpsc::Receiver<String>>;
 
+    /// How many errors the instance's Odoo has logged since, as far back as its log goes. Such as only tell that a request is tried again are not
+    /// among them.
+    async fn logged_errors(&self, instance: InstanceId, since: DateTime<Utc>) -> Result<u64>;
+
     /// Housekeeping: rotates logs that have grown past their limit, and makes a pool image that is nearly full larger, up to its own.
     async fn rotate_logs(&self) -> Result<()>;
 

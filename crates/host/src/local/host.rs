@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, net::SocketAddr};
 
 use async_trait::async_trait;
+use chrono::{DateTime, Utc};
 use ocore_model::{
     edge::{EdgeStatus, RouteTraffic, Wanted},
     ids::{DataSetId, ExportId, ImportId, InstanceId, SnapshotId, TemplateId},
@@ -275,6 +276,10 @@ impl Host for LocalHost {
 
     async fn odoo_log(&self, instance: InstanceId, lines: usize, follow: bool) -> Result<tokio::sync::mpsc::Receiver<String>> {
         self.read_log(instance, lines, follow).await
+    }
+
+    async fn logged_errors(&self, instance: InstanceId, since: DateTime<Utc>) -> Result<u64> {
+        self.count_errors(instance, since).await
     }
 
     async fn rotate_logs(&self) -> Result<()> {

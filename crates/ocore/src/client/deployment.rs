@@ -89,6 +89,10 @@ pub enum DeploymentCommand {
     Logs {
         id: String,
     },
+    /// How it was for the users: requests, failures, who had to wait, what was taken back
+    Report {
+        id: String,
+    },
 }
 
 impl DeploymentCommand {
@@ -121,6 +125,16 @@ impl DeploymentCommand {
             Self::Follow { id } => {
                 let deployment = api.get(&format!("/deployments/{id}")).await?;
                 follow(&api, output, &deployment).await?;
+            }
+            Self::Report { id } => {
+                let report = api.get(&format!("/deployments/{id}/report")).await?;
+                if output.json {
+                    println!("{report}");
+                } else {
+                    for line in report["lines"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+                        println!("{line}");
+                    }
+                }
             }
             Self::Cancel { id } => {
                 let answer = api.post(&format!("/deployments/{id}/cancel"), json!({})).await?;

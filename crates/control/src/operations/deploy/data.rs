@@ -8,13 +8,14 @@ use ocore_model::{
     deployment::{DataMode, DataOrigin, DeploymentStatus, ModulePlan},
     ids::InstanceId,
     names::ModuleName,
+    report::Moment,
 };
 use rand::{RngExt, distr::Alphanumeric};
 
 use super::{
     Parameters, rehearsal, snapshot,
     step::{Step, UndoStep},
-    template,
+    template, watch,
 };
 use crate::{
     egress,
@@ -34,6 +35,7 @@ pub(super) async fn copy(step: Arc<Step>) -> Result<(NewDataSet, String), Failur
     if !step.beside {
         snapshot::keep_earlier(&step).await?;
     }
+    watch::mark(control, parameters, Moment::Changing).await;
     // From this transaction on a later push waits instead of taking this one's place. The instance is locked first, as everywhere.
     let mut transaction = control.pool.begin().await?;
     let rests = parameters.rests_to_copy(step.beside);
@@ -106,12 +108,15 @@ pub(super) async fn undo_copy(step: Arc<UndoStep>) -> Result<(), Failure> {
     let (control, fence) = (step.control(), step.fence());
     if step.beside {
         // The live data are not this deployment's, and the live slot has not rested.
+        watch::mark(control, parameters, Moment::Undone).await;
         return Ok(());
     }
-    match control.host.remove_data_set(parameters.instance, parameters.data_set, fence).await {
-        // Not there: the first deployment failed before the instance was.
-        Ok(()) | Err(HostError::NotFound { .. }) => {}
-        Err(error) => return Err(error.into()),
+    if !snapshot::rescue(&step).await? {
+        match control.host.remove_data_set(parameters.instance, parameters.data_set, fence).await {
+            // Not there: the first deployment failed before the instance was.
+            Ok(()) | Err(HostError::NotFound { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
     }
     let Some(live) = parameters.live_to_rest(step.beside) else { return Ok(()) };
     if parameters.ran() {
@@ -134,6 +139,7 @@ pub(super) async fn undo_copy(step: Arc<UndoStep>) -> Result<(), Failure> {
     routes::raise(&mut transaction, parameters.instance).await?;
     transaction.commit().await?;
     routes::apply(control).await?;
+    watch::mark(control, parameters, Moment::Undone).await;
     Ok(())
 }
 

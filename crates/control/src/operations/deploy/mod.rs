@@ -18,6 +18,7 @@ mod slot;
 mod snapshot;
 mod step;
 mod template;
+mod watch;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use ocore_host::{OdooSettings, ReleaseId, ServableDataSet, SlotSpec};
@@ -35,6 +36,7 @@ use sqlx::PgConnection;
 use self::step::{last, step, undo};
 pub(super) use self::{
     prove::drain,
+    rehearsal::hold_after,
     settle::{must_stop, settled},
 };
 use super::saga::{Failure, Graph};
@@ -71,6 +73,9 @@ pub(super) struct Parameters {
     /// The throw-away copy on which the update is rehearsed.
     #[serde(default = "DataSetId::new")]
     rehearsal: DataSetId,
+    /// The snapshot that the new data set becomes when it has been live and is taken back: users may have written there.
+    #[serde(default = "SnapshotId::new")]
+    rescued: SnapshotId,
     /// What was live before; `None` for the first deployment.
     live: Option<Live>,
     /// The snapshot that what was live becomes; without one it is removed.
@@ -246,6 +251,7 @@ pub(super) async fn parameters(control: &Control, deployment: DeploymentId) -> R
         color: was_live.as_ref().map_or(Color::Blue, |live| live.color.other()),
         data_set: DataSetId::new(),
         rehearsal: DataSetId::new(),
+        rescued: SnapshotId::new(),
         live: was_live,
         keeps: keeps.then(SnapshotId::new),
         was: live.status,

@@ -22,7 +22,7 @@ use crate::{
     store::{self, evidence::NewEvidence},
 };
 
-/// What the others in this file take for how long requests wait beside the update itself: the copy and the start of Odoo.
+/// For how long requests wait beside the update itself: the copy and the start of Odoo.
 const AROUND_AN_UPDATE: Duration = Duration::from_secs(3);
 /// An update that takes so many times as long as its rehearsal is ended, since something else is wrong.
 const LONGER_AT_MOST: u32 = 5;
@@ -126,7 +126,12 @@ fn seen(step: &Step) -> Result<Option<Rehearsal>, Failure> {
 
 /// How long requests will be held, as far as the rehearsal tells.
 pub(super) fn expected_hold(step: &Step) -> Result<Option<Duration>, Failure> {
-    Ok(seen(step)?.map(|seen| Duration::from_secs_f64(seen.seconds.max(0.0)) + AROUND_AN_UPDATE))
+    Ok(seen(step)?.as_ref().map(hold_after))
+}
+
+/// How long requests are held for an update that was rehearsed like this.
+pub(in crate::operations) fn hold_after(rehearsal: &Rehearsal) -> Duration {
+    Duration::from_secs_f64(rehearsal.seconds.max(0.0)) + AROUND_AN_UPDATE
 }
 
 /// How long the update may take, as far as the rehearsal tells.

@@ -3,10 +3,13 @@
 use std::sync::Arc;
 
 use ocore_host::{BuildRelease, CheckImport, InstalledModule, Release, ReleaseId, Snapshot, SourceId};
-use ocore_model::deployment::{DataMode, DataOrigin, ModulePlan};
+use ocore_model::{
+    deployment::{DataMode, DataOrigin, ModulePlan},
+    report::Moment,
+};
 use serde::{Deserialize, Serialize};
 
-use super::{short, step::Step};
+use super::{short, step::Step, watch};
 use crate::{
     Error, git,
     operations::{
@@ -18,6 +21,7 @@ use crate::{
 
 /// The commit and its submodules as a sealed source tree.
 pub(super) async fn checkout(step: Arc<Step>) -> Result<(SourceId, String), Failure> {
+    watch::mark(step.control(), &step.parameters, Moment::Begun).await;
     let (source, modules) = export(&step).await?;
     let modules = match modules {
         1 => "1 module".to_owned(),

@@ -18,7 +18,7 @@ use super::{
     quarantine::{self, Released},
     short, snapshot,
     step::{Step, UndoStep},
-    template,
+    template, watch,
 };
 use crate::{
     Control, Error, git,
@@ -152,7 +152,7 @@ pub(super) async fn undo_switch(step: Arc<UndoStep>) -> Result<(), Failure> {
     Ok(())
 }
 
-/// It answers through the edge as a browser would reach it.
+/// It answers through the edge as a browser would reach it, and does so no worse than what was live before.
 pub(super) async fn verify(step: Arc<Step>) -> Result<((), String), Failure> {
     let parameters = &step.parameters;
     let control = step.control();
@@ -172,6 +172,7 @@ pub(super) async fn verify(step: Arc<Step>) -> Result<((), String), Failure> {
         .notify(|failure, _| step.say(&failure.message))
         .await?;
     step.say(&format!("{host_name} answers {answered} through the edge"));
+    watch::watch(&step).await?;
     Ok(((), format!("{host_name} answers")))
 }
 
@@ -265,8 +266,13 @@ async fn set_live(
         }
         match direction {
             Direction::Forward { keeps: true } => snapshot::announce(&mut transaction, control, parameters).await?,
-            Direction::Back { kept: Some(kept) } => store::snapshots::withdraw(&mut transaction, kept).await?,
-            Direction::Forward { keeps: false } | Direction::Back { kept: None } => {}
+            Direction::Back { kept } => {
+                if let Some(kept) = kept {
+                    store::snapshots::withdraw(&mut transaction, kept).await?;
+                }
+                snapshot::announce_rescue(&mut transaction, control, parameters).await?;
+            }
+            Direction::Forward { keeps: false } => {}
         }
         if !store::deploy::set_live(&mut transaction, parameters.instance, fence.generation, live.clone(), now).await? {
             return Ok(false);

@@ -134,6 +134,42 @@ pub(super) async fn announce(connection: &mut PgConnection, control: &Control, p
     Ok(())
 }
 
+/// Writes, in the transaction that makes what was before live again, that the data set which has been live until then becomes a snapshot: users may
+/// have written there. Nothing when it has not been live.
+pub(super) async fn announce_rescue(connection: &mut PgConnection, control: &Control, parameters: &Parameters) -> Result<()> {
+    let live = store::deploy::live(connection, parameters.instance).await?;
+    let was_live = live.is_some_and(|live| live.active_data_set_id == Some(parameters.data_set));
+    if !was_live || parameters.live.is_none() {
+        return Ok(());
+    }
+    let new = NewSnapshot {
+        id: parameters.rescued,
+        environment: parameters.environment,
+        name: &format!("written after the switch to {}, which was taken back", super::short(&parameters.commit)),
+        kind: SnapshotKind::Safety,
+        retires: true,
+        made_by: Some(parameters.deployment),
+        created_by: None,
+    };
+    store::snapshots::insert_of_live(connection, new, control.clock.now()).await?;
+    Ok(())
+}
+
+/// Turns the data set of a deployment that is taken back into the snapshot that was announced. False when none was.
+pub(super) async fn rescue(step: &UndoStep) -> Result<bool> {
+    let (parameters, control) = (&step.parameters, step.control());
+    let Some(row) = store::snapshots::read(&mut *control.pool.acquire().await?, parameters.rescued).await? else { return Ok(false) };
+    let release = row.release.clone().map(ocore_host::ReleaseId);
+    let request = TakeSnapshot { snapshot: row.id, instance: parameters.instance, data_set: parameters.data_set, release };
+    match control.host.retire_data_set(request, step.fence(), step.progress()).await {
+        Ok(taken) => ready(control, &taken, row.id).await?,
+        Err(error @ (HostError::Cancelled | HostError::Fenced { .. })) => return Err(error.into()),
+        // It stays where it is, and is kept later.
+        Err(error) => note(control, row.id, &error.to_string()).await?,
+    }
+    Ok(true)
+}
+
 /// Turns what was live into its snapshot, or removes it when none is wanted.
 pub(super) async fn retire(step: &Step, old: &Live) -> Result<()> {
     let (parameters, control, fence) = (&step.parameters, step.control(), step.fence());

@@ -6,7 +6,7 @@
 mod host;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -17,7 +17,7 @@ use ocore_host::{
     SourceId, Standing, TakeSnapshot, Template, TemplateContent,
 };
 use ocore_model::{
-    edge::InstanceTraffic,
+    edge::{InstanceTraffic, RouteTraffic},
     ids::{DataSetId, InstanceId, SnapshotId, TemplateId},
     instance::Color,
     names::ModuleName,
@@ -112,6 +112,9 @@ struct State {
     edge_started: Option<DateTime<Utc>>,
     /// What every rehearsal sees.
     rehearsal: Rehearsal,
+    /// What the edge tells of a route, one call after the other; the last stays.
+    route_traffic: VecDeque<RouteTraffic>,
+    logged_errors: u64,
 }
 
 /// The machine, its edge and its calls.
@@ -151,6 +154,16 @@ impl World {
     /// What the edge counts from now on.
     pub(crate) fn set_traffic(&self, traffic: Vec<InstanceTraffic>) {
         self.state().traffic = traffic;
+    }
+
+    /// What the edge tells of every route, one call after the other; the last stays.
+    pub(crate) fn script_traffic(&self, traffic: impl IntoIterator<Item = RouteTraffic>) {
+        self.state().route_traffic = traffic.into_iter().collect();
+    }
+
+    /// What Odoo has logged, whoever asks since when.
+    pub(crate) fn set_logged_errors(&self, errors: u64) {
+        self.state().logged_errors = errors;
     }
 
     /// What every rehearsal sees from now on.

@@ -9,9 +9,14 @@ use std::{
     time::Duration,
 };
 
+use chrono::{DateTime, Utc};
 use ocore_model::ids::InstanceId;
 use tokio::sync::mpsc;
 
+use super::{
+    failure,
+    log_record::{Level, Log},
+};
 use crate::{
     error::{HostError, Result},
     local::{LocalHost, config::LogLimits, durable::blocking},
@@ -25,6 +30,16 @@ const LINE_LIMIT: usize = 64 * 1024;
 const BUFFER: usize = 1024;
 /// How far back the last lines are looked for, in bytes.
 const TAIL_LIMIT: u64 = 16 * 1024 * 1024;
+
+/// How far back errors are counted.
+const LINES_SEARCHED: usize = 20_000;
+
+/// Odoo writes its times in UTC.
+fn errors_since(text: &str, since: DateTime<Utc>) -> u64 {
+    let since = since.format("%Y-%m-%d %H:%M:%S,%3f").to_string();
+    let log = Log::parse(text);
+    log.at_least(Level::Error).filter(|record| !failure::is_symptom(record) && record.line.as_str() >= since.as_str()).count() as u64
+}
 
 impl LocalHost {
     /// See [`Host::odoo_log`](crate::Host::odoo_log).
@@ -64,6 +79,17 @@ impl LocalHost {
             }
         });
         Ok(receiver)
+    }
+
+    /// See [`Host::logged_errors`](crate::Host::logged_errors).
+    pub(in crate::local) async fn count_errors(&self, instance: InstanceId, since: DateTime<Utc>) -> Result<u64> {
+        let path = self.odoo_log_path(instance);
+        blocking(move || {
+            let (lines, _) = tail(&path, LINES_SEARCHED)
+                .map_err(|error| HostError::machine_from(format!("{} could not be read", path.display()), error))?;
+            Ok(errors_since(&lines.join("\n"), since))
+        })
+        .await
     }
 
     pub(in crate::local) async fn rotate(&self) -> Result<()> {
@@ -204,6 +230,13 @@ fn numbered(path: &Path, number: usize) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn errors_are_counted_from_a_moment_on() {
+        let text = "2026-01-01 00:00:00,000 1 ERROR odoo odoo.http: early\n2026-01-01 00:00:01,500 1 ERROR odoo odoo.http: broken\nTraceback (most recent call last):\n  no\n2026-01-01 00:00:02,000 1 ERROR odoo odoo.sql_db: bad query: select\n2026-01-01 00:00:02,000 1 WARNING odoo odoo.x: slow\n";
+        assert_eq!(errors_since(text, "2026-01-01T00:00:01.5Z".parse().unwrap()), 1);
+        assert_eq!(errors_since(text, "2025-12-31T00:00:00Z".parse().unwrap()), 2);
+    }
 
     fn append(path: &Path, text: &str) {
         OpenOptions::new().append(true).create(true).open(path).unwrap().write_all(text.as_bytes()).unwrap();
