@@ -126,6 +126,20 @@ impl ByHand {
         Ok(())
     }
 
+    /// Where its server listens.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// Stop, `-u`, start, as one does; until a page says what it should.
+    pub async fn deploy(&mut self, module: &str, page: &str, wanted: &str) -> Result<f64> {
+        let begin = Instant::now();
+        self.stop()?;
+        self.odoo(&["-u", module, "--stop-after-init", "--no-http"])?;
+        self.start(page, wanted).await?;
+        Ok(begin.elapsed().as_secs_f64())
+    }
+
     /// `odoo -u module --stop-after-init`, start, first 200 with the new content. The old server is stopped before the clock starts.
     pub async fn update(&mut self, module: &str, page: &str, wanted: &str) -> Result<f64> {
         self.stop()?;

@@ -5,7 +5,9 @@
 
 mod api;
 mod by_hand;
+mod clients;
 mod copy;
+mod deploy;
 mod edge;
 mod idle;
 mod mail;
@@ -59,6 +61,15 @@ enum Bench {
         #[arg(long)]
         quick: bool,
     },
+    /// Deployments of a production under load, beside stop, update, start
+    Deploy {
+        /// Of each kind
+        #[arg(long, default_value_t = 20)]
+        rounds: usize,
+        /// By hand
+        #[arg(long, default_value_t = 3)]
+        by_hand: usize,
+    },
     /// From the call to the first answer of the old state, beside a bare start
     Rollback {
         #[arg(long, default_value_t = 5)]
@@ -101,6 +112,7 @@ async fn main() -> Result<()> {
         Bench::PushToLive { rounds, small_only } => push_to_live::run(binary, rounds, small_only).await,
         Bench::Api { seconds } => api::run(binary, seconds).await,
         Bench::Copy { rounds, gigabytes, quick } => copy::run(binary, rounds, gigabytes, quick).await,
+        Bench::Deploy { rounds, by_hand } => deploy::run(binary, rounds, by_hand).await,
         Bench::Rollback { rounds } => rollback::run(binary, rounds).await,
         Bench::Template { rounds, modules } => template::run(binary, rounds, &modules).await,
         Bench::Edge { rounds, seconds } => edge::run(binary, rounds, seconds).await,

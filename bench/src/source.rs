@@ -58,6 +58,18 @@ impl Source {
         Ok(Self { installation, owner, environment, repository, remote, key, login, password })
     }
 
+    /// Of Odoo's administrator, whose id is 2.
+    pub fn password(&self) -> &str {
+        &self.password
+    }
+
+    /// What a query counts in the live database.
+    pub fn count(&self, query: &str) -> Result<i64> {
+        let output = self.postgres_program("psql")?.args(["-X", "-A", "-t", "-c", query]).stdin(Stdio::null()).output()?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8_lossy(&output.stdout).trim().parse()?)
+    }
+
     pub fn pool(&self) -> PathBuf {
         self.installation.home.join("pool")
     }

@@ -182,7 +182,9 @@ impl LocalHost {
         progress.log.line(match source {
             DataSource::Fresh => "Made an empty database and an empty file store.",
             DataSource::Template { .. } => "Copied the template.",
-            DataSource::CopyOf(_) | DataSource::Snapshot { .. } | DataSource::Taken { .. } | DataSource::Rehearsal { .. } if self.pool.has_reflinks() => {
+            DataSource::CopyOf(_) | DataSource::Snapshot { .. } | DataSource::Taken { .. } | DataSource::Rehearsal { .. }
+                if self.pool.has_reflinks() =>
+            {
                 "Copied the database and the file store; the copy shares their blocks."
             }
             DataSource::CopyOf(_) | DataSource::Snapshot { .. } | DataSource::Taken { .. } | DataSource::Rehearsal { .. } => {

@@ -296,6 +296,7 @@ mod tests {
             modules: Vec::new(),
             requirements: Vec::new(),
             requirements_digest: String::new(),
+            deploy: ocore_model::project::DeploySettings::default(),
             bytes: 0,
         }
     }
