@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use backon::{ExponentialBuilder, Retryable};
-use ocore_model::ids::InstanceId;
+use ocore_model::{edge::UpstreamTraffic, ids::InstanceId};
 
 use crate::{Control, Error, operations::saga::Failure};
 
@@ -12,6 +12,16 @@ const DRAIN: Duration = Duration::from_secs(15);
 
 /// Waits until the edge has passed on what the old slot had begun to answer, for a bounded time.
 pub(in crate::operations) async fn drain(control: &Control, instance: InstanceId, http: SocketAddr) {
+    let requests = |upstream: &UpstreamTraffic| upstream.requests_in_flight;
+    wait_for(control, instance, http, requests).await;
+}
+
+/// The same, and until its websockets have moved: the edge sends them to the new slot one after the other.
+pub(super) async fn drain_with_websockets(control: &Control, instance: InstanceId, http: SocketAddr) {
+    wait_for(control, instance, http, |upstream| upstream.requests_in_flight + upstream.websockets).await;
+}
+
+async fn wait_for(control: &Control, instance: InstanceId, http: SocketAddr, left: fn(&UpstreamTraffic) -> u64) {
     let busy = || async {
         let status = control.host.edge_status().await.map_err(|_| false)?;
         let in_flight = status
@@ -20,7 +30,7 @@ pub(in crate::operations) async fn drain(control: &Control, instance: InstanceId
             .filter(|traffic| traffic.instance_id == instance)
             .flat_map(|traffic| &traffic.upstreams)
             .filter(|upstream| upstream.http == http)
-            .map(|upstream| upstream.requests_in_flight)
+            .map(left)
             .sum::<u64>();
         if in_flight == 0 { Ok(()) } else { Err(true) }
     };

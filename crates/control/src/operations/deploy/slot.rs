@@ -183,7 +183,7 @@ pub(super) async fn let_go(step: Arc<Step>) -> Result<(), Failure> {
     let (control, fence) = (step.control(), step.fence());
     if let Some(old) = &parameters.live {
         if let Some(http) = old.http.as_deref().and_then(|address| address.parse().ok()) {
-            prove::drain(control, parameters.instance, http).await;
+            prove::drain_with_websockets(control, parameters.instance, http).await;
         }
         let letting_go = async {
             control.host.stop_slot(parameters.instance, old.color, fence).await?;
