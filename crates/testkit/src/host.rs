@@ -106,6 +106,10 @@ impl Host for NoHost {
         refuse()
     }
 
+    async fn update_and_serve(&self, _: InstanceId, _: RunModules, _: SlotSpec, _: Fence, _: Progress) -> Result<RunningSlot> {
+        refuse()
+    }
+
     async fn rehearse_modules(&self, _: InstanceId, _: RunModules, _: Fence, _: Progress) -> Result<Rehearsal> {
         refuse()
     }

@@ -374,7 +374,18 @@ pub trait Host: Send + Sync + 'static {
     /// Not repeatable on the same data set after a failure: the caller throws the data set away.
     async fn run_modules(&self, instance: InstanceId, request: RunModules, fence: Fence, progress: Progress) -> Result<()>;
 
-    /// The same on a copy that is thrown away afterwards ([`DataSource::Rehearsal`]; any other is refused), with what it did to the schema, which
+    /// The same in the Odoo that serves afterwards, as [`Host::start_slot`] has it: one process instead of two. For data that may serve and have Odoo in
+    /// them already, with the slot's own data set, release and settings, and without a new password. After a failure nothing runs.
+    async fn update_and_serve(
+        &self,
+        instance: InstanceId,
+        request: RunModules,
+        slot: SlotSpec,
+        fence: Fence,
+        progress: Progress,
+    ) -> Result<RunningSlot>;
+
+    /// The same as [`Host::run_modules`] on a copy that is thrown away afterwards ([`DataSource::Rehearsal`]; any other is refused), with what it did to the schema, which
     /// locks it held and what it logged.
     async fn rehearse_modules(&self, instance: InstanceId, request: RunModules, fence: Fence, progress: Progress) -> Result<Rehearsal>;
 

@@ -120,6 +120,19 @@ impl Host for LocalHost {
         claim.run(self.install_and_update(&claim, &request, &progress)).await.map(drop)
     }
 
+    async fn update_and_serve(
+        &self,
+        instance: InstanceId,
+        request: RunModules,
+        slot: SlotSpec,
+        fence: Fence,
+        progress: Progress,
+    ) -> Result<RunningSlot> {
+        let claim = self.claim(instance, fence).await?;
+        // As with `start_slot`: it ends what it has started.
+        self.update_then_serve(&claim, &request, &slot, &progress).await
+    }
+
     async fn rehearse_modules(&self, instance: InstanceId, request: RunModules, fence: Fence, progress: Progress) -> Result<Rehearsal> {
         let claim = self.claim(instance, fence).await?;
         claim.run(self.rehearse(&claim, &request, &progress)).await

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
-use ocore_host::{DataSource, HostError, NewDataSet, Progress, RunModules, ServableDataSet};
+use ocore_host::{DataSource, HostError, NewDataSet, Progress, RunModules, ServableDataSet, SlotSpec};
 use ocore_model::{
     deployment::{DataMode, DataOrigin, DeploymentStatus, ModulePlan},
     ids::InstanceId,
@@ -198,7 +198,21 @@ async fn run(step: &Step, request: RunModules) -> Result<(), Failure> {
     let (asked, host) = (step.progress(), &step.control().host);
     let progress = Progress { cancel: asked.cancel.child_token(), ..asked.clone() };
     let cancel = progress.cancel.clone();
-    let running = host.run_modules(step.parameters.instance, request, step.fence(), progress);
+    let (parameters, fence) = (&step.parameters, step.fence());
+    let running = async {
+        // A raw copy is not served yet, and a fresh one gets its password first.
+        if parameters.is_raw() || request.admin_password.is_some() {
+            return host.run_modules(parameters.instance, request, fence, progress).await;
+        }
+        let slot = SlotSpec {
+            color: parameters.color,
+            data_set: ServableDataSet::proven(parameters.data_set),
+            release: request.release.clone(),
+            settings: request.settings.clone(),
+        };
+        // The next step finds it.
+        host.update_and_serve(parameters.instance, request, slot, fence, progress).await.map(drop)
+    };
     let Some(patience) = rehearsal::patience(step)? else { return Ok(running.await?) };
     tokio::pin!(running);
     let late = tokio::select! {

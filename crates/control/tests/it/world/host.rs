@@ -247,6 +247,18 @@ impl Host for World {
         self.enter("run_modules", true, Some(&progress.cancel)).await
     }
 
+    async fn update_and_serve(
+        &self,
+        instance: InstanceId,
+        request: RunModules,
+        slot: SlotSpec,
+        fence: Fence,
+        progress: Progress,
+    ) -> Result<RunningSlot> {
+        self.run_modules(instance, request, fence, progress.clone()).await?;
+        self.start_slot(instance, slot, fence, progress).await
+    }
+
     async fn rehearse_modules(&self, instance: InstanceId, request: RunModules, fence: Fence, progress: Progress) -> Result<Rehearsal> {
         self.enter("rehearse_modules", false, Some(&progress.cancel)).await?;
         self.fenced(instance, fence, |world| {

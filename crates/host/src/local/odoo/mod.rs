@@ -13,4 +13,5 @@ pub(super) mod run;
 mod serve;
 mod stop;
 mod traceback;
+mod update_and_serve;
 mod verdict;

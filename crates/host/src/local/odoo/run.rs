@@ -145,7 +145,7 @@ pub(in crate::local) async fn set_admin_password(cluster: &Cluster, hash: &str) 
     }
 }
 
-fn announce(install: &[ModuleName], update: &[ModuleName]) -> String {
+pub(super) fn announce(install: &[ModuleName], update: &[ModuleName]) -> String {
     let parts = [("Installing", install), ("Updating", update)];
     let parts: Vec<String> = parts
         .iter()
@@ -155,6 +155,6 @@ fn announce(install: &[ModuleName], update: &[ModuleName]) -> String {
     parts.join(" ")
 }
 
-fn names(modules: &[ModuleName], separator: &str) -> String {
+pub(super) fn names(modules: &[ModuleName], separator: &str) -> String {
     modules.iter().map(ModuleName::as_str).collect::<Vec<_>>().join(separator)
 }

@@ -23,9 +23,10 @@ use super::{
     health::{self, Answer},
     log_record::Log,
     stop::{self, Work},
+    update_and_serve,
 };
 use crate::{
-    api::{Egress, Progress, RunningSlot, SlotSpec, Standing},
+    api::{Egress, Progress, RunModules, RunningSlot, SlotSpec, Standing},
     error::{HostError, Result},
     local::{
         LocalHost,
@@ -41,6 +42,8 @@ use crate::{
 
 /// A large database takes its time to load; one that takes longer than this does not come.
 const START_DEADLINE: Duration = Duration::from_mins(10);
+/// Nor does one that has this much time to update before it serves; whoever waits for it has ended it before.
+const UPDATE_DEADLINE: Duration = Duration::from_hours(12);
 /// Between two looks whether Odoo listens already: small beside the second that it takes to start.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 /// How long a slot that runs already may take to prove it.
@@ -84,9 +87,29 @@ impl LocalHost {
             }
             self.stop_odoo(instance, &process, &details).await?;
         }
+        self.try_ports(claim, spec, None, progress).await
+    }
+
+    /// Starts a slot that first updates modules in data that may serve. To be judged by what the database says afterwards.
+    pub(super) async fn serve_updated(
+        &self,
+        claim: &Claim,
+        spec: &SlotSpec,
+        request: &RunModules,
+        progress: &Progress,
+    ) -> Result<RunningSlot> {
+        if self.standing_of(claim.instance, spec.data_set.id())? == Standing::Raw
+            || self.lacks(claim.instance, spec.data_set.id())? != Lacks::Nothing
+        {
+            return Err(HostError::machine("data that may not serve are not updated by an Odoo that serves them"));
+        }
+        self.try_ports(claim, spec, Some(request), progress).await
+    }
+
+    async fn try_ports(&self, claim: &Claim, spec: &SlotSpec, update: Option<&RunModules>, progress: &Progress) -> Result<RunningSlot> {
         claim.check()?;
         for attempt in 1..=PORT_ATTEMPTS {
-            match self.try_to_serve(claim, spec, progress).await {
+            match self.try_to_serve(claim, spec, update, progress).await {
                 Ok(running) => return Ok(running),
                 Err(Setback::PortTaken) if attempt < PORT_ATTEMPTS => {
                     progress.log.line("Another program took the port; trying another one.");
@@ -100,7 +123,13 @@ impl LocalHost {
         )))
     }
 
-    async fn try_to_serve(&self, claim: &Claim, spec: &SlotSpec, progress: &Progress) -> Result<RunningSlot, Setback> {
+    async fn try_to_serve(
+        &self,
+        claim: &Claim,
+        spec: &SlotSpec,
+        update: Option<&RunModules>,
+        progress: &Progress,
+    ) -> Result<RunningSlot, Setback> {
         let instance = claim.instance;
         let unit = Unit::Slot(spec.color);
         let (record, distribution) = self.runnable(&spec.release).await?;
@@ -146,6 +175,7 @@ impl LocalHost {
                 .arg("--config")
                 .arg(&config)
                 .args(["--database", DATABASE])
+                .args(update.map(update_and_serve::options).unwrap_or_default())
                 .cgroups(self.cgroups.prepare(instance)),
             record: self.layout.record(instance, unit),
             mark: Layout::mark(instance, unit),
@@ -155,8 +185,14 @@ impl LocalHost {
         let output = self.layout.logs(instance).join(format!("odoo-{}.out", spec.color));
         let output_start = fs::metadata(&output).map_or(0, |metadata| metadata.len());
         let process = Process::start(new, &output).await?;
-        match self.wait_until_it_answers(claim, &process, &details, progress).await {
+        let patience = if update.is_some() { UPDATE_DEADLINE } else { START_DEADLINE };
+        let source = self.release_tree(&spec.release)?;
+        match self.wait_until_it_answers(claim, &process, &details, patience, progress).await {
             Ok(()) => {
+                if let Some(Err(error)) = update.map(|request| update_and_serve::judge(&read_from(&log, log_start), request, &source)) {
+                    process.stop(&[(Signal::TERM, Duration::from_secs(2))]).await?;
+                    return Err(error.into());
+                }
                 if !is_alone {
                     self.print_from(&cluster, instance, http).await;
                 }
@@ -172,8 +208,10 @@ impl LocalHost {
                 if text.contains("Address already in use") {
                     return Err(Setback::PortTaken);
                 }
-                let source = self.release_tree(&spec.release)?;
-                Err(explain(&text, &source, error).into())
+                Err(match update {
+                    Some(request) => update_and_serve::explain(&text, request, &source, error).into(),
+                    None => explain(&text, &source, error).into(),
+                })
             }
         }
     }
@@ -184,9 +222,10 @@ impl LocalHost {
         claim: &Claim,
         process: &Process,
         details: &SlotDetails,
+        patience: Duration,
         progress: &Progress,
     ) -> Result<(), Wait> {
-        let deadline = Instant::now() + START_DEADLINE;
+        let deadline = Instant::now() + patience;
         let answers = async {
             loop {
                 // Connects as soon as Odoo listens; the answer comes when the database is loaded.
@@ -197,7 +236,7 @@ impl LocalHost {
                     Answer::Nothing => {}
                 }
                 if left.is_zero() {
-                    return Err(Wait::Failed(format!("Odoo did not answer within {} minutes", START_DEADLINE.as_secs() / 60)));
+                    return Err(Wait::Failed(format!("Odoo did not answer within {} minutes", patience.as_secs() / 60)));
                 }
                 tokio::time::sleep(LOOK_INTERVAL).await;
             }
