@@ -18,3 +18,4 @@ mod snapshot_damage;
 mod snapshot_space;
 mod snapshots;
 mod templates;
+mod update_and_serve;
