@@ -22,7 +22,7 @@ pub async fn run(binary: PathBuf, seconds: u64) -> Result<()> {
     let project = owner.project("Bench", json!({ "createEnvironmentOnPush": false })).await?;
     let project_id: Uuid = project["id"].as_str().context("no id")?.parse()?;
     let store = PgPoolOptions::new().max_connections(CLIENTS as u32).connect(&store_url(&installation)?).await?;
-    fill(&store, project_id).await?;
+    fill(&store, project_id, ENVIRONMENTS).await?;
     let first = owner.get("/environments").await?;
     ensure!(first["total"] == ENVIRONMENTS, "{}", first["total"]);
     let one = first["environments"][500]["id"].as_str().context("no id")?.to_owned();
@@ -98,21 +98,20 @@ where
     Ok(all)
 }
 
-fn store_url(installation: &Installation) -> Result<String> {
+pub fn store_url(installation: &Installation) -> Result<String> {
     let output = installation.command(&["config", "--database-url"]).output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     Ok(String::from_utf8(output.stdout)?.trim().to_owned())
 }
 
 /// 1,000 environments with an instance and three deployments each, as they would be after some weeks.
-async fn fill(store: &PgPool, project: Uuid) -> Result<()> {
+/// Environments of a project that nothing runs for.
+pub async fn fill(store: &PgPool, project: Uuid, count: i32) -> Result<()> {
     for statement in include_str!("fill.sql").split(";\n").filter(|statement| !statement.trim().is_empty()) {
-        sqlx::query(AssertSqlSafe(
-            statement.replace("$project", &format!("'{project}'::uuid")).replace("$count", &ENVIRONMENTS.to_string()),
-        ))
-        .execute(store)
-        .await
-        .with_context(|| statement.to_owned())?;
+        sqlx::query(AssertSqlSafe(statement.replace("$project", &format!("'{project}'::uuid")).replace("$count", &count.to_string())))
+            .execute(store)
+            .await
+            .with_context(|| statement.to_owned())?;
     }
     Ok(())
 }

@@ -16,6 +16,7 @@ mod report;
 mod rollback;
 mod source;
 mod template;
+mod wake;
 
 use std::{path::PathBuf, process::Command};
 
@@ -91,6 +92,11 @@ enum Bench {
         #[arg(long, default_value_t = 5)]
         seconds: u64,
     },
+    /// From a request to a sleeping environment to its answer, beside a bare start; what sleeping and awake ones cost
+    Wake {
+        #[arg(long, default_value_t = 5)]
+        rounds: usize,
+    },
     /// The memory of control plane and edge when nobody asks anything
     Idle,
     /// What the mail catcher takes, lists and costs, beside another catcher
@@ -116,6 +122,7 @@ async fn main() -> Result<()> {
         Bench::Rollback { rounds } => rollback::run(binary, rounds).await,
         Bench::Template { rounds, modules } => template::run(binary, rounds, &modules).await,
         Bench::Edge { rounds, seconds } => edge::run(binary, rounds, seconds).await,
+        Bench::Wake { rounds } => wake::run(binary, rounds).await,
         Bench::Idle => idle::run(binary).await,
         Bench::Mail { rounds, no_npm } => mail::run(binary, rounds, no_npm).await,
     }

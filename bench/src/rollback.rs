@@ -52,7 +52,7 @@ pub async fn run(binary: PathBuf, rounds: usize) -> Result<()> {
     source.installation.terminate_server().await?;
     source.installation.serve(&[("OCORE__ODOO__WARM_STARTS", "false")]).await?;
     for round in 0..rounds {
-        starts.push(bare_start(&source).await?);
+        starts.push(bare_start(&source, &source.environment).await?);
         eprintln!("round {round}: bare start {:.2} s", starts[round]);
     }
     let (rollback, start) = (median(rollbacks), median(starts));
@@ -65,15 +65,19 @@ pub async fn run(binary: PathBuf, rounds: usize) -> Result<()> {
 }
 
 async fn page(source: &Source) -> Result<String> {
-    let answer = source.installation.through_edge(&source.environment, "/changed").await?;
+    page_of(source, &source.environment).await
+}
+
+async fn page_of(source: &Source, environment: &Value) -> Result<String> {
+    let answer = source.installation.through_edge(environment, "/changed").await?;
     Ok(answer.error_for_status()?.text().await?)
 }
 
 /// The instance is stopped whole; the clock runs from the call that starts it to its first answer.
-async fn bare_start(source: &Source) -> Result<f64> {
-    let control = format!("/instances/{}/control", source.environment["instanceId"].as_str().context("no instance")?);
+pub async fn bare_start(source: &Source, environment: &Value) -> Result<f64> {
+    let control = format!("/instances/{}/control", environment["instanceId"].as_str().context("no instance")?);
     let status = async |wanted: &'static str| {
-        let path = format!("/environments/{}", source.environment["id"].as_str().unwrap_or_default());
+        let path = format!("/environments/{}", environment["id"].as_str().unwrap_or_default());
         eventually(Duration::from_secs(60), async || {
             let environment: Value = source.owner.get(&path).await.ok()?;
             (environment["instanceStatus"] == wanted).then_some(())
@@ -85,7 +89,7 @@ async fn bare_start(source: &Source) -> Result<f64> {
     status("stopped").await?;
     let begin = Instant::now();
     source.owner.post(&control, &json!({ "action": "start" })).await?;
-    ensure!(eventually(Duration::from_secs(60), async || page(source).await.ok()).await.is_some(), "it never answered");
+    ensure!(eventually(Duration::from_secs(60), async || page_of(source, environment).await.ok()).await.is_some(), "it never answered");
     let seconds = begin.elapsed().as_secs_f64();
     status("running").await?;
     Ok(seconds)

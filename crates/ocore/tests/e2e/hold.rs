@@ -33,12 +33,12 @@ pub(crate) struct User {
 
 /// What one of them did.
 #[derive(Default)]
-struct Done {
+pub(crate) struct Done {
     requests: usize,
     longest: Duration,
     /// Names of the partners that Odoo said it created.
     written: Vec<String>,
-    failures: Vec<String>,
+    pub(crate) failures: Vec<String>,
 }
 
 impl User {
@@ -74,12 +74,12 @@ impl User {
         Ok(answer["result"].clone())
     }
 
-    async fn call(&self, model: &str, method: &str, arguments: Value) -> Result<Value> {
+    pub(crate) async fn call(&self, model: &str, method: &str, arguments: Value) -> Result<Value> {
         self.rpc("object", "execute_kw", json!(["odoo", self.id, self.password, model, method, arguments])).await
     }
 
     /// Uses the instance without a pause until it is told to stop.
-    async fn hammer(self, name: String, writes: bool, stop: CancellationToken) -> Done {
+    pub(crate) async fn hammer(self, name: String, writes: bool, stop: CancellationToken) -> Done {
         let mut done = Done::default();
         while !stop.is_cancelled() {
             let partner = format!("{name} {}", done.requests);

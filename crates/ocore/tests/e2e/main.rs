@@ -20,3 +20,4 @@ mod scene;
 mod sleep;
 mod snapshots;
 mod templates;
+mod watch;
