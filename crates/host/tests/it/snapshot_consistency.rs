@@ -27,6 +27,9 @@ const MONEY: i64 = 1000;
 /// Copies of the invariant run; a hundred when `OCORE_TEST_COPIES=100` is set.
 const COPIES: usize = 20;
 
+/// So much each writer writes as fast as it can.
+const AT_FULL_SPEED: u64 = 3000;
+
 /// Moves money between accounts, writes each transfer down in another table, and attaches a file to it, until it is told to stop.
 pub(crate) struct Writer {
     stop: Arc<AtomicBool>,
@@ -71,6 +74,10 @@ impl Writer {
                     sqlx::query("update accounts set balance = balance + 1 where id = $1").bind(to).execute(&mut *transaction).await?;
                     transaction.commit().await?;
                     written += 1;
+                    if written > AT_FULL_SPEED {
+                        // Each copy has all that was ever written: a hundred of them would never end.
+                        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                    }
                 }
                 Ok(written)
             }));
@@ -132,6 +139,7 @@ async fn copies_hold_the_invariant(sandbox: &Sandbox, copies: usize) -> Result<(
             let copy = bring_to_life(&host, target, snapshot.id, false).await?;
             ensure!(matches!(copy, NewDataSet::Raw(_)), "{copy:?}");
             seen.push(check(&host, target, copy.id()).await?);
+            eprintln!("a copy holds, with {} transfers", seen.last().copied().unwrap_or_default());
             host.remove_data_set(target, copy.id(), fence(1)).await?;
             host.remove_snapshot(snapshot.id).await?;
         }
