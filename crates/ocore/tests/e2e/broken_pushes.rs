@@ -31,13 +31,13 @@ const CASES: &[Case] = &[
         name: "failed import",
         break_it: |scene| scene.repository.write("shop/models.py", "from odoo.addons.shop import no_such_thing\n"),
         sentence: &["no_such_thing"],
-        step: "update",
+        step: "rehearse",
     },
     Case {
         name: "missing Python dependency",
         break_it: |scene| scene.repository.write("shop/models.py", "import surely_not_installed_anywhere\n"),
         sentence: &["surely_not_installed_anywhere", "requirements.txt"],
-        step: "update",
+        step: "rehearse",
     },
     Case {
         name: "missing module dependency",
@@ -54,7 +54,7 @@ const CASES: &[Case] = &[
             )
         },
         sentence: &["no_such_field"],
-        step: "update",
+        step: "rehearse",
     },
     Case {
         name: "failing migration",
@@ -66,7 +66,7 @@ const CASES: &[Case] = &[
             )
         },
         sentence: &["migration"],
-        step: "update",
+        step: "rehearse",
     },
     Case {
         name: "requirements that cannot be met",
