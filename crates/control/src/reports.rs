@@ -5,7 +5,7 @@ use std::time::Duration;
 use ocore_model::{
     deployment::DeploymentStatus,
     evidence::Gate,
-    ids::DeploymentId,
+    ids::{DeploymentId, SnapshotId},
     rehearsal::Rehearsal,
     report::{DeployReport, Moment},
 };
@@ -32,7 +32,7 @@ pub async fn report(control: &Control, grant: &Grant<ViewDeployments>, deploymen
         plan,
         rehearsal,
         undone: was_undone.then(|| deployment.error_message.unwrap_or_else(|| "it was cancelled".to_owned())),
-        kept_snapshot_id: kept.map(|snapshot| snapshot.as_uuid()),
+        kept_snapshot_id: kept.map(SnapshotId::as_uuid),
         ..DeployReport::of_traffic(&marks, expected)
     })
 }

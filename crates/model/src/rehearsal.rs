@@ -150,20 +150,22 @@ impl Rehearsal {
     /// In one sentence.
     pub fn summary(&self) -> String {
         let tightened = self.schema.iter().filter(|change| change.tightens).count();
-        let mut summary = format!("the update went well on a copy, in {:.1} s; ", self.seconds);
-        summary += &match (self.schema.len(), tightened) {
+        let mut parts = vec![format!("the update went well on a copy, in {:.1} s", self.seconds)];
+        parts.push(match (self.schema.len(), tightened) {
             (0, _) => "the schema stays as it is".to_owned(),
             (1, 0) => "one change of the schema".to_owned(),
             (changes, 0) => format!("{changes} changes of the schema"),
             (changes, tightened) => format!("{changes} changes of the schema, of which {tightened} make it stricter"),
-        };
-        if !self.rewritten.is_empty() {
-            summary += &format!("; {} rewritten", if self.rewritten.len() == 1 { "one table" } else { "tables" });
+        });
+        match self.rewritten.len() {
+            0 => {}
+            1 => parts.push("one table rewritten".to_owned()),
+            tables => parts.push(format!("{tables} tables rewritten")),
         }
         if let Some(new) = self.new_warnings.as_ref().filter(|new| !new.is_empty()) {
-            summary += &format!("; {} new in the log", new.len());
+            parts.push(format!("{} new in the log", new.len()));
         }
-        summary
+        parts.join("; ")
     }
 }
 

@@ -207,31 +207,26 @@ impl DeployReport {
         }
         for (name, phase) in [("before", &self.before), ("during", &self.during), ("after", &self.after)] {
             let Some(phase) = phase else { continue };
-            let mut line = format!("{name}: {} requests in {:.1} s, {} failed", phase.requests, phase.seconds, phase.failed);
+            let mut parts =
+                vec![format!("{name}: {} requests in {:.1} s", phase.requests, phase.seconds), format!("{} failed", phase.failed)];
             if let (Some(p50), Some(p99)) = (phase.p50_milliseconds, phase.p99_milliseconds) {
-                line += &format!(", p50 {p50:.0} ms, p99 {p99:.0} ms");
+                parts.push(format!("p50 {p50:.0} ms, p99 {p99:.0} ms"));
             }
             if let Some(errors) = phase.logged_errors.filter(|errors| *errors > 0) {
-                line += &format!(", {errors} errors in Odoo's log");
+                parts.push(format!("{errors} errors in Odoo's log"));
             }
-            lines.push(line);
+            lines.push(parts.join(", "));
         }
         if let Some(held) = self.held.as_ref().filter(|held| held.requests > 0) {
-            let mut line = format!("held: {} requests, {} failed", held.requests, held.failed);
-            if let Some(longest) = held.longest_seconds {
-                line += &format!(", the longest for {longest:.1} s");
-            }
-            if let Some(expected) = held.expected_seconds {
-                line += &format!(" ({expected:.1} s were expected)");
-            }
-            lines.push(line);
+            let mut parts = vec![format!("held: {} requests", held.requests), format!("{} failed", held.failed)];
+            parts.extend(held.longest_seconds.map(|longest| format!("the longest for {longest:.1} s")));
+            parts.extend(held.expected_seconds.map(|expected| format!("{expected:.1} s were expected")));
+            lines.push(parts.join(", "));
         }
         if let Some(websockets) = self.websockets.as_ref().filter(|websockets| websockets.closed > 0) {
-            let mut line = format!("websockets: {} moved", websockets.closed);
-            if let Some(gap) = websockets.gap_p99_seconds {
-                line += &format!(", p99 {gap:.2} s without one");
-            }
-            lines.push(line);
+            let mut parts = vec![format!("websockets: {} moved", websockets.closed)];
+            parts.extend(websockets.gap_p99_seconds.map(|gap| format!("p99 {gap:.2} s without one")));
+            lines.push(parts.join(", "));
         }
         lines.extend(self.undone.as_ref().map(|undone| format!("undone: {undone}")));
         lines
@@ -316,7 +311,7 @@ mod tests {
             [
                 "before: 100 requests in 10.0 s, 1 failed, 3 errors in Odoo's log",
                 "during: 30 requests in 5.0 s, 0 failed",
-                "held: 9 requests, 0 failed (6.0 s were expected)",
+                "held: 9 requests, 0 failed, 6.0 s were expected",
             ]
         );
         assert!(DeployReport::of_traffic(&Marks::default(), None).lines().is_empty());

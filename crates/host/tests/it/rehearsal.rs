@@ -1,6 +1,6 @@
 //! Updates on a throw-away copy of data that are in use.
 
-use ocore_host::{DataSource, Host, HostError, ServableDataSet, SlotSpec, testing::progress};
+use ocore_host::{DataSource, Host, HostError, OdooSettings, ServableDataSet, SlotSpec, testing::progress};
 use ocore_model::{ids::DataSetId, instance::Color, rehearsal::SchemaChangeKind};
 
 use crate::project::{Project, changed, page, parcels, run_modules};
@@ -60,7 +60,7 @@ async fn an_update_of_live_data_is_rehearsed_beside_them() {
         color: Color::Green,
         data_set: ServableDataSet::proven(copy),
         release: release.id.clone(),
-        settings: Default::default(),
+        settings: OdooSettings::default(),
     };
     let refused = project.host.start_slot(project.instance, spec, project.fence(), progress().0).await.unwrap_err();
     assert!(matches!(refused, HostError::Rejected { .. }), "{refused}");
