@@ -172,9 +172,8 @@ fn note(seen: &Mutex<Seen>, answer: Answer, name: &str, outcome: Result<()>) {
     all.answers.push(answer);
     match outcome {
         Ok(()) if answer.kind == Kind::Write => all.written.extend([name.to_owned(), format!("{name} too")]),
-        Ok(()) => {}
         Err(error) if all.failures.len() < 20 => all.failures.push(format!("{:?}: {error:#}", answer.kind)),
-        Err(_) => {}
+        Ok(()) | Err(_) => {}
     }
 }
 

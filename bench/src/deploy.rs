@@ -111,7 +111,7 @@ async fn measure(source: &Source, site: &Site, change: Change, rounds: usize, fi
     report.targets.push(Target::at_most(format!("{name}: writes that are not there, and NULLs"), "", lost as f64 + nulls as f64, 0.0));
     match change {
         Change::Reload => {
-            report.targets.push(Target::at_most(format!("{name}: p99 during, ratio to before"), "×", p99_during / p99_before, 2.0))
+            report.targets.push(Target::at_most(format!("{name}: p99 during, ratio to before"), "×", p99_during / p99_before, 2.0));
         }
         Change::Failing => {}
         Change::Additive | Change::Required => {
@@ -190,7 +190,8 @@ impl Fields {
     }
 
     fn write(&self, repository: &Repository) -> Result<()> {
-        let fields: String = self.0.iter().map(|(name, options)| format!("    {name} = fields.Char({options})\n")).collect();
+        let fields: Vec<String> = self.0.iter().map(|(name, options)| format!("    {name} = fields.Char({options})\n")).collect();
+        let fields = fields.concat();
         repository.write(
             "changed/models.py",
             &format!(

@@ -19,7 +19,7 @@ const CLIENTS: usize = 32;
 const HOST: &str = "bench.localhost";
 const READY: Duration = Duration::from_secs(20);
 
-pub async fn run(binary: PathBuf, rounds: usize, seconds: u64) -> Result<()> {
+pub fn run(binary: PathBuf, rounds: usize, seconds: u64) -> Result<()> {
     for (program, package) in [("nginx", "nginx-light"), ("haproxy", "haproxy"), ("wrk", "wrk")] {
         let found = Command::new("sh").args(["-c", "command -v \"$0\"", program]).stdout(Stdio::null()).status()?;
         ensure!(found.success(), "this bench needs {program}: apt-get install {package}");
@@ -195,7 +195,7 @@ impl Server {
             backend odoo
                 server one {upstream}\n"
         );
-        fs::write(&file, configuration.lines().map(|line| format!("{}\n", line.trim_start_matches("            "))).collect::<String>())?;
+        fs::write(&file, configuration.lines().map(|line| line.trim_start_matches("            ")).collect::<Vec<_>>().join("\n") + "\n")?;
         Self::start("haproxy", address, directory, Command::new("haproxy").arg("-db").arg("-f").arg(&file))
     }
 

@@ -121,7 +121,7 @@ async fn main() -> Result<()> {
         Bench::Deploy { rounds, by_hand } => deploy::run(binary, rounds, by_hand).await,
         Bench::Rollback { rounds } => rollback::run(binary, rounds).await,
         Bench::Template { rounds, modules } => template::run(binary, rounds, &modules).await,
-        Bench::Edge { rounds, seconds } => edge::run(binary, rounds, seconds).await,
+        Bench::Edge { rounds, seconds } => edge::run(binary, rounds, seconds),
         Bench::Wake { rounds } => wake::run(binary, rounds).await,
         Bench::Idle => idle::run(binary).await,
         Bench::Mail { rounds, no_npm } => mail::run(binary, rounds, no_npm).await,

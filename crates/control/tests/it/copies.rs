@@ -73,7 +73,9 @@ async fn a_clone_serves_a_harmless_copy_and_its_source_never_notices() {
     engine.stop().await;
 
     let steps = scene.steps(deployment).await;
-    assert_eq!(steps.iter().map(|(name, _)| *name).collect::<Vec<_>>(), StepName::ALL);
+    // What a clone is made from is not changed by it, so nothing is rehearsed.
+    let expected: Vec<StepName> = StepName::ALL.iter().copied().filter(|name| *name != StepName::Rehearse).collect();
+    assert_eq!(steps.iter().map(|(name, _)| *name).collect::<Vec<_>>(), expected);
     assert!(steps.iter().all(|(_, status)| *status == StepStatus::Succeeded));
     let row = scene.instance(place).await;
     let copy = scene.world.instance(place.instance);
@@ -324,7 +326,11 @@ async fn a_rollback_that_fails_leaves_what_served_serving() {
             let mut after = scene.world.instance(place.instance);
             after.generation = world.generation;
             assert_eq!((after, scene.instance(place).await, scene.world.route(place.instance)), (world, row, route), "{node}");
-            assert_eq!(scene.snapshots(place).await, snapshots, "{node}");
+            // What was live for a while may hold what users wrote.
+            let was_live = matches!(*node, "deploy::verify" | "deploy::let_go");
+            let left = scene.snapshots(place).await;
+            assert_eq!(left.len(), snapshots.len() + usize::from(was_live), "{node}");
+            assert!(left.starts_with(&snapshots), "{node}");
         }
     }
 }

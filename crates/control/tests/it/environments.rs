@@ -65,7 +65,7 @@ async fn an_environment_of_a_branch_that_is_there_is_deployed_at_once() -> Resul
     let page = ocore_control::store::deployments::Page { limit: 10, offset: 0 };
     let (found, total) = deployments::list_of_environment(&scenario.store.control, &scenario.grant()?, environment.id, page).await?;
     assert_eq!((found.len(), total, found[0].commit_sha.as_str()), (1, 1, sha.as_str()));
-    assert_eq!(found[0].steps.len(), 8);
+    assert_eq!(found[0].steps.len(), 9);
     // The push to it that comes afterwards is the one that its creation has seen.
     let outcome = scenario.push("staging").await?;
     assert_eq!((outcome.environment_id, outcome.deployment_id), (Some(environment.id), Some(found[0].id)));

@@ -1,7 +1,5 @@
 //! Deployments of other code on the same data: the new slot starts beside the live one, and nobody waits.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
-
 use ocore_control::operations::Injection;
 use ocore_model::{deployment::DeploymentStatus, instance::Color, operation::OperationStatus, route::RouteState};
 

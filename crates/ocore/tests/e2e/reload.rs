@@ -1,6 +1,6 @@
 //! Deployments that change code and static files only: the new Odoo starts beside the old one on the same data, and takes over.
 
-use std::{os::unix::fs::MetadataExt, sync::Arc, time::Duration};
+use std::{os::unix::fs::MetadataExt, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use ocore_testkit::{Options, Repository, module::write_module, wait::eventually};
@@ -102,7 +102,7 @@ fn is_reload(deployment: &Value) -> Result<()> {
 /// The scripts of the login page, built by the Odoo that serves.
 async fn bundles_say(scene: &Scene, wanted: &str) -> Result<()> {
     let page = scene.page("main", "/web/login").await?;
-    let scripts = page.split('"').filter(|part| part.starts_with("/web/assets/") && part.ends_with(".js"));
+    let scripts = page.split('"').filter(|part| part.starts_with("/web/assets/") && Path::new(part).extension().is_some_and(|extension| extension == "js"));
     let mut bundles = Vec::new();
     for script in scripts {
         let bundle = scene.page("main", script).await?;
