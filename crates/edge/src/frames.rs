@@ -69,7 +69,7 @@ mod tests {
             match length {
                 0..126 => frame.push(mask | length as u8),
                 126..65536 => {
-                    frame.push(mask | 126);
+                    frame.push(mask | 0x7e);
                     frame.extend((length as u16).to_be_bytes());
                 }
                 _ => {

@@ -158,13 +158,13 @@ async fn what_is_read_leniently_is_read_once() {
     let hidden = "GET /hidden HTTP/1.1\r\nHost: shop.example\r\n\r\n";
     let host = "Host: shop.example\r\nConnection: close\r\n";
     let attempts = [
-        ("lines that end with a bare LF", format!("POST /a HTTP/1.1\nHost: shop.example\nConnection: close\nContent-Length: 5\n\nhello")),
+        ("lines that end with a bare LF", "POST /a HTTP/1.1\nHost: shop.example\nConnection: close\nContent-Length: 5\n\nhello".to_owned()),
         ("empty lines before it", format!("\r\n\r\nPOST /a HTTP/1.1\r\n{host}Content-Length: 5\r\n\r\nhello")),
         ("the same length twice", format!("POST /a HTTP/1.1\r\n{host}Content-Length: 5\r\nContent-Length: 5\r\n\r\nhello")),
         ("a chunk extension", format!("POST /a HTTP/1.1\r\n{host}Transfer-Encoding: chunked\r\n\r\n5;x=y\r\nhello\r\n0\r\n\r\n")),
         ("a coding in capitals", format!("POST /a HTTP/1.1\r\n{host}Transfer-Encoding: CHUNKED\r\n\r\n5\r\nhello\r\n0\r\n\r\n")),
         ("a body that is a request", format!("POST /a HTTP/1.1\r\n{host}Content-Length: {}\r\n\r\n{hidden}", hidden.len())),
-        ("an old client", format!("POST /a HTTP/1.0\r\nHost: shop.example\r\nContent-Length: 5\r\n\r\nhello")),
+        ("an old client", "POST /a HTTP/1.0\r\nHost: shop.example\r\nContent-Length: 5\r\n\r\nhello".to_owned()),
     ];
     for (name, attempt) in attempts {
         let answer = edge.raw(attempt.as_bytes()).await;

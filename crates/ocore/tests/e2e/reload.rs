@@ -102,7 +102,9 @@ fn is_reload(deployment: &Value) -> Result<()> {
 /// The scripts of the login page, built by the Odoo that serves.
 async fn bundles_say(scene: &Scene, wanted: &str) -> Result<()> {
     let page = scene.page("main", "/web/login").await?;
-    let scripts = page.split('"').filter(|part| part.starts_with("/web/assets/") && Path::new(part).extension().is_some_and(|extension| extension == "js"));
+    let scripts = page
+        .split('"')
+        .filter(|part| part.starts_with("/web/assets/") && Path::new(part).extension().is_some_and(|extension| extension == "js"));
     let mut bundles = Vec::new();
     for script in scripts {
         let bundle = scene.page("main", script).await?;
