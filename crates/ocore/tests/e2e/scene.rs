@@ -134,10 +134,23 @@ fn has_parent_like(pid: i32, command: &str) -> bool {
         after_name.split_whitespace().nth(1)?.parse::<i32>().ok()
     });
     let Some(parent) = parent else { return false };
-    // Odoo's process for websockets is its own program with one word more.
-    let like = command.replacen(" gevent ", " ", 1);
+    // Odoo's process for websockets is its own program with one word more, and without the modules that its parent has updated before it served.
+    let like = without_updates(&command.replacen(" gevent ", " ", 1));
     std::fs::read(format!("/proc/{parent}/cmdline"))
-        .is_ok_and(|parent| String::from_utf8_lossy(&parent).replace('\0', " ").trim_end() == like.trim_end())
+        .is_ok_and(|parent| without_updates(&String::from_utf8_lossy(&parent).replace('\0', " ")) == like)
+}
+
+fn without_updates(command: &str) -> String {
+    let mut words = command.split_whitespace();
+    let mut kept = Vec::new();
+    while let Some(word) = words.next() {
+        if matches!(word, "--init" | "--update") {
+            words.next();
+        } else {
+            kept.push(word);
+        }
+    }
+    kept.join(" ")
 }
 
 /// The example repository of this project.
