@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{hold::User, scene::Scene};
 
-const MODELS: &str = r#"from odoo import fields, models
+const MODELS: &str = r#"from odoo import api, fields, models
 
 
 class Thing(models.Model):
@@ -24,6 +24,7 @@ class Thing(models.Model):
 class Partner(models.Model):
     _inherit = "res.partner"
 
+    @api.model_create_multi
     def create(self, vals_list):
         raise ValueError("nobody tried this")
 "#;

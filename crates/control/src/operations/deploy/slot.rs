@@ -149,6 +149,9 @@ pub(super) async fn undo_switch(step: Arc<UndoStep>) -> Result<(), Failure> {
     let direction = Direction::Back { kept: parameters.keeps(step.beside) };
     step.held(set_live(control, step.fence(), parameters, &live, commit, direction).await?)?;
     routes::apply(control).await?;
+    // What the new slot has begun to answer it may end.
+    let new: Addresses = step.context.output("deploy::start")?;
+    prove::drain(control, parameters.instance, new.http).await;
     Ok(())
 }
 
