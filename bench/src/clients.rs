@@ -211,6 +211,8 @@ async fn open(
 ) -> Result<tokio_tungstenite::WebSocketStream<tokio_tungstenite::MaybeTlsStream<tokio::net::TcpStream>>> {
     let mut request = format!("ws://{}/websocket", site.address).into_client_request()?;
     request.headers_mut().insert("host", site.host.parse()?);
+    // Odoo refuses one without.
+    request.headers_mut().insert("origin", format!("http://{}", site.host).parse()?);
     request.headers_mut().insert("cookie", format!("visitor={number}").parse()?);
     let (socket, _) = tokio::time::timeout(PATIENCE, tokio_tungstenite::connect_async(request)).await??;
     Ok(socket)
