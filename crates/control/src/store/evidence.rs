@@ -27,29 +27,15 @@ pub struct Evidence {
     pub completed_at: DateTime<Utc>,
 }
 
-/// As [`Evidence`].
-#[derive(Debug, Clone)]
-pub(crate) struct NewEvidence {
-    pub deployment: DeploymentId,
-    pub gate: Gate,
-    pub status: GateStatus,
-    pub required: bool,
-    pub summary: String,
-    pub excerpt: Option<String>,
-    pub details: Option<Value>,
-    pub started_at: DateTime<Utc>,
-    pub completed_at: DateTime<Utc>,
-}
-
 /// Once more replaces it.
-pub(crate) async fn write(connection: &mut PgConnection, new: &NewEvidence) -> Result<()> {
+pub(crate) async fn write(connection: &mut PgConnection, deployment: DeploymentId, new: &Evidence) -> Result<()> {
     sqlx::query!(
         "insert into evidence (deployment_id, gate, status, required, summary, excerpt, details, started_at, completed_at)
          values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
          on conflict (deployment_id, gate) do update
          set status = excluded.status, required = excluded.required, summary = excluded.summary, excerpt = excluded.excerpt,
              details = excluded.details, started_at = excluded.started_at, completed_at = excluded.completed_at",
-        new.deployment.as_uuid(),
+        deployment.as_uuid(),
         new.gate.as_str(),
         new.status.as_str(),
         new.required,

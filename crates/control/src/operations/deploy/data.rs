@@ -222,8 +222,8 @@ async fn run(step: &Step, request: RunModules) -> Result<(), Failure> {
     cancel.cancel();
     match running.await {
         Err(HostError::Cancelled) if !asked.cancel.is_cancelled() => Err(Failure::rejected(format!(
-            "the update was ended after {} s, much longer than its rehearsal took, so that users do not wait any longer; see what locks or slows the \
-             live database, and deploy again",
+            "the update was ended after {} s, much longer than its rehearsal took, so that users do not wait any longer; see what slows the server or \
+             its disk, and deploy again",
             late.as_secs()
         ))),
         done => Ok(done?),

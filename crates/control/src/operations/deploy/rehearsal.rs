@@ -19,7 +19,7 @@ use super::{
 use crate::{
     Error,
     operations::saga::{Failure, FailureKind},
-    store::{self, evidence::NewEvidence},
+    store::{self, evidence::Evidence},
 };
 
 /// For how long requests wait beside the update itself: the copy and the start of Odoo.
@@ -60,8 +60,7 @@ pub(super) async fn rehearse(step: Arc<Step>) -> Result<(Option<Rehearsal>, Stri
     };
     let seen = seen.await;
     let mut connection = control.pool.acquire().await?;
-    let mut evidence = NewEvidence {
-        deployment: parameters.deployment,
+    let mut evidence = Evidence {
         gate: Gate::Rehearsal,
         status: GateStatus::Passed,
         required: true,
@@ -78,7 +77,7 @@ pub(super) async fn rehearse(step: Arc<Step>) -> Result<(Option<Rehearsal>, Stri
                 evidence.status = GateStatus::Failed;
                 evidence.summary = failure.message.clone();
                 evidence.excerpt = Some(failure.excerpt.clone()).filter(|excerpt| !excerpt.is_empty());
-                store::evidence::write(&mut connection, &evidence).await?;
+                store::evidence::write(&mut connection, parameters.deployment, &evidence).await?;
                 let message = format!("the rehearsal on a copy of the live data failed: {}", failure.message);
                 return Err(Failure { message, ..failure });
             }
@@ -94,7 +93,9 @@ pub(super) async fn rehearse(step: Arc<Step>) -> Result<(Option<Rehearsal>, Stri
     if rehearsal.needs_held_writes() && planned.plan.way < Way::UpdateAndHoldWrites {
         let mut plan = planned.plan;
         plan.way = Way::UpdateAndHoldWrites;
-        plan.reasons.push("the rehearsal saw the schema become stricter: nobody may write during the update".to_owned());
+        plan.reasons.push(
+            "the rehearsal saw the schema become stricter, or whole tables written anew: nobody may write during the update".to_owned(),
+        );
         step.say("the plan is corrected: nobody may write during the update");
         let json = serde_json::to_value(&plan).map_err(|error| Error::internal("writing a plan", error))?;
         store::deploy::set_plan(&mut connection, parameters.deployment, &json).await?;
@@ -102,7 +103,7 @@ pub(super) async fn rehearse(step: Arc<Step>) -> Result<(Option<Rehearsal>, Stri
     evidence.summary = rehearsal.summary();
     evidence.details = Some(serde_json::to_value(&rehearsal).map_err(|error| Error::internal("writing a rehearsal", error))?);
     evidence.completed_at = control.clock.now();
-    store::evidence::write(&mut connection, &evidence).await?;
+    store::evidence::write(&mut connection, parameters.deployment, &evidence).await?;
     drop(connection);
     control.host.remove_data_set(parameters.instance, parameters.rehearsal, step.fence()).await?;
     Ok((Some(rehearsal), evidence.summary))
