@@ -76,7 +76,7 @@ pub async fn run(binary: PathBuf, rounds: usize, by_hand: usize) -> Result<()> {
 }
 
 async fn measure(source: &Source, site: &Site, change: Change, rounds: usize, fields: &mut Fields, report: &mut Report) -> Result<()> {
-    let clients = Clients::start(site);
+    let clients = Clients::start(site).await?;
     let began = Instant::now();
     tokio::time::sleep(BEFORE).await;
     let before = clients.between(began, Instant::now());
@@ -227,7 +227,7 @@ async fn hand(source: &Source, rounds: usize, report: &mut Report) -> Result<()>
     let mut hand = ByHand::new(directory, &repository, &modules.join(","), WORKERS)?;
     hand.start("/changed", "by hand").await?;
     let site = Site { address: hand.address(), host: hand.address(), database: "hand", password: "admin".to_owned() };
-    let clients = Clients::start(&site);
+    let clients = Clients::start(&site).await?;
     let began = Instant::now();
     tokio::time::sleep(BEFORE).await;
     let before = clients.between(began, Instant::now());
