@@ -26,6 +26,10 @@ pub(crate) struct SleepBody {
     own_minutes: Option<i32>,
     /// What holds for it; null: it never sleeps.
     after_minutes: Option<u64>,
+    /// Whether a scheduled action that is due wakes it.
+    wakes_for_scheduled_actions: bool,
+    /// When the next one of a sleeper is due, whether it is woken for it or not; null while it is awake, and when it has none.
+    next_scheduled_action_at: Option<DateTime<Utc>>,
     /// Null while it is awake.
     asleep_since: Option<DateTime<Utc>>,
     /// The memory that its sleep frees.
@@ -34,15 +38,22 @@ pub(crate) struct SleepBody {
 
 impl From<EnvironmentSleep> for SleepBody {
     fn from(found: EnvironmentSleep) -> Self {
-        let EnvironmentSleep { own_minutes, after_minutes, asleep_since, freed_bytes } = found;
-        Self { own_minutes, after_minutes, asleep_since, freed_bytes }
+        let EnvironmentSleep { own_minutes, after_minutes, wakes_for_actions, asleep_since, next_action_at, freed_bytes } = found;
+        Self {
+            own_minutes,
+            after_minutes,
+            wakes_for_scheduled_actions: wakes_for_actions,
+            next_scheduled_action_at: next_action_at,
+            asleep_since,
+            freed_bytes,
+        }
     }
 }
 
 /// Get when an environment sleeps
 ///
-/// One that nobody used for that long rests whole, Odoo and its database; the next request, a push or an injected mail wakes it. Requests wait
-/// for it. Production never sleeps. `POST /instances/{id}/control` with `sleep` and `start` does it by hand.
+/// One that nobody used for that long rests whole, Odoo and its database; the next request, a push or an injected mail wakes it, and where
+/// that is wanted a scheduled action that is due. Requests wait for it. Production never sleeps. `POST /instances/{id}/control` with `sleep` and `start` does it by hand.
 #[utoipa::path(get, path = "/environments/{id}/sleep", operation_id = "environments_sleep", tag = TAG,
     params(("id" = Uuid, Path, description = "The environment")),
     responses((status = 200, description = "As it is now", body = SleepBody)))]
@@ -59,6 +70,9 @@ pub(crate) async fn show(
 pub(crate) struct UpdateSleep {
     /// 1 to 10080 minutes without a request; 0: never; null: what its stage does.
     own_minutes: Option<i32>,
+    /// Whether a scheduled action that is due wakes it, for five minutes when nobody asks for it meanwhile; absent: as before.
+    #[serde(default)]
+    wakes_for_scheduled_actions: Option<bool>,
 }
 
 /// Change when an environment sleeps
@@ -73,5 +87,5 @@ pub(crate) async fn update(
     FromPath(id): FromPath<Uuid>,
     Input(body): Input<UpdateSleep>,
 ) -> Result<Json<SleepBody>, Problem> {
-    Ok(Json(sleep::update(&state.control, &grant, id.into(), body.own_minutes).await?.into()))
+    Ok(Json(sleep::update(&state.control, &grant, id.into(), body.own_minutes, body.wakes_for_scheduled_actions).await?.into()))
 }

@@ -1,5 +1,5 @@
-//! Environments that nobody uses sleep whole, Odoo and its cluster; the first request, a push or an injected mail wakes them. Production never
-//! sleeps.
+//! Environments that nobody uses sleep whole, Odoo and its cluster; the first request, a push or an injected mail wakes them, and where that is
+//! wanted a scheduled action that is due. Production never sleeps.
 //!
 //! Falling asleep is a reconciler's decision and an operation like a stop, so it stands in one line with deployments. Whoever comes meanwhile
 //! waits at the edge, which says who is wanted.
@@ -58,7 +58,11 @@ pub struct EnvironmentSleep {
     pub own_minutes: Option<i32>,
     /// What holds for it, in minutes; `None`: it never sleeps.
     pub after_minutes: Option<u64>,
+    /// Whether a scheduled action that is due wakes it.
+    pub wakes_for_actions: bool,
     pub asleep_since: Option<DateTime<Utc>>,
+    /// Of a sleeper: when its next scheduled action is due, whether that wakes it or not.
+    pub next_action_at: Option<DateTime<Utc>>,
     /// The memory that its sleep frees, in bytes.
     pub freed_bytes: Option<i64>,
 }
@@ -68,12 +72,14 @@ pub async fn show(control: &Control, grant: &Grant<ViewEnvironments>, id: Enviro
     Ok(describe(control, &row.ok_or(Error::NotFound { what: "environment" })?))
 }
 
-/// Gives an environment a rule of its own, in minutes (0: never), or with `None` that of its stage.
+/// Gives an environment a rule of its own, in minutes (0: never), or with `None` that of its stage; and says whether scheduled actions wake it,
+/// with `None` as before. May run twice.
 pub async fn update(
     control: &Control,
     grant: &Grant<ManageEnvironments>,
     id: EnvironmentId,
     minutes: Option<i32>,
+    wakes_for_actions: Option<bool>,
 ) -> Result<EnvironmentSleep> {
     let mut transaction = control.pool.begin().await?;
     let row = store::sleep::find(&mut transaction, grant, id).await?.ok_or(Error::NotFound { what: "environment" })?;
@@ -83,24 +89,39 @@ pub async fn update(
     if minutes.is_some_and(|minutes| !(0..=MOST_MINUTES).contains(&minutes)) {
         return Err(Error::invalid("ownMinutes", format!("use 1 to {MOST_MINUTES} minutes, 0 for never, or null for what its stage does")));
     }
-    store::sleep::set_after(&mut transaction, grant, id, minutes).await?;
+    let wakes_for_actions = wakes_for_actions.unwrap_or(row.wakes_for_actions);
+    store::sleep::set_rule(&mut transaction, grant, id, minutes, wakes_for_actions).await?;
     transaction.commit().await?;
-    Ok(describe(control, &SleepRow { after_minutes: minutes, ..row }))
+    Ok(describe(control, &SleepRow { after_minutes: minutes, wakes_for_actions, ..row }))
 }
 
 fn describe(control: &Control, row: &SleepRow) -> EnvironmentSleep {
     EnvironmentSleep {
         own_minutes: row.after_minutes,
         after_minutes: control.settings.sleep.after(row.stage, row.after_minutes).map(|after| after.as_secs() / 60),
+        wakes_for_actions: row.wakes_for_actions,
         asleep_since: row.asleep_since,
+        next_action_at: row.wake_at,
         freed_bytes: row.freed_bytes,
     }
 }
 
 /// Starts a sleeper; whether there was one to start. One that is started already is left alone, so this may run twice and at once.
 pub(crate) async fn wake(control: &Control, instance: InstanceId) -> Result<bool> {
+    start(control, instance, false).await
+}
+
+/// The same because a scheduled action is due: it goes back to sleep sooner.
+pub(crate) async fn wake_by_clock(control: &Control, instance: InstanceId) -> Result<bool> {
+    start(control, instance, true).await
+}
+
+async fn start(control: &Control, instance: InstanceId, by_clock: bool) -> Result<bool> {
     let mut transaction = control.pool.begin().await?;
     let Some(organization) = store::sleep::lock_sleeper(&mut transaction, instance).await? else { return Ok(false) };
+    if by_clock {
+        store::sleep::set_woken_by_clock(&mut transaction, instance).await?;
+    }
     operations::enqueue(&mut transaction, organization, instance, OperationKind::Control { action: ControlAction::Start }).await?;
     transaction.commit().await?;
     operations::wake(control, instance).await;

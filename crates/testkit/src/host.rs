@@ -7,8 +7,9 @@ use chrono::{DateTime, Utc};
 use ocore_host::{
     BuildRelease, ByteStream, CheckImport, DataSource, Distribution, Egress, EgressReport, ExportedFile, Fence, Host, HostError, HostFacts,
     ImportFacts, InstalledModule, InstanceObservation, KeepTemplate, MailStream, MakeTemplate, Neutralize, Neutralized, NewDataSet,
-    NewUpload, ProbedPage, Progress, Release, ReleaseId, Result, RunModules, RunningSlot, SlotSpec, Snapshot, SnapshotEstimate, Source,
-    SourceId, SpaceReport, TakeSnapshot, TarStream, Template, TemplateLimits, UploadPart, UploadedPart, Verification, WriteExport,
+    NewUpload, ProbedPage, Progress, Release, ReleaseId, Result, RunModules, RunningSlot, ScheduledActions, SlotSpec, Snapshot,
+    SnapshotEstimate, Source, SourceId, SpaceReport, TakeSnapshot, TarStream, Template, TemplateLimits, UploadPart, UploadedPart,
+    Verification, WriteExport,
 };
 use ocore_model::{
     edge::{EdgeStatus, RouteTraffic, Wanted},
@@ -55,6 +56,10 @@ impl Host for NoHost {
     }
 
     async fn peek_modules(&self, _: InstanceId, _: DataSetId) -> Result<Option<Vec<InstalledModule>>> {
+        refuse()
+    }
+
+    async fn scheduled_actions(&self, _: InstanceId, _: DataSetId) -> Result<Option<ScheduledActions>> {
         refuse()
     }
 

@@ -4,7 +4,7 @@
 
 use std::net::SocketAddr;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use ocore_host::{OdooSettings, Progress, ReleaseId, ServableDataSet, SlotSpec};
 use ocore_model::{
     ids::{DataSetId, InstanceId},
@@ -19,6 +19,8 @@ use super::{
     saga::{Execution, Failure, Graph, NodeContext},
 };
 use crate::{Control, Error, Result, routes, store};
+
+const AFTER_OVERDUE: TimeDelta = TimeDelta::minutes(5);
 
 /// The live slot, as it was when the operation was claimed.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -60,6 +62,7 @@ async fn rest(context: NodeContext) -> Result<(), Failure> {
     set_status(context.execution(), status, "").await?;
     if parameters.action == ControlAction::Sleep {
         note_memory(execution).await?;
+        note_next_action(execution, parameters.data_set).await?;
         // Who came before the route changed gets an answer; who comes now waits at the edge, and wakes it.
         if let Some(http) = parameters.http {
             drain(control, execution.instance, http).await;
@@ -77,6 +80,23 @@ async fn note_memory(execution: &Execution) -> Result<(), Failure> {
     let control = &execution.control;
     let bytes = control.host.memory(execution.instance).await?;
     store::sleep::set_freed(&mut *control.pool.acquire().await?, execution.instance, i64::try_from(bytes).unwrap_or(i64::MAX)).await?;
+    Ok(())
+}
+
+/// When the clock may wake it. A second run of the node finds no cluster and leaves what the first one wrote.
+async fn note_next_action(execution: &Execution, data_set: DataSetId) -> Result<(), Failure> {
+    let control = &execution.control;
+    match control.host.scheduled_actions(execution.instance, data_set).await {
+        Ok(Some(actions)) => {
+            // One that is overdue could not run while it was awake; it is not woken for that at once, and again and again.
+            let at = actions.next.map(|next| next.max(control.clock.now() + AFTER_OVERDUE));
+            store::sleep::set_wake_at(&mut *control.pool.acquire().await?, execution.instance, at).await?;
+        }
+        Ok(None) => {}
+        Err(error) => {
+            tracing::warn!(instance = %execution.instance, %error, "nobody knows when its next scheduled action is due; the clock does not wake it")
+        }
+    }
     Ok(())
 }
 

@@ -1,4 +1,6 @@
-//! What nobody uses sleeps; what somebody asks for wakes.
+//! What nobody uses sleeps; what somebody asks for, or the clock, wakes.
+
+use std::time::Duration;
 
 use ocore_model::{edge::InstanceTraffic, instance::ControlAction};
 use tokio_util::sync::CancellationToken;
@@ -11,7 +13,11 @@ use crate::{
     store::{self, sleep::AwakeRow},
 };
 
-/// One run: who has had no request for long enough falls asleep; a sleeper that is wanted and whose wake was lost is woken.
+/// Whom the clock has woken, and nobody asked since, is given so long to do what was due.
+const AFTER_CLOCK: Duration = Duration::from_mins(5);
+
+/// One run: who has had no request for long enough falls asleep; a sleeper that is wanted and whose wake was lost is woken, and one whose scheduled
+/// action is due.
 pub(super) async fn run(control: &Control) -> Result<Vec<String>> {
     let awake = store::sleep::awake(&mut *control.pool.acquire().await?, control.server_id).await?;
     let status = control.host.edge_status().await?;
@@ -20,13 +26,22 @@ pub(super) async fn run(control: &Control) -> Result<Vec<String>> {
     for row in awake {
         let Some(limit) = control.settings.sleep.after(row.stage, row.after_minutes) else { continue };
         let traffic = status.instances.iter().find(|traffic| traffic.instance_id == row.id);
+        let last_request = traffic.and_then(|traffic| traffic.last_request_at).unwrap_or_default();
+        let by_clock = row.woken_by_clock && last_request < row.since;
+        let limit = if by_clock { limit.min(AFTER_CLOCK) } else { limit };
         // An edge that was started again remembers no earlier request.
-        let since = row.since.max(status.started_at).max(traffic.and_then(|traffic| traffic.last_request_at).unwrap_or_default());
-        if (now - since).to_std().unwrap_or_default() < limit || !is_quiet(traffic) {
+        let since = row.since.max(status.started_at).max(last_request);
+        if (now - since).to_std().unwrap_or_default() < limit || !is_quiet(traffic) || is_at_work(control, &row).await {
             continue;
         }
         if fall_asleep(control, &row).await? {
             changes.push(format!("nobody used {} for {} minutes; it falls asleep", row.name, limit.as_secs() / 60));
+        }
+    }
+    let due = store::sleep::due(&mut *control.pool.acquire().await?, control.server_id, now).await?;
+    for (instance, name) in due {
+        if sleep::wake_by_clock(control, instance).await? {
+            changes.push(format!("a scheduled action of {name} is due; it wakes up"));
         }
     }
     for traffic in status.instances.iter().filter(|traffic| traffic.wanted) {
@@ -40,6 +55,18 @@ pub(super) async fn run(control: &Control) -> Result<Vec<String>> {
 /// Nothing is under way. An open websocket is no use of it: a forgotten tab has one.
 fn is_quiet(traffic: Option<&InstanceTraffic>) -> bool {
     traffic.is_none_or(|traffic| traffic.requests_in_flight == 0 && traffic.held == 0)
+}
+
+/// A scheduled action runs, which a stop would end in the middle.
+async fn is_at_work(control: &Control, row: &AwakeRow) -> bool {
+    let Some(data_set) = row.data_set else { return false };
+    match control.host.scheduled_actions(row.id, data_set).await {
+        Ok(actions) => actions.is_some_and(|actions| actions.running),
+        Err(error) => {
+            tracing::warn!(instance = %row.id, %error, "it stays awake: nobody knows whether one of its scheduled actions runs");
+            true
+        }
+    }
 }
 
 /// Asks for it in the order in which everything is asked of an instance; a deployment that came first goes first. False when one did.

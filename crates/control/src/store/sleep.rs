@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use ocore_model::{
     environment::Stage,
-    ids::{EnvironmentId, InstanceId, OrganizationId, ServerId},
+    ids::{DataSetId, EnvironmentId, InstanceId, OrganizationId, ServerId},
     instance::InstanceStatus,
 };
 use sqlx::PgConnection;
@@ -15,15 +15,17 @@ use crate::{Result, authorization::Scope};
 pub(crate) struct SleepRow {
     pub stage: Stage,
     pub after_minutes: Option<i32>,
+    pub wakes_for_actions: bool,
     pub asleep_since: Option<DateTime<Utc>>,
+    pub wake_at: Option<DateTime<Utc>>,
     pub freed_bytes: Option<i64>,
 }
 
 pub(crate) async fn find(connection: &mut PgConnection, scope: &Scope, id: EnvironmentId) -> Result<Option<SleepRow>> {
     Ok(sqlx::query_as!(
         SleepRow,
-        r#"select environments.stage as "stage: Stage", environments.sleep_after_minutes as after_minutes, instances.asleep_since,
-                  instances.freed_bytes
+        r#"select environments.stage as "stage: Stage", environments.sleep_after_minutes as after_minutes, environments.wakes_for_actions,
+                  instances.asleep_since, instances.wake_at, instances.freed_bytes
            from environments join instances on instances.id = environments.instance_id
            where environments.status <> 'deleted' and environments.organization_id = $1 and environments.id = $2"#,
         scope.organization_id.as_uuid(),
@@ -34,12 +36,20 @@ pub(crate) async fn find(connection: &mut PgConnection, scope: &Scope, id: Envir
 }
 
 /// Returns whether the organization has that environment.
-pub(crate) async fn set_after(connection: &mut PgConnection, scope: &Scope, id: EnvironmentId, minutes: Option<i32>) -> Result<bool> {
+pub(crate) async fn set_rule(
+    connection: &mut PgConnection,
+    scope: &Scope,
+    id: EnvironmentId,
+    minutes: Option<i32>,
+    wakes_for_actions: bool,
+) -> Result<bool> {
     let changed = sqlx::query!(
-        "update environments set sleep_after_minutes = $3 where organization_id = $1 and id = $2 and status <> 'deleted'",
+        "update environments set sleep_after_minutes = $3, wakes_for_actions = $4
+         where organization_id = $1 and id = $2 and status <> 'deleted'",
         scope.organization_id.as_uuid(),
         id.as_uuid(),
         minutes,
+        wakes_for_actions,
     )
     .execute(connection)
     .await?;
@@ -54,6 +64,8 @@ pub(crate) struct AwakeRow {
     pub name: String,
     pub stage: Stage,
     pub after_minutes: Option<i32>,
+    pub data_set: Option<DataSetId>,
+    pub woken_by_clock: bool,
     /// Since when it runs, or the end of its last deployment, if that is later.
     pub since: DateTime<Utc>,
 }
@@ -64,6 +76,7 @@ pub(crate) async fn awake(connection: &mut PgConnection, server: ServerId) -> Re
         AwakeRow,
         r#"select instances.id as "id: InstanceId", instances.organization_id as "organization_id: OrganizationId", instances.name,
                   environments.stage as "stage: Stage", environments.sleep_after_minutes as after_minutes,
+                  instances.active_data_set_id as "data_set: DataSetId", instances.woken_by_clock,
                   greatest(instances.awake_since, (select max(coalesce(completed_at, created_at)) from deployments
                                                    where deployments.instance_id = instances.id)) as "since!"
            from instances join environments on environments.instance_id = instances.id and environments.status <> 'deleted'
@@ -78,6 +91,37 @@ pub(crate) async fn awake(connection: &mut PgConnection, server: ServerId) -> Re
     )
     .fetch_all(connection)
     .await?)
+}
+
+/// The sleepers of a server whose next scheduled action is due, where such a one is to be woken for.
+pub(crate) async fn due(connection: &mut PgConnection, server: ServerId, now: DateTime<Utc>) -> Result<Vec<(InstanceId, String)>> {
+    let rows = sqlx::query!(
+        r#"select instances.id as "id: InstanceId", instances.name
+           from instances join environments on environments.instance_id = instances.id and environments.status <> 'deleted'
+           where instances.server_id = $1 and instances.status = 'asleep' and environments.wakes_for_actions and instances.wake_at <= $2
+           order by instances.wake_at"#,
+        server.as_uuid(),
+        now,
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(rows.into_iter().map(|row| (row.id, row.name)).collect())
+}
+
+/// Notes of a sleeper when its next scheduled action is due.
+pub(crate) async fn set_wake_at(connection: &mut PgConnection, instance: InstanceId, at: Option<DateTime<Utc>>) -> Result<()> {
+    sqlx::query!("update instances set wake_at = $2 where id = $1 and status = 'asleep'", instance.as_uuid(), at)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// Notes of a sleeper that nobody but the clock wakes it.
+pub(crate) async fn set_woken_by_clock(connection: &mut PgConnection, instance: InstanceId) -> Result<()> {
+    sqlx::query!("update instances set woken_by_clock = true where id = $1 and status = 'asleep'", instance.as_uuid())
+        .execute(connection)
+        .await?;
+    Ok(())
 }
 
 /// The stage of the environment that an instance serves; `None` when it serves none.

@@ -4,6 +4,7 @@
 
 use chrono::{Duration, Utc};
 use ocore_control::{operations::OperationKind, reconcilers::run_all};
+use ocore_host::ScheduledActions;
 use ocore_model::{
     deployment::DeploymentStatus,
     edge::InstanceTraffic,
@@ -107,5 +108,53 @@ async fn a_push_wakes_a_sleeper_and_one_that_fails_leaves_it_asleep() {
     assert_eq!(scene.instance_status(place).await, InstanceStatus::Running);
     let since = "select asleep_since from instances where id = $1";
     assert_eq!(scene.column::<Option<chrono::DateTime<Utc>>>(since, place.instance.as_uuid()).await, None);
+    engine.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_scheduled_action_that_is_due_wakes_who_wants_it_and_one_at_work_keeps_it_awake() {
+    let scene = Scene::new().await;
+    let place = scene.place("feature").await;
+    scene.live(place, &[("a", "1")]).await;
+    let engine = scene.engine().await;
+    scene.world.set_edge_started(Utc::now() - Duration::minutes(700));
+    scene.world.set_traffic(vec![traffic(place.instance, 400)]);
+    long_ago(&scene, place, 600).await;
+    let due = Utc::now() + Duration::hours(1);
+
+    scene.world.set_scheduled_actions(ScheduledActions { running: true, next: Some(due) });
+    run_all(scene.control()).await.unwrap();
+    assert_eq!(scene.instance_status(place).await, InstanceStatus::Running, "one at work is not cut off");
+
+    scene.world.set_scheduled_actions(ScheduledActions { running: false, next: Some(due) });
+    run_all(scene.control()).await.unwrap();
+    asleep(&scene, place).await;
+    let wake_at = "select wake_at from instances where id = $1";
+    let noted = scene.column::<Option<chrono::DateTime<Utc>>>(wake_at, place.instance.as_uuid()).await.unwrap();
+    assert!((noted - due).num_milliseconds().abs() < 1);
+
+    // Due, but nobody has asked for that.
+    let pool = &scene.control().pool;
+    let overdue = "update instances set wake_at = now() - interval '1 second' where id = $1";
+    sqlx::query(overdue).bind(place.instance.as_uuid()).execute(pool).await.unwrap();
+    run_all(scene.control()).await.unwrap();
+    assert_eq!(scene.instance_status(place).await, InstanceStatus::Asleep);
+
+    let wakes = "update environments set wakes_for_actions = true where instance_id = $1";
+    sqlx::query(wakes).bind(place.instance.as_uuid()).execute(pool).await.unwrap();
+    run_all(scene.control()).await.unwrap();
+    scene.eventually(async || scene.instance_status(place).await == InstanceStatus::Running).await;
+    assert_eq!(scene.column::<Option<chrono::DateTime<Utc>>>(wake_at, place.instance.as_uuid()).await, None);
+
+    // Nobody came: five minutes are enough. What could not run meanwhile does not wake it at once.
+    long_ago(&scene, place, 4).await;
+    run_all(scene.control()).await.unwrap();
+    assert_eq!(scene.instance_status(place).await, InstanceStatus::Running);
+    scene.world.set_scheduled_actions(ScheduledActions { running: false, next: Some(due - Duration::hours(2)) });
+    long_ago(&scene, place, 6).await;
+    run_all(scene.control()).await.unwrap();
+    asleep(&scene, place).await;
+    let noted = scene.column::<Option<chrono::DateTime<Utc>>>(wake_at, place.instance.as_uuid()).await.unwrap();
+    assert!(noted > Utc::now() + Duration::minutes(4));
     engine.stop().await;
 }

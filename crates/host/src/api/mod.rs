@@ -168,6 +168,15 @@ pub enum DataSource {
     },
 }
 
+/// The scheduled actions (`ir.cron`) of a database.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScheduledActions {
+    /// One is at work at this moment.
+    pub running: bool,
+    /// When the next active one is due, in the past for one that waits for its turn; `None`: none is active.
+    pub next: Option<DateTime<Utc>>,
+}
+
 /// A module as the database knows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InstalledModule {
@@ -368,6 +377,9 @@ pub trait Host: Send + Sync + 'static {
     /// The same of a data set whose cluster runs, beside whatever an operation does there; nothing is claimed and nothing is started. `None` when
     /// the cluster does not run.
     async fn peek_modules(&self, instance: InstanceId, data_set: DataSetId) -> Result<Option<Vec<InstalledModule>>>;
+
+    /// What the data set's Odoo does and will do by itself, read in the same manner. `None` when the cluster does not run.
+    async fn scheduled_actions(&self, instance: InstanceId, data_set: DataSetId) -> Result<Option<ScheduledActions>>;
 
     /// Installs and updates modules with Odoo's own `-i`/`-u` and reads all signs of failure, also the silent ones
     /// (reference: exit 0 with `invalid module names`, `Some modules are not loaded`, `odoo.schema` errors). A failure is `Rejected`.

@@ -5,7 +5,7 @@ use sqlx::PgConnection;
 
 use super::{LocalHost, fence::Claim};
 use crate::{
-    api::InstalledModule,
+    api::{InstalledModule, ScheduledActions},
     error::{HostError, Result},
 };
 
@@ -25,6 +25,43 @@ impl LocalHost {
             None => Ok(None),
         }
     }
+
+    pub(super) async fn scheduled_actions_if_running(&self, instance: InstanceId, data_set: DataSetId) -> Result<Option<ScheduledActions>> {
+        let _stays = self.data_locks.share(data_set).await;
+        let allocation = self.allocation(instance).await?;
+        let cluster = self.cluster(&allocation, instance, data_set)?;
+        match cluster.find()? {
+            Some(_) => Ok(Some(scheduled_actions(&mut cluster.connect_as_owner().await?).await?)),
+            None => Ok(None),
+        }
+    }
+}
+
+/// None in a database that no Odoo has filled. The connection must be the owner's.
+///
+/// Odoo's worker locks the row of the action that it runs until it has ended (odoo/addons/base/models/ir_cron.py, `_acquire_one_job`), so that the
+/// table is locked in that mode exactly then. Times in Odoo's tables are UTC.
+async fn scheduled_actions(connection: &mut PgConnection) -> Result<ScheduledActions> {
+    let query_error = |error| HostError::machine_from("the scheduled actions could not be read from the database", error);
+    let is_filled: bool = sqlx::query_scalar("select to_regclass('public.ir_cron_trigger') is not null")
+        .fetch_one(&mut *connection)
+        .await
+        .map_err(query_error)?;
+    if !is_filled {
+        return Ok(ScheduledActions::default());
+    }
+    let (running, next) = sqlx::query_as(
+        "select exists (select from pg_locks where locktype = 'relation' and relation = 'public.ir_cron'::regclass and mode = 'RowShareLock'
+                                                   and database = (select oid from pg_database where datname = current_database())),
+                (select min(due) at time zone 'UTC'
+                 from (select nextcall as due from public.ir_cron where active
+                       union all
+                       select call_at from public.ir_cron_trigger join public.ir_cron on ir_cron.id = cron_id where active) as dues)",
+    )
+    .fetch_one(connection)
+    .await
+    .map_err(query_error)?;
+    Ok(ScheduledActions { running, next })
 }
 
 /// The modules that a database's Odoo knows, by name; none in a database that no Odoo has filled. The connection must be the owner's.

@@ -20,8 +20,9 @@ use crate::{
     api::{
         BuildRelease, ByteStream, CheckImport, DataSource, Distribution, Egress, EgressReport, ExportedFile, Fence, Host, HostFacts,
         ImportFacts, InstalledModule, InstanceObservation, KeepTemplate, MailStream, MakeTemplate, Neutralize, Neutralized, NewDataSet,
-        NewUpload, ProbedPage, Progress, Release, ReleaseId, RunModules, RunningSlot, SlotSpec, Snapshot, SnapshotEstimate, Source,
-        SourceId, SpaceReport, TakeSnapshot, TarStream, Template, TemplateLimits, UploadPart, UploadedPart, Verification, WriteExport,
+        NewUpload, ProbedPage, Progress, Release, ReleaseId, RunModules, RunningSlot, ScheduledActions, SlotSpec, Snapshot,
+        SnapshotEstimate, Source, SourceId, SpaceReport, TakeSnapshot, TarStream, Template, TemplateLimits, UploadPart, UploadedPart,
+        Verification, WriteExport,
     },
     error::Result,
 };
@@ -113,6 +114,10 @@ impl Host for LocalHost {
 
     async fn peek_modules(&self, instance: InstanceId, data_set: DataSetId) -> Result<Option<Vec<InstalledModule>>> {
         self.modules_if_running(instance, data_set).await
+    }
+
+    async fn scheduled_actions(&self, instance: InstanceId, data_set: DataSetId) -> Result<Option<ScheduledActions>> {
+        self.scheduled_actions_if_running(instance, data_set).await
     }
 
     async fn run_modules(&self, instance: InstanceId, request: RunModules, fence: Fence, progress: Progress) -> Result<()> {

@@ -65,6 +65,9 @@ pub enum EnvironmentCommand {
         /// As its stage does
         #[arg(long)]
         default: bool,
+        /// Whether a scheduled action that is due wakes it
+        #[arg(long, value_name = "YES_OR_NO", action = clap::ArgAction::Set)]
+        wake_for_actions: Option<bool>,
     },
     /// How to log in to its Odoo
     Credentials {
@@ -213,15 +216,18 @@ impl EnvironmentCommand {
                 super::deployment::follow(&api, output, &deployment).await?;
             }
             Self::Egress(command) => command.run(&api, output).await?,
-            Self::Sleep { environment, after, never, default } => {
+            Self::Sleep { environment, after, never, default, wake_for_actions } => {
                 let environment = select::environment(&api, &environment).await?;
                 let path = format!("/environments/{}/sleep", select::id(&environment));
-                let sleep = match (after, never, default) {
-                    (None, false, false) => api.get(&path).await?,
-                    (after, never, _) => api.put(&path, json!({ "ownMinutes": if never { Some(0) } else { after } })).await?,
-                };
+                let mut sleep = api.get(&path).await?;
+                let changes_rule = after.is_some() || never || default;
+                if changes_rule || wake_for_actions.is_some() {
+                    let minutes = if changes_rule { json!(if never { Some(0) } else { after }) } else { sleep["ownMinutes"].clone() };
+                    let rule = json!({ "ownMinutes": minutes, "wakesForScheduledActions": wake_for_actions });
+                    sleep = api.put(&path, rule).await?;
+                }
                 let shown = if output.json { sleep } else { sleep_in_words(&sleep) };
-                output.show(&shown, &[("Sleeps", "/rule"), ("Asleep since", "/since"), ("Frees", "/freed")]);
+                output.show(&shown, &[("Sleeps", "/rule"), ("Asleep since", "/since"), ("Next action", "/next"), ("Frees", "/freed")]);
             }
             Self::Credentials { environment } => {
                 let environment = select::environment(&api, &environment).await?;
@@ -296,7 +302,10 @@ fn sleep_in_words(sleep: &Value) -> Value {
         Some(minutes) => format!("after {minutes} minutes without a request"),
         None => "never".to_owned(),
     };
-    json!({ "rule": rule, "since": sleep["asleepSince"], "freed": sleep["freedBytes"].as_u64().map(output::bytes) })
+    let wakes = sleep["wakesForScheduledActions"] == true;
+    let next =
+        sleep["nextScheduledActionAt"].as_str().map(|at| format!("{at}, {} it", if wakes { "which wakes" } else { "which does not wake" }));
+    json!({ "rule": rule, "since": sleep["asleepSince"], "next": next, "freed": sleep["freedBytes"].as_u64().map(output::bytes) })
 }
 
 #[cfg(test)]
@@ -305,8 +314,10 @@ mod tests {
 
     #[test]
     fn an_environment_s_sleep_is_told_in_words() {
-        let asleep = json!({ "afterMinutes": 30, "asleepSince": "2026-11-24T15:40:45Z", "freedBytes": 100 << 20 });
-        let words = json!({ "rule": "after 30 minutes without a request", "since": "2026-11-24T15:40:45Z", "freed": "100 MiB" });
+        let asleep = json!({ "afterMinutes": 30, "wakesForScheduledActions": true, "nextScheduledActionAt": "2026-11-25T03:00:00Z",
+            "asleepSince": "2026-11-24T15:40:45Z", "freedBytes": 100 << 20 });
+        let words = json!({ "rule": "after 30 minutes without a request", "since": "2026-11-24T15:40:45Z",
+            "next": "2026-11-25T03:00:00Z, which wakes it", "freed": "100 MiB" });
         assert_eq!(sleep_in_words(&asleep), words);
         assert_eq!(sleep_in_words(&json!({ "afterMinutes": null }))["rule"], "never");
     }

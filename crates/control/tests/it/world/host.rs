@@ -8,8 +8,8 @@ use ocore_host::{
     BuildRelease, ByteStream, CheckImport, DataSource, Distribution, Egress, EgressReport, ExportedFile, Fence, Host, HostError, HostFacts,
     ImportFacts, InstalledModule, InstanceObservation, KeepTemplate, MailStream, MakeTemplate, NeutralizationReport, Neutralize,
     Neutralized, NewDataSet, NewUpload, PoolFacts, ProbedPage, Progress, Release, ReleaseId, Result, RunModules, RunningSlot,
-    ServableDataSet, SlotSpec, Snapshot, SnapshotEstimate, Source, SourceId, SourceModule, SpaceReport, Standing, TakeSnapshot, TarStream,
-    Template, TemplateContent, TemplateLimits, UploadPart, UploadedPart, Usage, Verification, WriteExport,
+    ScheduledActions, ServableDataSet, SlotSpec, Snapshot, SnapshotEstimate, Source, SourceId, SourceModule, SpaceReport, Standing,
+    TakeSnapshot, TarStream, Template, TemplateContent, TemplateLimits, UploadPart, UploadedPart, Usage, Verification, WriteExport,
 };
 use ocore_model::{
     edge::{EdgeStatus, RouteTraffic, Wanted},
@@ -98,6 +98,11 @@ impl Host for World {
     async fn peek_modules(&self, instance: InstanceId, data_set: DataSetId) -> Result<Option<Vec<InstalledModule>>> {
         let world = self.instance(instance);
         Ok(world.clusters.contains(&data_set).then(|| world.modules(data_set)))
+    }
+
+    async fn scheduled_actions(&self, instance: InstanceId, data_set: DataSetId) -> Result<Option<ScheduledActions>> {
+        let actions = self.state().scheduled_actions;
+        Ok(self.instance(instance).clusters.contains(&data_set).then_some(actions))
     }
 
     async fn distribution(&self, version: &OdooVersion) -> Result<Distribution> {

@@ -13,8 +13,8 @@ use std::{
 
 use chrono::{DateTime, Utc};
 use ocore_host::{
-    Egress, Fence, HostError, InstalledModule, NewDataSet, RawDataSet, Release, ReleaseId, Result, ServableDataSet, Snapshot, Source,
-    SourceId, Standing, TakeSnapshot, Template, TemplateContent,
+    Egress, Fence, HostError, InstalledModule, NewDataSet, RawDataSet, Release, ReleaseId, Result, ScheduledActions, ServableDataSet,
+    Snapshot, Source, SourceId, Standing, TakeSnapshot, Template, TemplateContent,
 };
 use ocore_model::{
     edge::{InstanceTraffic, RouteTraffic},
@@ -109,6 +109,8 @@ struct State {
     calls: Vec<String>,
     holding: BTreeSet<&'static str>,
     traffic: Vec<InstanceTraffic>,
+    /// Of every database.
+    scheduled_actions: ScheduledActions,
     edge_started: Option<DateTime<Utc>>,
     /// What every rehearsal sees.
     rehearsal: Rehearsal,
@@ -152,6 +154,10 @@ impl World {
     }
 
     /// What the edge counts from now on.
+    pub(crate) fn set_scheduled_actions(&self, actions: ScheduledActions) {
+        self.state().scheduled_actions = actions;
+    }
+
     pub(crate) fn set_traffic(&self, traffic: Vec<InstanceTraffic>) {
         self.state().traffic = traffic;
     }
