@@ -1,15 +1,7 @@
 //! Mail of what is not production, with a real Odoo that sells: what it sends is caught, seen, searched and opened through the API; nothing leaves,
 //! whatever somebody adds; nothing that was accepted is lost; and a mail that is handed to Odoo is one that has come.
 
-use std::{
-    net::SocketAddr,
-    process::Command,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::{process::Command, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -27,75 +19,26 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
 };
 use tokio_tungstenite::tungstenite::{Message, client::IntoClientRequest};
 
 use crate::{
     admin::Admin,
-    browser::Browser,
     copies::clone,
+    mail_page::a_browser_shows_it,
+    outside::Outside,
     scene::{DEPLOYMENT_LIMIT, Scene},
 };
 
 /// Beyond the half minute after which the reconciler looks again.
 const PATIENCE: Duration = Duration::from_secs(90);
-const NEWSLETTER: &str = "A newsletter";
-
-/// An SMTP server outside of oCore: it takes everything and counts who came.
-struct Outside {
-    address: SocketAddr,
-    connections: Arc<AtomicUsize>,
-    messages: Arc<Mutex<Vec<String>>>,
-}
-
-impl Outside {
-    async fn open() -> Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
-        let outside = Self { address: listener.local_addr()?, connections: Arc::default(), messages: Arc::default() };
-        let (connections, messages) = (Arc::clone(&outside.connections), Arc::clone(&outside.messages));
-        tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                connections.fetch_add(1, Ordering::SeqCst);
-                tokio::spawn(receive(stream, Arc::clone(&messages)));
-            }
-        });
-        Ok(outside)
-    }
-
-    fn connections(&self) -> usize {
-        self.connections.load(Ordering::SeqCst)
-    }
-
-    fn messages(&self) -> Vec<String> {
-        self.messages.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-}
-
-async fn receive(stream: TcpStream, messages: Arc<Mutex<Vec<String>>>) -> Result<()> {
-    let mut stream = BufReader::new(stream);
-    stream.write_all(b"220 outside\r\n").await?;
-    let mut line = String::new();
-    while stream.read_line(&mut line).await? > 0 {
-        let answer = if line.starts_with("DATA") {
-            stream.write_all(b"354 go on\r\n").await?;
-            let mut message = String::new();
-            while !message.ends_with("\r\n.\r\n") && stream.read_line(&mut message).await? > 0 {}
-            messages.lock().unwrap_or_else(PoisonError::into_inner).push(message);
-            "250 taken\r\n"
-        } else {
-            "250 go on\r\n"
-        };
-        stream.write_all(answer.as_bytes()).await?;
-        line.clear();
-    }
-    Ok(())
-}
+pub(crate) const NEWSLETTER: &str = "A newsletter";
 
 /// The mailbox of an environment, through the API.
-struct Mailbox<'a> {
+pub(crate) struct Mailbox<'a> {
     scene: &'a Scene,
-    base: String,
+    pub(crate) base: String,
 }
 
 impl<'a> Mailbox<'a> {
@@ -108,7 +51,7 @@ impl<'a> Mailbox<'a> {
     }
 
     /// The message that fits, as soon as there is one, in full.
-    async fn opened(&self, query: &str) -> Result<Value> {
+    pub(crate) async fn opened(&self, query: &str) -> Result<Value> {
         let summary = self.get(&format!("api/v1/wait?timeout=90&query={}", encoded(query))).await;
         let summary = summary.with_context(|| format!("no mail came for {query}"))?;
         self.get(&format!("api/v1/message/{}", text(&summary, "ID"))).await
@@ -136,7 +79,7 @@ async fn run(odoo: &Admin<'_>, code: &str) -> Result<()> {
     odoo.call("ir.actions.server", "run", json!([[action]])).await.map(drop)
 }
 
-async fn send(odoo: &Admin<'_>, values: Value) -> Result<Value> {
+pub(crate) async fn send(odoo: &Admin<'_>, values: Value) -> Result<Value> {
     let mail = odoo.call("mail.mail", "create", json!([values])).await?;
     odoo.call("mail.mail", "send", json!([[mail]])).await?;
     Ok(mail)
@@ -358,75 +301,6 @@ fn the_command_line_shows_it(scene: &Scene) -> Result<()> {
         .output()?;
     ensure!(!nothing.status.success());
     Ok(())
-}
-
-/// The page in Chromium, logged in with its cookie, wide and narrow.
-async fn a_browser_shows_it(scene: &Scene, odoo: &Admin<'_>, mailbox: &Mailbox<'_>) -> Result<()> {
-    let Some(mut browser) = Browser::start().await? else { return Ok(()) };
-    let tracker = Outside::open().await?;
-    let body =
-        format!("<p style='font-size:20px'>Hello <b>Ada</b></p><img src='http://{}/pixel.gif' width='20' height='20'>", tracker.address);
-    send(odoo, json!({ "subject": "With a tracker", "email_from": "shop@example.com", "email_to": "ada@example.com", "body_html": body }))
-        .await?;
-    mailbox.opened("subject:tracker").await?;
-    let url = scene.installation.api_url();
-    browser.go(&format!("{url}/healthz")).await?;
-    let login = r#"fetch("/api/auth/login", { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify({ email: "ada@example.com", password: "correct horse 1" }) }).then((answer) => answer.status)"#;
-    ensure!(browser.evaluate(login).await? == 200);
-    browser.go(&format!("{url}/api{}", mailbox.base)).await?;
-    let row =
-        |subject: &str| format!("[...document.querySelectorAll('#messages button')].find((row) => row.textContent.includes('{subject}'))");
-    browser.until(&format!("{} && document.getElementById('live').className === 'on'", row(NEWSLETTER))).await?;
-    browser.until(&row("Quotation")).await?;
-    browser.until(&row("A reminder")).await?;
-    browser.picture("mail-list", 1280, 800).await?;
-
-    // An HTML message: shown, its script dead, its tracker not asked.
-    browser.evaluate(&format!("{}.click()", row("With a tracker"))).await?;
-    browser.until("document.querySelector('#body iframe')").await?;
-    let frame = browser.evaluate("fetch(document.querySelector('#body iframe').src).then((answer) => answer.text())").await?;
-    ensure!(frame.as_str().is_some_and(|page| page.contains("<b>Ada</b>") && !page.contains("pixel.gif")), "{frame}");
-    browser.picture("mail-html", 1280, 800).await?;
-    ensure!(tracker.connections() == 0, "the page has asked the tracker");
-    browser
-        .evaluate("[...document.querySelectorAll('button')].find((button) => button.textContent.includes('remote images')).click()")
-        .await?;
-    let asked = eventually(Duration::from_secs(20), async || (tracker.connections() > 0).then_some(())).await;
-    asked.context("remote images were asked for and did not come")?;
-
-    // Source, attachment, search, a mail that comes while one looks, a phone.
-    browser.evaluate(&format!("{}.click()", row(NEWSLETTER))).await?;
-    browser.until("document.querySelector('#message h2') && document.querySelector('#message h2').textContent === 'A newsletter' && document.querySelector('#message a[download=\"price list.pdf\"]')").await?;
-    let file = browser
-        .evaluate("fetch(document.querySelector('#message a[download=\"price list.pdf\"]').href).then((answer) => answer.text())")
-        .await?;
-    ensure!(file == "%PDF-1.4 prices", "{file}");
-    browser.evaluate("[...document.querySelectorAll('[role=tab]')].find((tab) => tab.textContent === 'Source').click()").await?;
-    browser.until("(document.querySelector('#body pre') || {}).textContent?.includes('Subject: A newsletter')").await?;
-    browser.picture("mail-source", 1280, 800).await?;
-    ensure!(browser.evaluate("document.title").await? != "evil");
-    browser
-        .evaluate(
-            "const query = document.getElementById('query'); query.value = 'subject:password'; query.dispatchEvent(new Event('input'))",
-        )
-        .await?;
-    browser.until("document.querySelectorAll('#messages button').length > 0 && [...document.querySelectorAll('#messages .subject')].every((subject) => /password/i.test(subject.textContent))").await?;
-    browser.evaluate("query.value = ''; query.dispatchEvent(new Event('input'))").await?;
-    send(
-        odoo,
-        json!({ "subject": "While you look", "email_from": "shop@example.com", "email_to": "ada@example.com", "body_html": "<p>Now</p>" }),
-    )
-    .await?;
-    browser.until(&row("While you look")).await?;
-    browser.evaluate("location.hash = ''").await?;
-    browser.picture("mail-phone-list", 390, 844).await?;
-    ensure!(browser.evaluate("document.documentElement.scrollWidth <= innerWidth").await? == true, "the page is wider than a phone");
-    browser.evaluate(&format!("{}.click()", row("With a tracker"))).await?;
-    browser.until("document.querySelector('#body iframe') && getComputedStyle(document.getElementById('list')).display === 'none'").await?;
-    browser.picture("mail-phone-message", 390, 844).await?;
-    ensure!(browser.evaluate("document.documentElement.scrollWidth <= innerWidth").await? == true, "a message is wider than a phone");
-    browser.evaluate("document.getElementById('back').click()").await?;
-    browser.until("getComputedStyle(document.getElementById('list')).display !== 'none'").await
 }
 
 async fn nobody_else_sees_it(scene: &Scene, mailbox: &Mailbox<'_>) -> Result<()> {

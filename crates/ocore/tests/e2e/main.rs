@@ -15,6 +15,8 @@ mod imports;
 mod journey;
 mod machine_trouble;
 mod mail;
+mod mail_page;
+mod outside;
 mod reload;
 mod scene;
 mod sleep;
