@@ -20,6 +20,7 @@ use super::{
 };
 use crate::{Control, Error, Result, routes, store};
 
+/// What is overdue could not run while the environment was awake; it is not woken for that at once, and again and again.
 const AFTER_OVERDUE: TimeDelta = TimeDelta::minutes(5);
 
 /// The live slot, as it was when the operation was claimed.
@@ -88,13 +89,14 @@ async fn note_next_action(execution: &Execution, data_set: DataSetId) -> Result<
     let control = &execution.control;
     match control.host.scheduled_actions(execution.instance, data_set).await {
         Ok(Some(actions)) => {
-            // One that is overdue could not run while it was awake; it is not woken for that at once, and again and again.
-            let at = actions.next.map(|next| next.max(control.clock.now() + AFTER_OVERDUE));
+            let now = control.clock.now();
+            let at = actions.next.map(|next| if next > now { next } else { now + AFTER_OVERDUE });
             store::sleep::set_wake_at(&mut *control.pool.acquire().await?, execution.instance, at).await?;
         }
         Ok(None) => {}
         Err(error) => {
-            tracing::warn!(instance = %execution.instance, %error, "nobody knows when its next scheduled action is due; the clock does not wake it")
+            let instance = execution.instance;
+            tracing::warn!(%instance, %error, "nobody knows when its next scheduled action is due; the clock does not wake it");
         }
     }
     Ok(())

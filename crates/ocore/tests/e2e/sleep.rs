@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use chrono::{DateTime, TimeDelta, Utc};
 use ocore_testkit::{
     Options,
     module::{write_module, write_page},
@@ -10,7 +11,7 @@ use ocore_testkit::{
 };
 use serde_json::{Value, json};
 
-use crate::scene::Scene;
+use crate::{admin::Admin, scene::Scene};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_environment_sleeps_whole_and_whoever_needs_it_wakes_it() -> Result<()> {
@@ -56,6 +57,9 @@ async fn an_environment_sleeps_whole_and_whoever_needs_it_wakes_it() -> Result<(
     scene.installation.serve(&[]).await?;
     scene.page_says("feature", "/shop", "two", Duration::from_secs(60)).await?;
 
+    // A scheduled action that is due wakes it, once somebody wants that.
+    a_scheduled_action_wakes_it(&scene, &feature).await?;
+
     // A sleeper is cloned without being woken.
     fall_asleep(&scene, &feature, 1).await?;
     let body = json!({ "targetBranch": "copy", "targetType": "development", "autoDestroy": false });
@@ -64,6 +68,36 @@ async fn an_environment_sleeps_whole_and_whoever_needs_it_wakes_it() -> Result<(
     scene.page_says("copy", "/shop", "two", Duration::from_secs(120)).await?;
     ensure!(scene.environment("feature").await?["instanceStatus"] == "asleep");
     Ok(())
+}
+
+async fn a_scheduled_action_wakes_it(scene: &Scene, feature: &Value) -> Result<()> {
+    let odoo = Admin::of(scene, "feature").await?;
+    // Odoo's own ones could be due before, and one that runs cannot be changed.
+    let others = odoo.values("ir.cron", json!([]), "id").await?;
+    let rest = async || odoo.call("ir.cron", "write", json!([others, { "active": false }])).await.ok();
+    eventually(Duration::from_secs(60), rest).await.context("Odoo's own scheduled actions cannot be switched off")?;
+    let model = odoo.values("ir.model", json!([["model", "=", "ir.config_parameter"]]), "id").await?;
+    let due = Utc::now() + TimeDelta::seconds(25);
+    let action = json!([{
+        "name": "Tick", "model_id": model[0], "state": "code", "code": "model.set_param('ticked', 'yes')",
+        "interval_number": 1, "interval_type": "days", "nextcall": due.format("%Y-%m-%d %H:%M:%S").to_string(),
+    }]);
+    odoo.call("ir.cron", "create", action).await?;
+    let path = format!("/environments/{}/sleep", feature["id"].as_str().unwrap_or_default());
+    let rule = scene.owner.put(&path, &json!({ "ownMinutes": null, "wakesForScheduledActions": true })).await?;
+    ensure!(rule["wakesForScheduledActions"] == true && rule["ownMinutes"].is_null(), "{rule}");
+    fall_asleep(scene, feature, 1).await?;
+    let rule = scene.owner.get(&path).await?;
+    let next: DateTime<Utc> = rule["nextScheduledActionAt"].as_str().with_context(|| format!("{rule}"))?.parse()?;
+    ensure!((due - next).num_seconds().abs() <= 1, "{rule}");
+    let awake = async || (scene.environment("feature").await.ok()?["instanceStatus"] == "running").then_some(());
+    eventually(Duration::from_secs(90), awake).await.context("nothing wakes it")?;
+    let ticked = async || {
+        let found = odoo.values("ir.config_parameter", json!([["key", "=", "ticked"]]), "value").await.ok()?;
+        (found.first()? == "yes").then_some(())
+    };
+    eventually(Duration::from_secs(90), ticked).await.context("the action has not run")?;
+    scene.owner.put(&path, &json!({ "ownMinutes": null, "wakesForScheduledActions": false })).await.map(drop)
 }
 
 /// Sends it to sleep, and waits until so many Odoos and clusters are left.
