@@ -60,6 +60,7 @@ async fn measure(source: &Source, rounds: usize, size: &str, report: &mut Report
     let before = load.between(begin, Instant::now());
     let mut copies = Vec::new();
     for round in 0..rounds {
+        source.has_warm_copy().await?;
         let copied = clone(source, &format!("copy-{size}-{round}")).await?;
         eprintln!("size {size}, round {round}: {:.2} s", copied.seconds);
         copies.push(copied);

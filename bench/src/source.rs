@@ -10,11 +10,11 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use ocore_testkit::{ApiClient, Installation, Options, Repository, module::write_module};
+use ocore_testkit::{ApiClient, Installation, Options, Repository, module::write_module, wait::eventually};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
@@ -152,6 +152,19 @@ impl Source {
         }
         let status = Command::new("chown").args(["-R", &format!("{owner}:{owner}")]).arg(&store).status()?;
         ensure!(status.success(), "the file store keeps another owner");
+        Ok(())
+    }
+
+    /// Waits until oCore has gone over the file store, as it has in a production that is copied some minutes after the last time.
+    pub async fn has_warm_copy(&self) -> Result<()> {
+        let instance = self.environment["instanceId"].as_str().context("no instance")?;
+        let mark = self.pool().join("instances").join(instance).join("warm/synced");
+        let now = SystemTime::now();
+        if let Ok(mark) = fs::File::options().write(true).open(&mark) {
+            mark.set_modified(now - Duration::from_mins(6))?;
+        }
+        let passed = async || fs::metadata(&mark).ok()?.modified().is_ok_and(|at| at >= now).then_some(());
+        ensure!(eventually(Duration::from_secs(180), passed).await.is_some(), "no warm copy is made; {}", self.installation.log_tail(30));
         Ok(())
     }
 
