@@ -59,6 +59,10 @@ impl Host for NoHost {
         refuse()
     }
 
+    async fn keep_copy_warm(&self, _: InstanceId, _: DataSetId, _: Progress) -> Result<()> {
+        refuse()
+    }
+
     async fn scheduled_actions(&self, _: InstanceId, _: DataSetId) -> Result<Option<ScheduledActions>> {
         refuse()
     }

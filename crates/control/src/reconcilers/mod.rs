@@ -17,6 +17,7 @@ mod sleep;
 pub(crate) mod snapshot_work;
 mod snapshots;
 pub(crate) mod templates;
+mod warm_copies;
 
 use std::{
     collections::BTreeMap,
@@ -78,6 +79,7 @@ const ALL: &[Reconciler] = &[
     Reconciler { name: "mirrors", every: Duration::from_hours(24), run: |control| Box::pin(git::mirrors(control)) },
     Reconciler { name: "prune", every: Duration::from_hours(1), run: |control| Box::pin(prune::run(control)) },
     Reconciler { name: templates::NAME, every: Duration::from_secs(30), run: |control| Box::pin(templates::run(control)) },
+    Reconciler { name: "warm_copies", every: Duration::from_mins(1), run: |control| Box::pin(warm_copies::run(control)) },
     Reconciler { name: "sessions", every: Duration::from_hours(1), run: |control| Box::pin(sessions::run(control)) },
 ];
 

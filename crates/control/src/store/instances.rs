@@ -168,3 +168,18 @@ pub async fn admin_password(connection: &mut PgConnection, scope: &Scope, id: In
     .await?
     .flatten())
 }
+
+/// The live data of a server's productions that serve and that nobody works on, whose file stores have warm copies.
+pub(crate) async fn kept_warm(connection: &mut PgConnection, server: ServerId) -> Result<Vec<(InstanceId, DataSetId)>> {
+    let rows = sqlx::query!(
+        r#"select instances.id as "id: InstanceId", instances.active_data_set_id as "data_set!: DataSetId"
+           from instances join environments on environments.instance_id = instances.id and environments.status <> 'deleted'
+           where instances.server_id = $1 and instances.status = 'running' and instances.operation_id is null
+                 and instances.active_data_set_id is not null and environments.stage = 'production'
+           order by instances.id"#,
+        server.as_uuid(),
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(rows.into_iter().map(|row| (row.id, row.data_set)).collect())
+}

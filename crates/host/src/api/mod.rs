@@ -378,6 +378,12 @@ pub trait Host: Send + Sync + 'static {
     /// the cluster does not run.
     async fn peek_modules(&self, instance: InstanceId, data_set: DataSetId) -> Result<Option<Vec<InstalledModule>>>;
 
+    /// Brings a copy of the data set's file store, from which the instance's next copy begins, up to date. Nobody sees it but by the time that a
+    /// copy takes. Nothing is claimed; may run twice, beside everything else, and be broken off at any moment: `Cancelled` when somebody needs
+    /// the copy meanwhile. Does nothing when the last time was less than five minutes ago,
+    /// where files cannot share blocks, and when the pool has no room.
+    async fn keep_copy_warm(&self, instance: InstanceId, data_set: DataSetId, progress: Progress) -> Result<()>;
+
     /// What the data set's Odoo does and will do by itself, read in the same manner. `None` when the cluster does not run.
     async fn scheduled_actions(&self, instance: InstanceId, data_set: DataSetId) -> Result<Option<ScheduledActions>>;
 

@@ -116,6 +116,10 @@ impl Host for LocalHost {
         self.modules_if_running(instance, data_set).await
     }
 
+    async fn keep_copy_warm(&self, instance: InstanceId, data_set: DataSetId, progress: Progress) -> Result<()> {
+        self.warm_up_copy(instance, data_set, &progress).await
+    }
+
     async fn scheduled_actions(&self, instance: InstanceId, data_set: DataSetId) -> Result<Option<ScheduledActions>> {
         self.scheduled_actions_if_running(instance, data_set).await
     }

@@ -63,6 +63,7 @@ impl LocalHost {
     /// Ends everything of the instance and removes it. Absent is done.
     pub(super) async fn remove_instance(&self, claim: &Claim) -> Result<()> {
         let instance = claim.instance;
+        let _nobody_writes_there = self.warm_copies.pause().await;
         let mut ours = Vec::new();
         for data_set in self.data_sets(instance)? {
             ours.push(self.data_locks.own(data_set).await);

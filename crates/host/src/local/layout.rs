@@ -12,6 +12,7 @@
 //! <home>/mail/{admin.sock, boxes/<instance>/}     the mail catcher's
 //! <pool>/instances/<id>/data/<data set>/{manifest.json, pgdata, data_dir}
 //! <pool>/snapshots/<id>/{snapshot.json, pgdata, data_dir}
+//! <pool>/instances/<id>/warm/{data_dir, synced}   a copy of the live file store that the next copy begins with
 //! <pool>/instances/<id>/log/                      logs of PostgreSQL and Odoo
 //! <pool>/uploads/<import>/                        what is being imported, until it is
 //! <pool>/exports/<export>/                        what was exported, until it expires
@@ -182,6 +183,10 @@ impl Layout {
 
     pub fn data_set(&self, instance: InstanceId, data_set: DataSetId) -> PathBuf {
         self.data_sets(instance).join(data_set.to_string())
+    }
+
+    pub fn warm_copy(&self, instance: InstanceId) -> PathBuf {
+        self.instance(instance).join("warm")
     }
 
     pub fn pgdata(&self, instance: InstanceId, data_set: DataSetId) -> PathBuf {

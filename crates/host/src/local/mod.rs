@@ -42,7 +42,7 @@ use std::{os::unix::fs::PermissionsExt, path::Path};
 use nix::unistd::geteuid;
 use ocore_model::ids::InstanceId;
 
-use self::{cgroups::Cgroups, fence::Fences, layout::Layout, ledger::Ledger, pool::Pool};
+use self::{cgroups::Cgroups, fence::Fences, layout::Layout, ledger::Ledger, pool::Pool, snapshots::warm_copy::WarmCopies};
 pub use self::{
     config::{EgressConfig, EnforceEgress, InstanceLimits, LocalHostConfig, LogLimits, PoolConfig},
     odoo::nursery::WarmStarts,
@@ -64,6 +64,7 @@ pub struct LocalHost {
     mail: MailClient,
     fences: Fences,
     template_turn: tokio::sync::Mutex<()>,
+    warm_copies: WarmCopies,
     workshop: tokio::sync::Mutex<()>,
     builds: releases::Turns,
     data_locks: data_locks::DataLocks,
@@ -86,6 +87,7 @@ impl LocalHost {
             mail: MailClient::new(layout.mail_socket()),
             fences: Fences::new(layout.fences()),
             template_turn: tokio::sync::Mutex::default(),
+            warm_copies: WarmCopies::default(),
             workshop: tokio::sync::Mutex::default(),
             builds: releases::Turns::default(),
             data_locks: data_locks::DataLocks::default(),

@@ -19,3 +19,4 @@ mod snapshot_space;
 mod snapshots;
 mod templates;
 mod update_and_serve;
+mod warm_copies;

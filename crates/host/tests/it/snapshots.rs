@@ -143,8 +143,11 @@ async fn a_snapshot_that_was_taken_for_one_data_set_becomes_it() -> Result<()> {
     assert!(!host.layout.snapshot(snapshot.id).exists() && !host.layout.data_set(target, copy).join("snapshot.json").exists());
     let users = host.allocation(target).await?;
     let (data_dir, pgdata) = (host.layout.data_dir(target, copy), host.layout.pgdata(target, copy));
+    // What Odoo never changes stays root's; the rest is the Odoo's of the copy.
     let metadata = std::fs::metadata(data_dir.join(&file))?;
-    assert_eq!((metadata.ino(), metadata.uid(), metadata.gid()), (inode, users.odoo.uid, users.odoo.uid));
+    assert_eq!((metadata.ino(), metadata.uid(), metadata.permissions().mode() & 0o777), (inode, 0, 0o444));
+    let metadata = std::fs::metadata(data_dir.join("filestore/odoo"))?;
+    assert_eq!((metadata.uid(), metadata.gid()), (users.odoo.uid, users.odoo.uid));
     assert_eq!(std::fs::metadata(pgdata.join("PG_VERSION"))?.uid(), users.postgres.uid);
     assert!(!data_dir.join("sessions/session").exists(), "nobody is logged in at the copy");
     host.start_cluster(target, copy, fence(1)).await?;

@@ -100,6 +100,10 @@ impl Host for World {
         Ok(world.clusters.contains(&data_set).then(|| world.modules(data_set)))
     }
 
+    async fn keep_copy_warm(&self, _: InstanceId, _: DataSetId, _: Progress) -> Result<()> {
+        self.enter("keep_copy_warm", false, None).await
+    }
+
     async fn scheduled_actions(&self, instance: InstanceId, data_set: DataSetId) -> Result<Option<ScheduledActions>> {
         let actions = self.state().scheduled_actions;
         Ok(self.instance(instance).clusters.contains(&data_set).then_some(actions))

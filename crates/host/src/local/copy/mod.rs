@@ -33,10 +33,17 @@ const REMOVED: &str = ".removed-";
 /// A directory in the making beside its final place; gone when dropped before [`WorkDirectory::keep`].
 pub struct WorkDirectory(Arc<Work>);
 
-/// Keeps a [`WorkDirectory`] from being removed under a thread that still works in it.
+/// Keeps something, usually a [`WorkDirectory`], from going away under a thread that still works in it.
 #[derive(Clone)]
 pub struct Hold {
-    _work: Arc<Work>,
+    _held: Arc<dyn Send + Sync>,
+}
+
+impl Hold {
+    /// It is dropped with the last clone.
+    pub fn of(held: impl Send + Sync + 'static) -> Self {
+        Self { _held: Arc::new(held) }
+    }
 }
 
 struct Work {
@@ -71,7 +78,7 @@ impl WorkDirectory {
 
     /// For a thread that works in it.
     pub fn hold(&self) -> Hold {
-        Hold { _work: Arc::clone(&self.0) }
+        Hold { _held: Arc::<Work>::clone(&self.0) }
     }
 
     /// Syncs the file system and gives the directory its final name. Fails when there is something of that name.
@@ -101,12 +108,14 @@ impl Drop for Work {
     }
 }
 
-/// Copies a tree at rest with owners, permissions and times to `target`, which must not exist and lies in `work`; shares the blocks when the
-/// pool has reflinks. On failure nothing of it stays that [`WorkDirectory`] does not remove.
+/// Copies a tree at rest with owners, permissions and times to `target`, which lies in `work`; shares the blocks when the pool has reflinks. When
+/// there is something in `target` already, it is made equal to the source. On failure nothing of it stays that [`WorkDirectory`] does not remove.
 pub async fn copy_tree(pool: &Pool, source: &Path, target: &Path, work: &WorkDirectory, cancel: &[CancellationToken]) -> Result<()> {
     let what = format!("this copy of {}", source.display());
     pool.require_for_copy(source, &what).await?;
-    let copied = TreeCopy::exact(pool.has_reflinks()).run(source, target, work.hold(), cancel, None).await;
+    let again = target.is_dir();
+    let copied =
+        TreeCopy { again, prune: again, ..TreeCopy::exact(pool.has_reflinks()) }.run(source, target, work.hold(), cancel, None).await;
     match copied {
         Err(error) if is_full(&error) => Err(pool.full(pool.copy_cost(source).await?, &what).await),
         copied => copied.map(drop),

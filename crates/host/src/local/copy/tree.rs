@@ -8,7 +8,8 @@
 //! computes.
 
 use std::{
-    ffi::{CStr, OsStr},
+    collections::HashSet,
+    ffi::{CStr, CString, OsStr},
     fs::File,
     io,
     os::{
@@ -63,6 +64,11 @@ pub(in crate::local) struct TreeCopy {
     /// The target is there from an earlier pass: what is unchanged since stays, what is new or changed is copied, what has gone from the source
     /// stays too.
     pub(in crate::local) again: bool,
+    /// With `again`: files that are not in the source any more are removed.
+    pub(in crate::local) prune: bool,
+    /// Which files, by the path relative to the tree, become root's own, and readable for whoever reaches them: who may remove them may still not
+    /// change them, and the copy can change hands without a change in each file.
+    pub(in crate::local) seal: fn(&Path) -> bool,
     /// By the path relative to the tree.
     pub(in crate::local) take: fn(&Path) -> Take,
 }
@@ -91,7 +97,7 @@ pub(in crate::local) type Note = fn(&Path, &Stat, i64) -> bool;
 impl TreeCopy {
     /// Everything, with its owners, from a source at rest.
     pub(in crate::local) fn exact(share: bool) -> Self {
-        Self { share, owner: None, live: false, again: false, take: |_| Take::All }
+        Self { share, owner: None, live: false, again: false, prune: false, seal: |_| false, take: |_| Take::All }
     }
 
     /// Copies `source` to `target`. The directory that `hold` stands for is not removed while a thread still works in it. `note` is asked about each
@@ -248,17 +254,24 @@ impl Pass<'_> {
             return Err(here(io::Error::other(format!("there are more than {DEEPEST} directories in each other"))));
         }
         let mut entries = Dir::read_from(source).map_err(|error| here(error.into()))?;
+        let mut seen = HashSet::new();
         while let Some(entry) = entries.read() {
             let entry = entry.map_err(|error| here(error.into()))?;
             let name = entry.file_name();
             if matches!(name.to_bytes(), b"." | b"..") {
                 continue;
             }
+            if self.how.prune {
+                seen.insert(name.to_owned());
+            }
             let path = below.join(OsStr::from_bytes(name.to_bytes()));
             match self.entry(directory, name, path, copied) {
                 Err(Failure { error, .. }) if self.how.live && error.kind() == io::ErrorKind::NotFound => {}
                 outcome => outcome?,
             }
+        }
+        if self.how.prune {
+            prune(&directory.target, &seen).map_err(here)?;
         }
         Ok(())
     }
@@ -346,10 +359,13 @@ impl Pass<'_> {
             return Ok(());
         }
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let mode = permissions(&status);
+        let is_sealed = (self.how.seal)(path);
+        let mode = if is_sealed { Mode::from_raw_mode(0o444) } else { permissions(&status) };
         let made = File::from(rustix::fs::openat(target, name, flags, mode)?);
         self.content(&from, &made, &status)?;
-        self.give(&made, &status)?;
+        if !is_sealed {
+            self.give(&made, &status)?;
+        }
         let got = rustix::fs::fstat(&made)?;
         // Our own mask may have taken some of it.
         if permissions(&got) != mode {
@@ -412,6 +428,17 @@ impl Pass<'_> {
             copied.noted.push(path.to_owned());
         }
     }
+}
+
+/// Removes the files of a directory that are not among those names.
+fn prune(directory: &OwnedFd, names: &HashSet<CString>) -> io::Result<()> {
+    for entry in Dir::read_from(directory)? {
+        let entry = entry?;
+        if entry.file_type() != FileType::Directory && !names.contains(entry.file_name()) {
+            rustix::fs::unlinkat(directory, entry.file_name(), AtFlags::empty())?;
+        }
+    }
+    Ok(())
 }
 
 /// Whether the copy of an earlier pass is still what the source is; one that is not is removed.

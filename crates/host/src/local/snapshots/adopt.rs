@@ -12,7 +12,7 @@ use std::{
 use ocore_model::ids::{DataSetId, SnapshotId};
 use walkdir::WalkDir;
 
-use super::{LocalHost, MANIFEST};
+use super::{LocalHost, MANIFEST, file_store};
 use crate::{
     api::{Snapshot, Standing},
     error::{HostError, Result},
@@ -74,12 +74,16 @@ impl LocalHost {
     }
 }
 
-/// Gives a tree that nobody else can reach to another owner; links are changed, not followed. Done already is done.
+/// Gives a tree that nobody else can reach to another owner; links are changed, not followed, and what is sealed stays so. Done already is done.
 fn give(tree: &Path, owner: u32) -> io::Result<()> {
     for entry in WalkDir::new(tree) {
         let entry = entry?;
         let metadata = entry.metadata()?;
-        if (metadata.uid(), metadata.gid()) != (owner, owner) {
+        let is_sealed = || {
+            let path = entry.path().strip_prefix(tree).unwrap_or(entry.path());
+            metadata.is_file() && metadata.uid() == 0 && metadata.mode() & 0o777 == 0o444 && file_store::is_content(path)
+        };
+        if (metadata.uid(), metadata.gid()) != (owner, owner) && !is_sealed() {
             lchown(entry.path(), Some(owner), Some(owner))?;
         }
     }

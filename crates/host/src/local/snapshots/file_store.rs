@@ -42,6 +42,11 @@ pub(super) fn is_suspect(path: &Path, status: &Stat, since: i64) -> bool {
     (status.st_size == 0 || status.st_mtime >= since) && promised(path).is_some()
 }
 
+/// Whether the path is that of a file which Odoo names by its contents: it writes such a file once, never changes it and only removes it.
+pub(in crate::local) fn is_content(path: &Path) -> bool {
+    promised(path).is_some()
+}
+
 /// Is in the file store, by its path in the `data_dir`.
 pub(super) fn is_in(path: &Path) -> bool {
     path.starts_with("filestore")

@@ -190,7 +190,7 @@ impl End {
 
 /// Copies what matters of a cluster in backup mode; [`End::complete`] makes it a whole one. Answers with how many bytes.
 pub(super) async fn copy_files(pgdata: &Path, copy: &Path, share: bool, hold: Hold, cancel: &[CancellationToken]) -> Result<u64> {
-    let how = TreeCopy { share, owner: Some((0, 0)), live: true, again: false, take };
+    let how = TreeCopy { owner: Some((0, 0)), live: true, take, ..TreeCopy::exact(share) };
     let copied = how.run(pgdata, copy, hold.clone(), cancel, None).await?;
     let (from, to) = (pgdata.join(CONTROL), copy.join(CONTROL));
     // Last, as PostgreSQL's own base backup does, and in one piece: a cluster with a torn one does not start.

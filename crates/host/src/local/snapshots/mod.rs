@@ -10,6 +10,7 @@ mod file_store;
 mod live;
 mod space;
 pub(super) mod verify;
+pub(super) mod warm_copy;
 
 use std::{
     os::unix::fs::PermissionsExt,
@@ -176,7 +177,7 @@ impl LocalHost {
         let cancel = [progress.cancel.clone()];
         let (database, odoo) = (allocation.postgres.uid, allocation.odoo.uid);
         let share = self.pool.has_reflinks();
-        let how = |owner: u32, take| TreeCopy { share, owner: Some((owner, owner)), live: false, again: false, take };
+        let how = |owner: u32, take| TreeCopy { owner: Some((owner, owner)), take, ..TreeCopy::exact(share) };
         let (pgdata, data_dir) = (how(database, all), how(odoo, if is_foreign { all_but_sessions } else { all }));
         let places = ["pgdata", "data_dir"].map(|part| (source.join(part), work.path().join(part)));
         let copied = tokio::try_join!(
@@ -196,11 +197,13 @@ impl LocalHost {
         let standing = self.standing_of(request.instance, request.data_set)?;
         self.require_room(request).await?;
         let work = self.work_directory(request.snapshot).await?;
+        self.begin_with_warm_copy(request.instance, &work.path().join("data_dir")).await;
         let taken = self.copy_live(request, cluster, &work, begun, standing, progress).await;
         let snapshot = self.explain_full(taken, request).await?;
         self.finish(request, work, snapshot, progress).await
     }
 
+    /// Into a directory that is empty but, perhaps, for a `data_dir` that was begun.
     pub(super) async fn copy_live(
         &self,
         request: &TakeSnapshot,
@@ -215,7 +218,8 @@ impl LocalHost {
         let since = Utc::now().timestamp() - RECENT;
         let (pgdata, data_dir) = (work.path().join("pgdata"), work.path().join("data_dir"));
         let source = self.layout.data_dir(request.instance, request.data_set);
-        let files = TreeCopy { share, owner: Some((0, 0)), live: true, again: false, take: all };
+        let is_begun = data_dir.is_dir();
+        let files = TreeCopy { live: true, again: is_begun, ..snapshot_files(share) };
         let database = async {
             progress.log.line("Putting the database into backup mode; it goes on serving.");
             let mut backup = Backup::begin(cluster, &format!("snapshot {}", request.snapshot)).await?;
@@ -228,7 +232,8 @@ impl LocalHost {
             Ok((modules, taken_at, copied + log))
         };
         // Most of the file store is copied beside the database, so that little is left for after it.
-        let early = files.clone().run(&source, &data_dir, work.hold(), &cancel, None);
+        // What has gone from the source by now is named by no row of the database's moment, which is yet to come.
+        let early = TreeCopy { prune: is_begun, ..files.clone() }.run(&source, &data_dir, work.hold(), &cancel, None);
         let ((modules, taken_at, database_bytes), _) = tokio::try_join!(database, early)?;
         // What a row of the copy names was written before the database's moment, so it is there by now; and what was cleared away since is there
         // from before.
@@ -256,13 +261,14 @@ impl LocalHost {
         let work = self.work_directory(request.snapshot).await?;
         let copied = async {
             let cancel = [progress.cancel.clone()];
-            let how = TreeCopy { owner: Some((0, 0)), ..TreeCopy::exact(self.pool.has_reflinks()) };
+            let share = self.pool.has_reflinks();
+            let how = TreeCopy { owner: Some((0, 0)), ..TreeCopy::exact(share) };
             let (pgdata, data_dir) = (work.path().join("pgdata"), work.path().join("data_dir"));
             let source = self.layout.data_dir(request.instance, request.data_set);
             tokio::try_join!(
-                how.clone().run(&cluster.pgdata, &pgdata, work.hold(), &cancel, None),
+                how.run(&cluster.pgdata, &pgdata, work.hold(), &cancel, None),
                 // Odoo has ended; should one of its own processes not have, what it removes is no error.
-                TreeCopy { live: true, ..how.clone() }.run(&source, &data_dir, work.hold(), &cancel, None),
+                TreeCopy { live: true, ..snapshot_files(share) }.run(&source, &data_dir, work.hold(), &cancel, None),
             )?;
             measure(work.path(), taken_at).await
         };
@@ -386,6 +392,11 @@ pub(super) struct Sizes {
     file_store_bytes: u64,
     file_store_files: u64,
     damaged: Vec<String>,
+}
+
+/// Of the `data_dir`, into a snapshot: all of it root's own, Odoo's contents sealed.
+fn snapshot_files(share: bool) -> TreeCopy {
+    TreeCopy { owner: Some((0, 0)), seal: file_store::is_content, ..TreeCopy::exact(share) }
 }
 
 pub(super) fn all(_: &Path) -> Take {
