@@ -63,11 +63,12 @@ impl LocalHost {
     /// Ends everything of the instance and removes it. Absent is done.
     pub(super) async fn remove_instance(&self, claim: &Claim) -> Result<()> {
         let instance = claim.instance;
-        let _nobody_writes_there = self.warm_copies.pause().await;
         let mut ours = Vec::new();
         for data_set in self.data_sets(instance)? {
             ours.push(self.data_locks.own(data_set).await);
         }
+        // After the data sets': whoever copies one of them waits for this in that order.
+        let _nobody_writes_there = self.warm_copies.pause().await;
         for process in self.recorded_processes(instance)? {
             let is_cluster = process.record.data_set.is_some_and(|id| process.path() == self.layout.record(instance, Unit::Cluster(id)));
             let signal = if is_cluster { Signal::QUIT } else { Signal::TERM };
