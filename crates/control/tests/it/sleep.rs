@@ -44,11 +44,12 @@ async fn long_ago(scene: &Scene, place: Place, minutes: i32) {
 }
 
 async fn asleep(scene: &Scene, place: Place) {
-    scene
-        .eventually(async || {
-            scene.instance_status(place).await == InstanceStatus::Asleep && scene.instance(place).await.operation_id.is_none()
-        })
-        .await;
+    becomes(scene, place, InstanceStatus::Asleep).await;
+}
+
+/// And nobody works on it any more.
+async fn becomes(scene: &Scene, place: Place, status: InstanceStatus) {
+    scene.eventually(async || scene.instance_status(place).await == status && scene.instance(place).await.operation_id.is_none()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -143,7 +144,7 @@ async fn a_scheduled_action_that_is_due_wakes_who_wants_it_and_one_at_work_keeps
     let wakes = "update environments set wakes_for_actions = true where instance_id = $1";
     sqlx::query(wakes).bind(place.instance.as_uuid()).execute(pool).await.unwrap();
     run_all(scene.control()).await.unwrap();
-    scene.eventually(async || scene.instance_status(place).await == InstanceStatus::Running).await;
+    becomes(&scene, place, InstanceStatus::Running).await;
     assert_eq!(scene.column::<Option<chrono::DateTime<Utc>>>(wake_at, place.instance.as_uuid()).await, None);
 
     // Nobody came: five minutes are enough. What could not run meanwhile does not wake it at once.
