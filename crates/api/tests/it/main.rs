@@ -12,5 +12,6 @@ mod imports;
 mod instances;
 mod organizations;
 mod projects;
+mod quarantines;
 mod snapshots;
 mod support;

@@ -11,6 +11,7 @@ mod leftovers;
 mod logs;
 mod mail;
 mod prune;
+pub(crate) mod quarantines;
 mod routes;
 mod sessions;
 mod sleep;
@@ -78,6 +79,7 @@ const ALL: &[Reconciler] = &[
     Reconciler { name: "mirrors", every: Duration::from_hours(24), run: |control| Box::pin(git::mirrors(control)) },
     Reconciler { name: "prune", every: Duration::from_hours(1), run: |control| Box::pin(prune::run(control)) },
     Reconciler { name: templates::NAME, every: Duration::from_secs(30), run: |control| Box::pin(templates::run(control)) },
+    Reconciler { name: quarantines::NAME, every: Duration::from_secs(30), run: |control| Box::pin(quarantines::run(control)) },
     Reconciler { name: "sessions", every: Duration::from_hours(1), run: |control| Box::pin(sessions::run(control)) },
 ];
 

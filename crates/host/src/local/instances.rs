@@ -64,7 +64,8 @@ impl LocalHost {
     pub(super) async fn remove_instance(&self, claim: &Claim) -> Result<()> {
         let instance = claim.instance;
         let mut ours = Vec::new();
-        for data_set in self.data_sets(instance)? {
+        let quarantined = self.quarantined_in(instance);
+        for data_set in self.data_sets(instance)?.into_iter().chain(quarantined.iter().copied()) {
             ours.push(self.data_locks.own(data_set).await);
         }
         for process in self.recorded_processes(instance)? {
@@ -75,7 +76,7 @@ impl LocalHost {
         if let Some(allocation) = self.ledger.find(instance).await? {
             process::end_users(&BTreeSet::from([allocation.postgres.uid, allocation.odoo.uid])).await?;
         }
-        for data_set in self.data_sets(instance)? {
+        for data_set in self.data_sets(instance)?.into_iter().chain(quarantined) {
             copy::remove(&self.layout.socket_directory(data_set)).await?;
         }
         copy::remove(&self.layout.instance(instance)).await?;
@@ -114,6 +115,12 @@ impl LocalHost {
         for data_set in self.data_sets(instance)? {
             if Process::find(&self.layout.record(instance, Unit::Cluster(data_set)))?.is_some() {
                 directories.push(self.layout.pgdata(instance, data_set));
+            }
+        }
+        // Somebody may be asking what was set aside.
+        for data_set in self.quarantined_in(instance) {
+            if Process::find(&self.layout.record(instance, Unit::Cluster(data_set)))?.is_some() {
+                directories.push(self.layout.quarantined(instance, data_set).join("pgdata"));
             }
         }
         for color in Color::ALL {

@@ -15,6 +15,7 @@ mod imports;
 mod journey;
 mod machine_trouble;
 mod mail;
+mod quarantine;
 mod reload;
 mod scene;
 mod sleep;
