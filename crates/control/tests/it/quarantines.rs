@@ -229,11 +229,7 @@ async fn it_goes_when_its_time_is_over_with_its_environment_and_when_nobody_know
     let (late, _) = refused(&scene, source, "late", "neutralize").await;
     sqlx::query("update quarantines set expires_at = now() - interval '1 hour'").execute(&scene.control().pool).await.unwrap();
     let (lost, _) = refused(&scene, source, "lost", "neutralize").await;
-    sqlx::query("delete from quarantines where environment_id = $1")
-        .bind(lost.id.as_uuid())
-        .execute(&scene.control().pool)
-        .await
-        .unwrap();
+    sqlx::query("delete from quarantines where environment_id = $1").bind(lost.id.as_uuid()).execute(&scene.control().pool).await.unwrap();
     let (deleted, _) = refused(&scene, source, "deleted", "neutralize").await;
     let changes = run_all(scene.control()).await.unwrap().join("\n");
     assert!(changes.contains("its time is over") && changes.contains("that nobody knows"), "{changes}");
@@ -339,7 +335,10 @@ async fn a_productions_data_are_shown_to_who_may_export_them_as_they_are() {
     ] {
         sqlx::query(change).execute(&scene.control().pool).await.unwrap();
         let refused = ask(&developer).await;
-        assert!(matches!(&refused, Err(Error::Forbidden { message, .. }) if message.contains("manage:production")), "{change}: {refused:?}");
+        assert!(
+            matches!(&refused, Err(Error::Forbidden { message, .. }) if message.contains("manage:production")),
+            "{change}: {refused:?}"
+        );
         ask(&admin).await.unwrap();
         quarantines::show(scene.control(), &viewer.grant().unwrap(), clone.id).await.unwrap();
         sqlx::query(undo).execute(&scene.control().pool).await.unwrap();

@@ -19,9 +19,10 @@ use super::{LocalHost, copy, imports};
 use crate::{
     api::{
         BuildRelease, ByteStream, CheckImport, DataSource, Distribution, Egress, EgressReport, ExportedFile, Fence, Host, HostFacts,
-        ImportFacts, Inspect, Inspected, InstalledModule, InstanceObservation, KeepTemplate, MailStream, MakeTemplate, Neutralize, Neutralized, NewDataSet,
-        NewUpload, ProbedPage, Progress, Quarantined, Release, ReleaseId, RunModules, RunningSlot, SetAside, SlotSpec, Snapshot, SnapshotEstimate, Source,
-        SourceId, SpaceReport, TakeSnapshot, TarStream, Template, TemplateLimits, UploadPart, UploadedPart, Verification, WriteExport,
+        ImportFacts, Inspect, Inspected, InstalledModule, InstanceObservation, KeepTemplate, MailStream, MakeTemplate, Neutralize,
+        Neutralized, NewDataSet, NewUpload, ProbedPage, Progress, Quarantined, Release, ReleaseId, RunModules, RunningSlot, SetAside,
+        SlotSpec, Snapshot, SnapshotEstimate, Source, SourceId, SpaceReport, TakeSnapshot, TarStream, Template, TemplateLimits, UploadPart,
+        UploadedPart, Verification, WriteExport,
     },
     error::Result,
 };

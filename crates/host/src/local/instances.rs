@@ -109,6 +109,7 @@ impl LocalHost {
     /// processes that were never recorded.
     pub(super) async fn end_strays(&self, instance: InstanceId) -> Result<()> {
         let Some(allocation) = self.ledger.find(instance).await? else { return Ok(()) };
+        let _nothing_begins = self.data_locks.own(instance).await;
         let mut sessions = BTreeSet::new();
         let mut marks = BTreeSet::new();
         let mut directories = Vec::new();

@@ -120,14 +120,14 @@ async fn a_question_reads_within_bounds_and_can_do_nothing_else() -> Result<()> 
 
     let who = "select current_user, usesuper, current_setting('transaction_read_only') from pg_user where usename = current_user";
     assert_eq!(asked(&host, instance, data_set, who).await?, [[Some("odoo".to_owned()), Some("false".to_owned()), Some("on".to_owned())]]);
-    let found = ask("select id, word, id as \"id\" from secrets where id < 2 order by id; -- all").await?;
+    let found = ask("select id, word, id as \"id\" from secrets where id < 2 order by id -- all of them").await?;
     assert_eq!(found.columns, ["id", "word", "id"]);
     let text = |text: &str| Some(text.to_owned());
     assert_eq!(found.rows, [[text("0"), None, text("0")], [text("1"), text("secret 1"), text("1")]]);
     assert!(!found.truncated);
 
     // Rows, characters, bytes, time.
-    let found = ask("table secrets").await?;
+    let found = ask("table secrets ; ").await?;
     assert!(found.truncated && found.rows.len() == 10, "{found:?}");
     let found = ask("select word from secrets where id = 100").await?;
     assert!(found.truncated && found.rows[0][0].as_deref() == Some("é".repeat(20).as_str()), "{found:?}");

@@ -13,8 +13,8 @@ use std::{
 
 use chrono::{DateTime, Utc};
 use ocore_host::{
-    Egress, Fence, HostError, InstalledModule, NewDataSet, Quarantined, RawDataSet, Release, ReleaseId, Result, ServableDataSet, Snapshot, Source,
-    SourceId, Standing, TakeSnapshot, Template, TemplateContent,
+    Egress, Fence, HostError, InstalledModule, NewDataSet, Quarantined, RawDataSet, Release, ReleaseId, Result, ServableDataSet, Snapshot,
+    Source, SourceId, Standing, TakeSnapshot, Template, TemplateContent,
 };
 use ocore_model::{
     edge::{InstanceTraffic, RouteTraffic},

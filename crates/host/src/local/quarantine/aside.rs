@@ -87,8 +87,9 @@ impl LocalHost {
                 durable::sync_parent(&place)?;
                 durable::sync_parent(&directory)
             };
-            rename()
-                .map_err(|error: io::Error| HostError::machine_from(format!("{} could not be set aside: {error}", directory.display()), error))
+            rename().map_err(|error: io::Error| {
+                HostError::machine_from(format!("{} could not be set aside: {error}", directory.display()), error)
+            })
         })
         .await?;
         copy::remove(&self.layout.socket_directory(data_set)).await?;
@@ -116,7 +117,12 @@ impl LocalHost {
     }
 
     /// Starts its cluster for one question, and stops it again.
-    pub(in crate::local) async fn ask_quarantined(&self, instance: InstanceId, data_set: DataSetId, question: &Inspect) -> Result<Inspected> {
+    pub(in crate::local) async fn ask_quarantined(
+        &self,
+        instance: InstanceId,
+        data_set: DataSetId,
+        question: &Inspect,
+    ) -> Result<Inspected> {
         let _ours = self.data_locks.own(data_set).await;
         if self.find_quarantined(instance, data_set)?.is_none() {
             return Err(HostError::NotFound { what: "quarantined copy", id: data_set.to_string() });
@@ -124,8 +130,9 @@ impl LocalHost {
         let cluster = self.quarantined_cluster(instance, data_set).await?;
         self.confine(instance).await?;
         let answer = async {
-            // A claim that ends strays may have met it before it was recorded.
-            if cluster.start().await.is_err() {
+            {
+                // Without a claim: it must not be taken for a stray before it is recorded.
+                let _no_strays_end = self.data_locks.share(instance).await;
                 cluster.start().await?;
             }
             super::inspect::ask(&cluster, question).await

@@ -28,10 +28,8 @@ pub(super) async fn ask(cluster: &Cluster, question: &Inspect) -> Result<Inspect
 
 async fn answer(cluster: &Cluster, question: &Inspect, limit: Duration) -> Result<Inspected> {
     let mut connection = cluster.connect_as_owner().await?;
-    let begin = format!(
-        "begin transaction isolation level repeatable read, read only; set local statement_timeout = {}",
-        limit.as_millis()
-    );
+    let begin =
+        format!("begin transaction isolation level repeatable read, read only; set local statement_timeout = {}", limit.as_millis());
     sqlx::raw_sql(AssertSqlSafe(begin)).execute(&mut connection).await.map_err(lost)?;
     let answered = rows(&mut connection, question).await;
     // Also the connection's end does it; this leaves no message in the log.
@@ -48,7 +46,9 @@ async fn rows(connection: &mut PgConnection, question: &Inspect) -> Result<Inspe
     let columns: Vec<String> = statement.columns().iter().map(|column| column.name().to_owned()).collect();
     drop(statement);
     if columns.is_empty() {
-        return Err(HostError::rejected("the statement gives no rows; ask with SELECT, VALUES, TABLE or WITH, and one statement at a time"));
+        return Err(HostError::rejected(
+            "the statement gives no rows; ask with SELECT, VALUES, TABLE or WITH, and one statement at a time",
+        ));
     }
     let mut wrapped = String::from("select ");
     for number in 1..=columns.len() {
