@@ -48,6 +48,9 @@ async fn raw(host: &LocalHost) -> Result<(InstanceId, DataSetId)> {
     let target = another_instance(host).await?;
     let copy = bring_to_life(host, target, snapshot.id, false).await?;
     assert!(copy.is_raw());
+    // What is refused has been looked at, so its first recovery is over.
+    host.start_cluster(target, copy.id(), fence(1)).await?;
+    host.stop_cluster(target, copy.id(), fence(1)).await?;
     Ok((target, copy.id()))
 }
 
