@@ -35,6 +35,7 @@ mod pipeline;
 mod plans;
 mod problem;
 mod projects;
+mod quarantines;
 mod reports;
 mod repositories;
 mod request_id;

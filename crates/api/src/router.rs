@@ -15,7 +15,7 @@ use utoipa_axum::{
 use crate::{
     AppState, accounts, api_keys, audit, branches, clones, deployments, docs, document, egress, environments, events, exports, git, health,
     imports, instances, large::LargeReads, mail, members, metrics, neutralizations, observe, organizations, pipeline, plans, problem,
-    projects, reports, repositories, roles, rollbacks, servers, sleep, snapshots, space,
+    projects, quarantines, reports, repositories, roles, rollbacks, servers, sleep, snapshots, space,
 };
 
 /// The API takes no larger body. (A push is not a call of the API.)
@@ -67,6 +67,8 @@ fn api() -> OpenApiRouter<AppState> {
         .routes(routes!(environments::trigger_build))
         .routes(routes!(clones::clone))
         .routes(routes!(neutralizations::report))
+        .routes(routes!(quarantines::quarantine, quarantines::destroy_quarantine))
+        .routes(routes!(quarantines::query_quarantine))
         .routes(routes!(rollbacks::roll_back))
         .routes(routes!(rollbacks::rollback_logs))
         .routes(routes!(environments::list_of_project, environments::create))

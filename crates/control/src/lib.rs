@@ -32,6 +32,7 @@ pub mod organizations;
 pub mod pipeline;
 pub mod plans;
 pub mod projects;
+pub mod quarantines;
 pub mod reconcilers;
 pub mod reports;
 pub mod roles;

@@ -19,6 +19,7 @@ pub mod operation;
 pub mod permission;
 pub mod plan;
 pub mod project;
+pub mod quarantine;
 pub mod rehearsal;
 pub mod report;
 pub mod route;

@@ -6,10 +6,10 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use ocore_host::{
     BuildRelease, ByteStream, CheckImport, DataSource, Distribution, Egress, EgressReport, ExportedFile, Fence, Host, HostError, HostFacts,
-    ImportFacts, InstalledModule, InstanceObservation, KeepTemplate, MailStream, MakeTemplate, Neutralize, Neutralized, NewDataSet,
-    NewUpload, ProbedPage, Progress, Release, ReleaseId, Result, RunModules, RunningSlot, ScheduledActions, SlotSpec, Snapshot,
-    SnapshotEstimate, Source, SourceId, SpaceReport, TakeSnapshot, TarStream, Template, TemplateLimits, UploadPart, UploadedPart,
-    Verification, WriteExport,
+    ImportFacts, Inspect, Inspected, InstalledModule, InstanceObservation, KeepTemplate, MailStream, MakeTemplate, Neutralize, Neutralized,
+    NewDataSet, NewUpload, ProbedPage, Progress, Quarantined, Release, ReleaseId, Result, RunModules, RunningSlot, ScheduledActions,
+    SetAside, SlotSpec, Snapshot, SnapshotEstimate, Source, SourceId, SpaceReport, TakeSnapshot, TarStream, Template, TemplateLimits,
+    UploadPart, UploadedPart, Verification, WriteExport,
 };
 use ocore_model::{
     edge::{EdgeStatus, RouteTraffic, Wanted},
@@ -220,6 +220,26 @@ impl Host for NoHost {
     }
 
     async fn neutralize(&self, _: InstanceId, _: Neutralize, _: Fence, _: Progress) -> Result<Neutralized> {
+        refuse()
+    }
+
+    async fn set_aside(&self, _: InstanceId, _: SetAside, _: Fence) -> Result<Quarantined> {
+        refuse()
+    }
+
+    async fn quarantined(&self) -> Result<Vec<Quarantined>> {
+        refuse()
+    }
+
+    async fn inspect_quarantined(&self, _: InstanceId, _: DataSetId, _: Inspect) -> Result<Inspected> {
+        refuse()
+    }
+
+    async fn remove_quarantined(&self, _: InstanceId, _: DataSetId) -> Result<()> {
+        refuse()
+    }
+
+    async fn rest_quarantined(&self) -> Result<u32> {
         refuse()
     }
 

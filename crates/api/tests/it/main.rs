@@ -13,6 +13,7 @@ mod imports;
 mod instances;
 mod organizations;
 mod projects;
+mod quarantines;
 mod remote;
 mod snapshots;
 mod support;

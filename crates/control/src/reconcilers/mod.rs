@@ -11,6 +11,7 @@ mod leftovers;
 mod logs;
 mod mail;
 mod prune;
+pub(crate) mod quarantines;
 mod routes;
 mod sessions;
 mod sleep;
@@ -80,6 +81,7 @@ const ALL: &[Reconciler] = &[
     Reconciler { name: "prune", every: Duration::from_hours(1), run: |control| Box::pin(prune::run(control)) },
     Reconciler { name: templates::NAME, every: Duration::from_secs(30), run: |control| Box::pin(templates::run(control)) },
     Reconciler { name: "warm_copies", every: Duration::from_mins(1), run: |control| Box::pin(warm_copies::run(control)) },
+    Reconciler { name: quarantines::NAME, every: Duration::from_secs(30), run: |control| Box::pin(quarantines::run(control)) },
     Reconciler { name: "sessions", every: Duration::from_hours(1), run: |control| Box::pin(sessions::run(control)) },
 ];
 

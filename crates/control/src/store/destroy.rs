@@ -6,7 +6,8 @@ use sqlx::PgConnection;
 
 use crate::Result;
 
-/// Instance and environment become `deleted`; they stay for the history. What was stuck on the instance is over.
+/// Instance and environment become `deleted`; they stay for the history. What was stuck on the instance is over, and what was in quarantine there is
+/// gone with it.
 pub(crate) async fn forget(connection: &mut PgConnection, instance: InstanceId, now: DateTime<Utc>) -> Result<()> {
     sqlx::query!(
         "update instances
@@ -19,6 +20,7 @@ pub(crate) async fn forget(connection: &mut PgConnection, instance: InstanceId, 
     )
     .execute(&mut *connection)
     .await?;
+    sqlx::query!("delete from quarantines where instance_id = $1", instance.as_uuid()).execute(&mut *connection).await?;
     sqlx::query!(
         "update operations set status = 'failed', completed_at = $2 where instance_id = $1 and status = 'stuck'",
         instance.as_uuid(),

@@ -26,6 +26,7 @@ pub mod pipeline;
 pub(crate) mod plans;
 mod pool;
 pub(crate) mod projects;
+pub mod quarantines;
 pub(crate) mod reconcilers;
 pub(crate) mod repositories;
 pub(crate) mod roles;

@@ -12,6 +12,7 @@ mod git;
 mod operations;
 mod organizations;
 mod pool;
+mod quarantines;
 mod rehearsal;
 mod reload;
 mod scene;

@@ -26,10 +26,11 @@ use tokio_util::sync::CancellationToken;
 mod exports;
 mod imports;
 mod quarantine;
+mod set_aside;
 mod snapshots;
 mod templates;
 
-pub use self::{exports::*, imports::*, quarantine::*, snapshots::*, templates::*};
+pub use self::{exports::*, imports::*, quarantine::*, set_aside::*, snapshots::*, templates::*};
 use crate::error::Result;
 
 /// Who calls: the operation, and the generation that was raised when it was claimed.
@@ -490,6 +491,25 @@ pub trait Host: Send + Sync + 'static {
     /// Makes a raw copy, already updated to `release`, harmless, checks it and reports. `Rejected` names the fact that does not hold, the module that is
     /// not on the addons path or the script that failed; the copy then stays raw. May run again on the same copy.
     async fn neutralize(&self, instance: InstanceId, request: Neutralize, fence: Fence, progress: Progress) -> Result<Neutralized>;
+
+    /// Sets a data set aside that could not be made harmless: it stops being one, and what was set aside of the instance before goes. Stops what uses
+    /// it. Done already is done. `Machine` for the instance's own data.
+    async fn set_aside(&self, instance: InstanceId, request: SetAside, fence: Fence) -> Result<Quarantined>;
+
+    /// Everything that is set aside on this server, in no order.
+    async fn quarantined(&self) -> Result<Vec<Quarantined>>;
+
+    /// Asks the database of what was set aside, in a transaction that only reads, as the role that owns the database and not as a superuser. Its
+    /// cluster runs for that long, reached by nobody else; one question at a time, the others wait. Needs no fence: nothing is changed. `Rejected` has
+    /// PostgreSQL's words, or what the limits say; `NotFound` when nothing of that name is set aside. It must not be dropped before it ends; what it has
+    /// left running then is stopped by [`Host::rest_quarantined`].
+    async fn inspect_quarantined(&self, instance: InstanceId, data_set: DataSetId, question: Inspect) -> Result<Inspected>;
+
+    /// Waits until nobody asks it anything, and removes what was set aside. Absent is done.
+    async fn remove_quarantined(&self, instance: InstanceId, data_set: DataSetId) -> Result<()>;
+
+    /// Stops the clusters that questions have left running that were cut off. Says of how many instances.
+    async fn rest_quarantined(&self) -> Result<u32>;
 
     /// Where the instance's mail catcher listens, or would: the only place that its Odoo may send mail to. It stays the same for the instance's life.
     async fn mail_address(&self, instance: InstanceId) -> Result<SocketAddr>;

@@ -64,6 +64,8 @@ pub struct ClusterMemory {
     pub effective_cache_size: u64,
     pub work_mem: u64,
     pub maintenance_work_mem: u64,
+    /// What a statement may write beside the data; `None` for as much as it likes. Only a superuser can raise it.
+    pub temporary_files: Option<u64>,
 }
 
 impl ClusterMemory {
@@ -75,6 +77,7 @@ impl ClusterMemory {
             effective_cache_size: (total / 8).max(256 * MIB),
             work_mem: (budget / 96).clamp(4 * MIB, 16 * MIB),
             maintenance_work_mem: budget / 8,
+            temporary_files: None,
         }
     }
 }
@@ -281,6 +284,9 @@ impl Cluster {
         ];
         for (name, value) in settings {
             let _ = writeln!(text, "{name} = '{}'", value.replace('\\', "\\\\").replace('\'', "''"));
+        }
+        if let Some(bytes) = memory.temporary_files {
+            let _ = writeln!(text, "temp_file_limit = '{}'", mib(bytes));
         }
         if has_sync_method {
             // Before it recovers, a cluster syncs all of its files. One by one that takes a copy, whose files have just been synced, a second.

@@ -4,7 +4,10 @@
 //! life for another instance; so the directories have locks of their own. *Sharing* one means: it stays where it is. *Owning* one means: nobody
 //! starts its cluster, copies it or removes it.
 //!
-//! Order: a snapshot's before a data set's.
+//! The same for an instance: who starts something of it without a claim *shares* it until that is recorded, and who ends what no record accounts for
+//! *owns* it.
+//!
+//! Order: a snapshot's before a data set's before an instance's.
 
 use std::{
     collections::HashMap,
@@ -14,7 +17,7 @@ use std::{
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 use uuid::Uuid;
 
-/// The locks that somebody holds or waits for, by the ids of data sets and snapshots.
+/// The locks that somebody holds or waits for, by the ids of data sets, snapshots and instances.
 #[derive(Debug, Default)]
 pub(super) struct DataLocks(Mutex<HashMap<Uuid, Arc<RwLock<()>>>>);
 

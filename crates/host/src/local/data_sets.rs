@@ -481,6 +481,7 @@ impl LocalHost {
             let Ok(instances) = std::fs::read_dir(layout.instances()) else { return Ok(()) };
             for instance in instances.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()) {
                 copy::sweep(&layout.data_sets(instance))?;
+                copy::sweep(&layout.quarantine(instance))?;
             }
             Ok(())
         })

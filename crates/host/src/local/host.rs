@@ -19,10 +19,10 @@ use super::{LocalHost, copy, imports};
 use crate::{
     api::{
         BuildRelease, ByteStream, CheckImport, DataSource, Distribution, Egress, EgressReport, ExportedFile, Fence, Host, HostFacts,
-        ImportFacts, InstalledModule, InstanceObservation, KeepTemplate, MailStream, MakeTemplate, Neutralize, Neutralized, NewDataSet,
-        NewUpload, ProbedPage, Progress, Release, ReleaseId, RunModules, RunningSlot, ScheduledActions, SlotSpec, Snapshot,
-        SnapshotEstimate, Source, SourceId, SpaceReport, TakeSnapshot, TarStream, Template, TemplateLimits, UploadPart, UploadedPart,
-        Verification, WriteExport,
+        ImportFacts, Inspect, Inspected, InstalledModule, InstanceObservation, KeepTemplate, MailStream, MakeTemplate, Neutralize,
+        Neutralized, NewDataSet, NewUpload, ProbedPage, Progress, Quarantined, Release, ReleaseId, RunModules, RunningSlot,
+        ScheduledActions, SetAside, SlotSpec, Snapshot, SnapshotEstimate, Source, SourceId, SpaceReport, TakeSnapshot, TarStream, Template,
+        TemplateLimits, UploadPart, UploadedPart, Verification, WriteExport,
     },
     error::Result,
 };
@@ -254,6 +254,27 @@ impl Host for LocalHost {
     async fn neutralize(&self, instance: InstanceId, request: Neutralize, fence: Fence, progress: Progress) -> Result<Neutralized> {
         let claim = self.claim(instance, fence).await?;
         claim.run(self.make_harmless(&claim, &request, &progress)).await
+    }
+
+    async fn set_aside(&self, instance: InstanceId, request: SetAside, fence: Fence) -> Result<Quarantined> {
+        let claim = self.claim(instance, fence).await?;
+        claim.run(self.put_aside(&claim, &request)).await
+    }
+
+    async fn quarantined(&self) -> Result<Vec<Quarantined>> {
+        self.all_quarantined().await
+    }
+
+    async fn inspect_quarantined(&self, instance: InstanceId, data_set: DataSetId, question: Inspect) -> Result<Inspected> {
+        self.ask_quarantined(instance, data_set, &question).await
+    }
+
+    async fn remove_quarantined(&self, instance: InstanceId, data_set: DataSetId) -> Result<()> {
+        self.delete_quarantined(instance, data_set).await
+    }
+
+    async fn rest_quarantined(&self) -> Result<u32> {
+        self.stop_forgotten_questions().await
     }
 
     async fn mail_address(&self, instance: InstanceId) -> Result<SocketAddr> {

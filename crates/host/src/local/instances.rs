@@ -64,7 +64,8 @@ impl LocalHost {
     pub(super) async fn remove_instance(&self, claim: &Claim) -> Result<()> {
         let instance = claim.instance;
         let mut ours = Vec::new();
-        for data_set in self.data_sets(instance)? {
+        let quarantined = self.quarantined_in(instance);
+        for data_set in self.data_sets(instance)?.into_iter().chain(quarantined.iter().copied()) {
             ours.push(self.data_locks.own(data_set).await);
         }
         // After the data sets': whoever copies one of them waits for this in that order.
@@ -77,7 +78,7 @@ impl LocalHost {
         if let Some(allocation) = self.ledger.find(instance).await? {
             process::end_users(&BTreeSet::from([allocation.postgres.uid, allocation.odoo.uid])).await?;
         }
-        for data_set in self.data_sets(instance)? {
+        for data_set in self.data_sets(instance)?.into_iter().chain(quarantined) {
             copy::remove(&self.layout.socket_directory(data_set)).await?;
         }
         copy::remove(&self.layout.instance(instance)).await?;
@@ -110,12 +111,19 @@ impl LocalHost {
     /// processes that were never recorded.
     pub(super) async fn end_strays(&self, instance: InstanceId) -> Result<()> {
         let Some(allocation) = self.ledger.find(instance).await? else { return Ok(()) };
+        let _nothing_begins = self.data_locks.own(instance).await;
         let mut sessions = BTreeSet::new();
         let mut marks = BTreeSet::new();
         let mut directories = Vec::new();
         for data_set in self.data_sets(instance)? {
             if Process::find(&self.layout.record(instance, Unit::Cluster(data_set)))?.is_some() {
                 directories.push(self.layout.pgdata(instance, data_set));
+            }
+        }
+        // Somebody may be asking what was set aside.
+        for data_set in self.quarantined_in(instance) {
+            if Process::find(&self.layout.record(instance, Unit::Cluster(data_set)))?.is_some() {
+                directories.push(self.layout.quarantined(instance, data_set).join("pgdata"));
             }
         }
         for color in Color::ALL {

@@ -11,6 +11,7 @@
 //! <home>/run/<16 digits>/.s.PGSQL.5432            sockets: outside the pool, since their paths have at most 107 bytes
 //! <home>/mail/{admin.sock, boxes/<instance>/}     the mail catcher's
 //! <pool>/instances/<id>/data/<data set>/{manifest.json, pgdata, data_dir}
+//! <pool>/instances/<id>/quarantine/<data set>/    one that could not be made harmless: aside.json beside the same
 //! <pool>/snapshots/<id>/{snapshot.json, pgdata, data_dir}
 //! <pool>/instances/<id>/warm/{data_dir, synced}   a copy of the live file store that the next copy begins with
 //! <pool>/instances/<id>/log/                      logs of PostgreSQL and Odoo
@@ -196,6 +197,15 @@ impl Layout {
     /// Odoo's `data_dir`.
     pub fn data_dir(&self, instance: InstanceId, data_set: DataSetId) -> PathBuf {
         self.data_set(instance, data_set).join("data_dir")
+    }
+
+    /// What was set aside of the instance.
+    pub fn quarantine(&self, instance: InstanceId) -> PathBuf {
+        self.instance(instance).join("quarantine")
+    }
+
+    pub fn quarantined(&self, instance: InstanceId, data_set: DataSetId) -> PathBuf {
+        self.quarantine(instance).join(data_set.to_string())
     }
 
     pub fn snapshots(&self) -> PathBuf {

@@ -112,6 +112,7 @@ impl LocalHost {
     }
 
     async fn stop_instance(&self, instance: InstanceId) -> Result<()> {
+        self.stop_questions(instance).await?;
         for data_set in self.data_sets(instance)? {
             self.stop_users_of(instance, data_set).await?;
             let allocation = self.allocation(instance).await?;

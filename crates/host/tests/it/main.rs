@@ -13,6 +13,7 @@ mod project;
 mod quarantine;
 mod rehearsal;
 mod releases;
+mod set_aside;
 mod snapshot_consistency;
 mod snapshot_damage;
 mod snapshot_space;

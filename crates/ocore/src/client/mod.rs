@@ -16,6 +16,7 @@ mod output;
 mod plan;
 mod profile;
 mod project;
+mod quarantine;
 mod rollback;
 mod select;
 mod snapshot;
@@ -67,6 +68,9 @@ pub enum ClientCommand {
     /// Snapshots: what is kept of an environment's data
     #[command(subcommand)]
     Snapshot(snapshot::SnapshotCommand),
+    /// A copy that could not be made harmless: why, a look at it, its end
+    #[command(subcommand)]
+    Quarantine(quarantine::QuarantineCommand),
     /// The space that environments and snapshots need, alone and shared
     Space,
     /// Build a branch or commit and bring it live
@@ -111,6 +115,7 @@ pub async fn run(command: ClientCommand, options: ClientOptions) -> Result<()> {
         ClientCommand::Project(command) => command.run(&options, output).await,
         ClientCommand::Env(command) => command.run(&options, output).await,
         ClientCommand::Snapshot(command) => command.run(&options, output).await,
+        ClientCommand::Quarantine(command) => command.run(&options, output).await,
         ClientCommand::Space => space::show(&options, output).await,
         ClientCommand::Deploy(command) => command.run(&options, output).await,
         ClientCommand::Plan(command) => command.run(&options, output).await,

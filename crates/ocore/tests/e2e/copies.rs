@@ -370,6 +370,8 @@ async fn a_neutralize_script_that_fails_keeps_the_copy_from_everybody_and_its_co
     ensure!(message.contains("neutralize.sql of the project failed, line 1") && message.contains("no_such_table"), "{message}");
     let excerpt = ended["errorExcerpt"].as_str().unwrap_or_default();
     ensure!(excerpt.contains("update no_such_table"), "the reason outlives the copy: {ended}");
+    let kept = scene.owner.get(&format!("/environments/{}/quarantine", id(&clone))).await?;
+    ensure!(kept["reason"] == ended["errorMessage"] && kept["excerpt"] == ended["errorExcerpt"] && kept["coverage"].is_null(), "{kept}");
     let answer = scene.installation.through_edge(&clone, "/web/login").await?;
     ensure!(answer.status() != 200, "a copy that is not harmless is served");
     scene.settles_to_one_of_each().await?;

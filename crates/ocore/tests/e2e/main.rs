@@ -17,6 +17,7 @@ mod machine_trouble;
 mod mail;
 mod mail_page;
 mod outside;
+mod quarantine;
 mod reload;
 mod scene;
 mod sleep;

@@ -13,7 +13,7 @@ use ocore_testkit::{
 };
 use serde_json::{Value, json};
 
-use crate::scene::Scene;
+use crate::scene::{DEPLOYMENT_LIMIT, Scene};
 
 /// Odoo's base, and the rest on top of it, each at the reconciler's next run, on a busy machine.
 const MAKING_LIMIT: Duration = Duration::from_secs(240);
@@ -148,5 +148,106 @@ async fn the_second_build_of_the_same_modules_installs_nothing_and_another_tenan
     ensure!(copy.contains("is damaged and is removed") && copy.contains("the template cannot be used"), "{copy}");
     ensure!(copy.contains("begins with nothing") && said(&scene, "dev/four", "update").await?.contains("Installing shop"), "{copy}");
     ensure!(scene.page("dev/four", "/shop").await?.contains("two"));
+    Ok(())
+}
+
+/// The instance in which templates for everybody are made; see `crates/host/src/local/templates/workshop.rs`.
+const WORKSHOP: &str = "6f436f72-6500-8000-8000-776f726b7368";
+
+/// The templates that are being made, not those of empty clusters.
+fn unfinished(scene: &Scene) -> Vec<String> {
+    let entries = std::fs::read_dir(scene.installation.home.join("pool/templates")).into_iter().flatten().flatten();
+    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    names.filter(|name| name.starts_with('.') && !name.starts_with(".new-cluster-")).collect()
+}
+
+/// The operating system's users of this installation.
+fn users(scene: &Scene) -> Result<Vec<String>> {
+    let ours = scene.installation.first_uid()..scene.installation.first_uid() + 1000;
+    let passwd = std::fs::read_to_string("/etc/passwd")?;
+    let is_ours = |line: &&str| line.split(':').nth(2).and_then(|uid| uid.parse().ok()).is_some_and(|uid: u32| ours.contains(&uid));
+    Ok(passwd.lines().filter(is_ours).filter_map(|line| line.split(':').next().map(str::to_owned)).collect())
+}
+
+/// What is there of the workshop: its directories, its users, its processes.
+fn workshop(scene: &Scene) -> Vec<String> {
+    let home = &scene.installation.home;
+    let places = [home.join("pool/instances").join(WORKSHOP), home.join("state/instances").join(WORKSHOP)];
+    let mut found: Vec<String> = places.iter().filter(|place| place.exists()).map(|place| place.display().to_string()).collect();
+    let ledger = std::fs::read_to_string(home.join("ledger.json")).unwrap_or_default();
+    found.extend(ledger.contains(WORKSHOP).then(|| "users and ports".to_owned()));
+    // Also what has lost its directory: processes know it by their mark.
+    found.extend(scene.installation.processes().into_iter().map(|(_, command)| command).filter(|command| command.contains(WORKSHOP)));
+    found
+}
+
+/// Kills the server as soon as the world is so.
+async fn kill_when(scene: &mut Scene, what: &str, is_so: impl Fn(&Scene) -> bool) -> Result<()> {
+    let end = std::time::Instant::now() + MAKING_LIMIT;
+    while !is_so(scene) {
+        ensure!(std::time::Instant::now() < end, "{what} never began: {}", scene.installation.log_tail(30));
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    scene.installation.kill_server()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_while_a_template_is_made_nothing_half_made_is_used_and_it_is_there_in_the_end() -> Result<()> {
+    let mut scene = Scene::new(Options::default()).await?;
+    write_module(&scene.repository, "shop", "one")?;
+    scene.repository.commit("One")?;
+
+    // The one that is kept of a build, while it is copied.
+    let deployment = scene.push_and_go("dev/one").await?;
+    kill_when(&mut scene, "the copy of a build", |scene| !unfinished(scene).is_empty()).await?;
+    ensure!(unfinished(&scene).len() == 1 && templates(&scene).is_empty(), "{:?}", templates(&scene));
+    scene.installation.serve(&[]).await?;
+    let ended = scene.owner.ended(&deployment, DEPLOYMENT_LIMIT).await?;
+    ensure!(ended["status"] == "succeeded", "{ended}");
+    ensure!(said(&scene, "dev/one", "start").await?.contains("kept as template"), "{}", said(&scene, "dev/one", "start").await?);
+    let kept = templates(&scene);
+    ensure!(kept.iter().any(|(_, template)| template["content"]["isolationKey"].is_string()), "{kept:?}");
+    let one = ask(&scene, "dev/one").await?;
+    let whole = one.modules.len() - 1;
+
+    // The one that is made in the background without a tenant's code: while Odoo installs, and while the result is copied.
+    let installs = |scene: &Scene| {
+        let ours = format!("pool/instances/{WORKSHOP}/odoo-run.conf");
+        scene.installation.processes().iter().any(|(_, command)| command.contains(&ours))
+    };
+    kill_when(&mut scene, "the installation in the workshop", installs).await?;
+    ensure!(!workshop(&scene).is_empty(), "the workshop is left behind");
+    ensure!(shared(&scene) == 0, "nothing half-made has a template's name: {:?}", templates(&scene));
+    scene.installation.serve(&[]).await?;
+    kill_when(&mut scene, "the copy of the workshop", |scene| !unfinished(scene).is_empty()).await?;
+    ensure!(shared(&scene) == 0, "nothing half-made has a template's name: {:?}", templates(&scene));
+    scene.installation.serve(&[]).await?;
+
+    // It is there in the end, and nothing else is.
+    let made = eventually(MAKING_LIMIT, async || (shared(&scene) == whole).then_some(())).await;
+    made.with_context(|| format!("no template of Odoo's own {whole} modules was made: {}", scene.installation.log_tail(30)))?;
+    let tidy = eventually(Duration::from_secs(60), async || (workshop(&scene).is_empty() && unfinished(&scene).is_empty()).then_some(()));
+    tidy.await.with_context(|| format!("{:?} and {:?} are left over", workshop(&scene), unfinished(&scene)))?;
+    scene.settles_to_one_of_each().await?;
+    let before = users(&scene)?;
+
+    // And it is good: another tenant's build begins with it.
+    let stranger = scene.installation.owner("eve@example.com", "Elsewhere").await?;
+    let key = stranger.api_key().await?;
+    let project = stranger.project("Shop", json!({})).await?;
+    let remote = project["repository"]["gitRemote"].as_str().context("no remote")?;
+    let push = scene.repository.push(remote, &key, "HEAD:refs/heads/dev/theirs", &[])?;
+    ensure!(push.success, "{}", push.output);
+    let environment = stranger.environment(&project, "dev/theirs").await?;
+    let deployment = stranger.deployments(&environment).await?.first().context("no deployment")?["id"].clone();
+    let log = stranger.get(&format!("/deployments/{}/logs", deployment.as_str().unwrap_or_default())).await?.to_string();
+    ensure!(log.contains("begins with template") && log.contains("Installing shop"), "{log}");
+
+    // The project's own too; and each instance has two users, the workshop none.
+    build(&scene, "dev/two")?;
+    let update = said(&scene, "dev/two", "update").await?;
+    ensure!(update.contains("the template has every module"), "{update}");
+    ensure!(scene.page("dev/two", "/shop").await?.contains("one"));
+    ensure!(users(&scene)?.len() == before.len() + 4, "{before:?} became {:?}", users(&scene)?);
     Ok(())
 }

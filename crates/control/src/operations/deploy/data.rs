@@ -5,7 +5,7 @@ use std::sync::Arc;
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use ocore_host::{DataSource, HostError, NewDataSet, Progress, RunModules, ServableDataSet, SlotSpec};
 use ocore_model::{
-    deployment::{DataMode, DataOrigin, DeploymentStatus, ModulePlan},
+    deployment::{DataMode, DataOrigin, DeploymentStatus, ModulePlan, StepName},
     ids::InstanceId,
     names::ModuleName,
     report::Moment,
@@ -13,7 +13,7 @@ use ocore_model::{
 use rand::{RngExt, distr::Alphanumeric};
 
 use super::{
-    Parameters, rehearsal, snapshot,
+    Parameters, quarantine, rehearsal, snapshot,
     step::{Step, UndoStep},
     template, watch,
 };
@@ -111,7 +111,7 @@ pub(super) async fn undo_copy(step: Arc<UndoStep>) -> Result<(), Failure> {
         watch::mark(control, parameters, Moment::Undone).await;
         return Ok(());
     }
-    if !snapshot::rescue(&step).await? {
+    if !snapshot::rescue(&step).await? && !quarantine::set_aside(&step).await? {
         match control.host.remove_data_set(parameters.instance, parameters.data_set, fence).await {
             // Not there: the first deployment failed before the instance was.
             Ok(()) | Err(HostError::NotFound { .. }) => {}
@@ -152,6 +152,9 @@ pub(super) async fn update(step: Arc<Step>) -> Result<(Option<String>, String), 
         step.say("nothing that Odoo loads into its database has changed");
         return Ok((None, "nothing to do".to_owned()));
     }
+    if parameters.is_raw() {
+        quarantine::withdraw(&step).await?;
+    }
     if step.again {
         // Odoo commits module by module: what an interrupted run left is neither the old state nor the new one.
         step.say("this step was interrupted; it begins again with a new copy");
@@ -174,7 +177,9 @@ pub(super) async fn update(step: Arc<Step>) -> Result<(Option<String>, String), 
         admin_password: password.clone(),
         settings: parameters.settings.clone(),
     };
-    run(&step, request).await?;
+    if let Err(failure) = run(&step, request).await {
+        return Err(quarantine::failed(&step, StepName::Update, failure).await);
+    }
     let sealed = match password {
         Some(password) => {
             Some(BASE64.encode(secrets::seal(&control.settings, password_place(parameters.instance), &Secret::new(password))?))

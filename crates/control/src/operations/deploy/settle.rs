@@ -61,7 +61,11 @@ pub(in crate::operations) async fn settled(
                 store::deploy::set_status(connection, instance, generation, status, message, now).await?;
             }
         }
-        Outcome::Failed(_) | Outcome::Succeeded => {}
+        // There is a good one now; why an earlier one was not is of no use any more.
+        Outcome::Succeeded => {
+            store::quarantines::give_up(connection, instance).await?;
+        }
+        Outcome::Failed(_) => {}
     }
     Ok(())
 }

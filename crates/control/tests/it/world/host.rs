@@ -6,10 +6,11 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use ocore_host::{
     BuildRelease, ByteStream, CheckImport, DataSource, Distribution, Egress, EgressReport, ExportedFile, Fence, Host, HostError, HostFacts,
-    ImportFacts, InstalledModule, InstanceObservation, KeepTemplate, MailStream, MakeTemplate, NeutralizationReport, Neutralize,
-    Neutralized, NewDataSet, NewUpload, PoolFacts, ProbedPage, Progress, Release, ReleaseId, Result, RunModules, RunningSlot,
-    ScheduledActions, ServableDataSet, SlotSpec, Snapshot, SnapshotEstimate, Source, SourceId, SourceModule, SpaceReport, Standing,
-    TakeSnapshot, TarStream, Template, TemplateContent, TemplateLimits, UploadPart, UploadedPart, Usage, Verification, WriteExport,
+    ImportFacts, Inspect, Inspected, InstalledModule, InstanceObservation, KeepTemplate, MailStream, MakeTemplate, NeutralizationReport,
+    Neutralize, Neutralized, NewDataSet, NewUpload, PoolFacts, ProbedPage, Progress, Quarantined, Release, ReleaseId, Result, RunModules,
+    RunningSlot, ScheduledActions, ServableDataSet, SetAside, SlotSpec, Snapshot, SnapshotEstimate, Source, SourceId, SourceModule,
+    SpaceReport, Standing, TakeSnapshot, TarStream, Template, TemplateContent, TemplateLimits, UploadPart, UploadedPart, Usage,
+    Verification, WriteExport,
 };
 use ocore_model::{
     edge::{EdgeStatus, RouteTraffic, Wanted},
@@ -482,6 +483,62 @@ impl Host for World {
         })?;
         self.enter("neutralize", true, Some(&progress.cancel)).await?;
         Ok(Neutralized { data_set: ServableDataSet::proven(data_set), report: NeutralizationReport::default() })
+    }
+
+    async fn set_aside(&self, instance: InstanceId, request: SetAside, fence: Fence) -> Result<Quarantined> {
+        self.fenced(instance, fence, |_| Ok(()))?;
+        self.enter("set_aside", false, None).await?;
+        let data_set = request.data_set.id();
+        let aside = self.fenced(instance, fence, |world| {
+            if let Some(found) = world.quarantined.get(&data_set) {
+                return Ok(found.clone());
+            }
+            if !world.data_sets.contains_key(&data_set) {
+                return Err(HostError::NotFound { what: "data set", id: data_set.to_string() });
+            }
+            assert_ne!(world.standing(data_set), Standing::Own, "an instance's own data are never set aside");
+            world.forget(data_set);
+            let aside = Quarantined {
+                instance,
+                data_set,
+                source: DataSource::Fresh,
+                reason: request.reason,
+                since: Utc::now(),
+                database_bytes: DATABASE_BYTES,
+                file_store_bytes: FILE_STORE_BYTES,
+                file_store_files: 3,
+                report: None,
+            };
+            world.quarantined = BTreeMap::from([(data_set, aside.clone())]);
+            Ok(aside)
+        })?;
+        self.enter("set_aside", true, None).await?;
+        Ok(aside)
+    }
+
+    async fn quarantined(&self) -> Result<Vec<Quarantined>> {
+        Ok(self.state().instances.values().flat_map(|world| world.quarantined.values().cloned()).collect())
+    }
+
+    /// The database of every copy answers the same.
+    async fn inspect_quarantined(&self, instance: InstanceId, data_set: DataSetId, question: Inspect) -> Result<Inspected> {
+        self.enter("inspect_quarantined", false, None).await?;
+        if !self.instance(instance).quarantined.contains_key(&data_set) {
+            return Err(HostError::NotFound { what: "quarantined copy", id: data_set.to_string() });
+        }
+        Ok(Inspected { columns: vec!["asked".to_owned()], rows: vec![vec![Some(question.sql)]], truncated: false })
+    }
+
+    async fn remove_quarantined(&self, instance: InstanceId, data_set: DataSetId) -> Result<()> {
+        self.enter("remove_quarantined", false, None).await?;
+        if let Some(world) = self.state().instances.get_mut(&instance) {
+            world.quarantined.remove(&data_set);
+        }
+        Ok(())
+    }
+
+    async fn rest_quarantined(&self) -> Result<u32> {
+        Ok(0)
     }
 
     async fn mail_address(&self, instance: InstanceId) -> Result<SocketAddr> {

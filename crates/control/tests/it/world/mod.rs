@@ -13,8 +13,8 @@ use std::{
 
 use chrono::{DateTime, Utc};
 use ocore_host::{
-    Egress, Fence, HostError, InstalledModule, NewDataSet, RawDataSet, Release, ReleaseId, Result, ScheduledActions, ServableDataSet,
-    Snapshot, Source, SourceId, Standing, TakeSnapshot, Template, TemplateContent,
+    Egress, Fence, HostError, InstalledModule, NewDataSet, Quarantined, RawDataSet, Release, ReleaseId, Result, ScheduledActions,
+    ServableDataSet, Snapshot, Source, SourceId, Standing, TakeSnapshot, Template, TemplateContent,
 };
 use ocore_model::{
     edge::{InstanceTraffic, RouteTraffic},
@@ -61,6 +61,8 @@ pub(crate) struct InstanceWorld {
     pub mailbox: bool,
     /// Of the data sets that are not the instance's own.
     pub standings: BTreeMap<DataSetId, Standing>,
+    /// What could not be made harmless.
+    pub quarantined: BTreeMap<DataSetId, Quarantined>,
 }
 
 impl InstanceWorld {

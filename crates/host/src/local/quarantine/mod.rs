@@ -6,12 +6,16 @@
 //!
 //! Odoo's scripts are run here and not by `odoo neutralize`: that one skips a module that it does not find, does not say whose script failed,
 //! and could not share a transaction with ours.
+//!
+//! A copy that a person's input has kept from being made harmless is set [`aside`], where it can be [`inspect`]ed.
 
+mod aside;
 mod catalog;
 mod coverage;
 mod empty;
 mod facts;
 mod hook;
+mod inspect;
 mod masking;
 mod parameters;
 mod rules;
@@ -19,7 +23,10 @@ mod run_sql;
 mod scripts;
 mod settings;
 
-use std::{collections::BTreeSet, path::PathBuf};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
 use ocore_model::ids::{DataSetId, InstanceId};
 use sqlx::{Connection, PgConnection};
@@ -81,6 +88,8 @@ impl LocalHost {
             Standing::Neutralized => self.mark_raw(claim, data_set)?,
             Standing::Raw => {}
         }
+        // What an earlier run has found does not tell why this one fails.
+        forget_note(&self.findings_path(instance, data_set))?;
         self.require_isolation().await?;
         self.stop_users_of(instance, data_set).await?;
         let (_, distribution) = self.runnable(&request.release).await?;
@@ -94,11 +103,11 @@ impl LocalHost {
         let report = self.prove(instance, request, &cluster, ground, &identity, &masked).await?;
         let failed: Vec<&Fact> = report.facts.iter().filter(|fact| !fact.holds).collect();
         if !failed.is_empty() {
+            durable::write_fleeting_json(&self.findings_path(instance, data_set), &report)?;
             return Err(not_harmless(&failed));
         }
         let data_set = self.mark_neutralized(claim, data_set)?;
-        durable::remove_fleeting(&self.sightings_path(instance, data_set.id()))
-            .map_err(|error| HostError::machine_from("a note of the quarantine could not be removed", error))?;
+        forget_note(&self.sightings_path(instance, data_set.id()))?;
         progress.log.line(&tell(&report));
         Ok(Neutralized { data_set, report })
     }
@@ -255,6 +264,15 @@ impl LocalHost {
     fn sightings_path(&self, instance: InstanceId, data_set: DataSetId) -> PathBuf {
         self.layout.data_set(instance, data_set).join("quarantine.json")
     }
+
+    /// What the check found in a copy that is not harmless.
+    fn findings_path(&self, instance: InstanceId, data_set: DataSetId) -> PathBuf {
+        self.layout.data_set(instance, data_set).join("findings.json")
+    }
+}
+
+fn forget_note(path: &Path) -> Result<()> {
+    durable::remove_fleeting(path).map_err(|error| HostError::machine_from("a note of the quarantine could not be removed", error))
 }
 
 fn own_script() -> Script {

@@ -388,9 +388,9 @@ pub(super) struct Sizes {
     /// Lengths of all files together, and how many files, directories and links there are.
     pub(super) bytes: u64,
     pub(super) entries: u64,
-    database_bytes: u64,
-    file_store_bytes: u64,
-    file_store_files: u64,
+    pub(super) database_bytes: u64,
+    pub(super) file_store_bytes: u64,
+    pub(super) file_store_files: u64,
     damaged: Vec<String>,
 }
 
