@@ -51,21 +51,16 @@ pub(super) async fn answer(edge: SocketAddr, host_name: &str) -> Result<u16, Fai
         .no_proxy()
         .build()
         .map_err(|error| Error::internal("making an HTTP client", error))?;
-    let response = client
-        .get(format!("http://{edge}/web/login"))
-        .header("Host", host_name)
-        .send()
-        .await
-        .map_err(|error| {
-            // Not asked again: users wait for the same Odoo.
-            if error.is_timeout() {
-                let seconds = PROOF.as_secs();
-                return Failure::rejected(format!(
-                    "{host_name} has not answered its login page within {seconds} s: the new Odoo does not answer any more"
-                ));
-            }
-            Failure::broken(format!("the edge does not answer at {edge}: {error}"))
-        })?;
+    let response = client.get(format!("http://{edge}/web/login")).header("Host", host_name).send().await.map_err(|error| {
+        // Not asked again: users wait for the same Odoo.
+        if error.is_timeout() {
+            let seconds = PROOF.as_secs();
+            return Failure::rejected(format!(
+                "{host_name} has not answered its login page within {seconds} s: the new Odoo does not answer any more"
+            ));
+        }
+        Failure::broken(format!("the edge does not answer at {edge}: {error}"))
+    })?;
     match response.status().as_u16() {
         status @ (200 | 303) => Ok(status),
         status => Err(Failure::broken(format!("{host_name} answers {status} through the edge instead of Odoo's login page"))),
