@@ -12,12 +12,16 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use ocore_control::{MailRelay, SleepSettings};
-use ocore_host::local::{EgressConfig, EnforceEgress, LocalHostConfig, PoolConfig, distribution::ExternalDistribution};
+use ocore_host::local::{
+    EgressConfig, EnforceEgress, InstanceLimits, LocalHostConfig, Patience, PoolConfig, distribution::ExternalDistribution,
+};
 use ocore_model::names::OdooVersion;
 use serde::Deserialize;
 
 /// The commented defaults; `ocore config --default` prints them.
 pub const DEFAULTS: &str = include_str!("../config.default.toml");
+/// A deployment needs two Odoos and two clusters for a while.
+const LEAST_INSTANCE_MEMORY: u64 = 512 << 20;
 const SYSTEM_FILE: &str = "/etc/ocore/ocore.toml";
 
 #[derive(Debug, Clone, Deserialize)]
@@ -123,6 +127,9 @@ pub enum Copies {
 pub struct Odoo {
     pub directory: PathBuf,
     pub warm_starts: bool,
+    pub start_seconds: u64,
+    pub answer_seconds: u64,
+    pub update_seconds: u64,
     #[serde(default)]
     pub distributions: BTreeMap<OdooVersion, ExternalDistribution>,
 }
@@ -146,6 +153,7 @@ pub struct Egress {
 #[serde(deny_unknown_fields)]
 pub struct Limits {
     pub parallel_operations: usize,
+    pub instance_memory_bytes: u64,
     pub first_uid: u32,
     pub last_uid: u32,
     pub first_port: u16,
@@ -211,6 +219,15 @@ impl Config {
         ensure!(self.limits.first_uid >= 1000, "limits.first_uid must be at least 1000: lower ids belong to the system");
         ensure!(self.limits.last_uid - self.limits.first_uid >= 499, "limits.first_uid to limits.last_uid must hold at least 500 numbers");
         ensure!(self.limits.first_port < self.limits.last_port, "limits.first_port must be less than limits.last_port");
+        ensure!(
+            self.limits.instance_memory_bytes == 0 || self.limits.instance_memory_bytes >= LEAST_INSTANCE_MEMORY,
+            "limits.instance_memory_bytes must be at least {LEAST_INSTANCE_MEMORY}, with which an Odoo and its PostgreSQL just run, or 0 for three quarters of \
+             the machine's"
+        );
+        let waits = [("start", self.odoo.start_seconds), ("answer", self.odoo.answer_seconds), ("update", self.odoo.update_seconds)];
+        for (what, seconds) in waits {
+            ensure!(seconds > 0, "odoo.{what}_seconds must be at least 1");
+        }
         ensure!(matches!(self.edge.scheme.as_str(), "http" | "https"), "edge.scheme is http or https, not {}", self.edge.scheme);
         ensure!(self.auth.secret.is_empty() || self.auth.secret.len() >= 32, "auth.secret needs at least 32 bytes");
         if self.listen.port() == self.edge.listen.port() && self.listen.port() != 0 {
@@ -250,6 +267,10 @@ impl Config {
         let end = last_uid + 1;
         let builds = end - 64;
         let gids = first_uid + (end - first_uid) / 2;
+        let limits = match self.limits.instance_memory_bytes {
+            0 => InstanceLimits::of_this_machine(),
+            bytes => InstanceLimits { memory_bytes: Some(bytes), ..InstanceLimits::default() },
+        };
         LocalHostConfig {
             pool: PoolConfig {
                 path: self.pool.path.clone(),
@@ -265,6 +286,12 @@ impl Config {
             distributions: self.odoo.directory.clone(),
             external_distributions: self.odoo.distributions.clone(),
             warm_starts: self.odoo.warm_starts,
+            limits,
+            patience: Patience {
+                start: Duration::from_secs(self.odoo.start_seconds),
+                answer: Duration::from_secs(self.odoo.answer_seconds),
+                update: Duration::from_secs(self.odoo.update_seconds),
+            },
             egress: EgressConfig { enforce: self.egress.enforce, nft: self.egress.nft.clone() },
             ..LocalHostConfig::new(&self.home)
         }

@@ -77,7 +77,7 @@ fn checks(config: &Config) -> Vec<Check> {
     checks.push(space(config));
     checks.push(pool(config));
     checks.push(distribution(config));
-    checks.push(control_groups());
+    checks.push(control_groups(config));
     checks.push(egress(config));
     checks.push(port("API", config.listen));
     checks.push(port("edge", config.edge.listen));
@@ -193,14 +193,15 @@ fn distribution(config: &Config) -> Check {
     check("Odoo", preferred(!installed.is_empty()), found, "ocore odoo install 19.0")
 }
 
-fn control_groups() -> Check {
+fn control_groups(config: &Config) -> Check {
     let there = Path::new("/sys/fs/cgroup/cgroup.controllers").exists() || Path::new("/sys/fs/cgroup/memory").exists();
-    check(
-        "control groups",
-        preferred(there),
-        if there { "present" } else { "none" },
-        "without them an instance can take all memory of the machine",
-    )
+    let limit = config
+        .host()
+        .limits
+        .memory_bytes
+        .map(|bytes| format!("; an instance may take {:.1} GiB of memory", bytes as f64 / f64::from(1 << 30)));
+    let found = if there { format!("present{}", limit.unwrap_or_default()) } else { "none".to_owned() };
+    check("control groups", preferred(there), found, "without them an instance can take all memory of the machine")
 }
 
 fn egress(config: &Config) -> Check {

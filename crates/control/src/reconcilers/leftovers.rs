@@ -174,6 +174,7 @@ mod tests {
             data_sets: vec![live, before, retiring, lost],
             clusters: vec![live, before, lost],
             slots: vec![slot(Color::Blue, live), slot(Color::Green, lost)],
+            memory_kills: 0,
         };
         let expected = Leftovers { whole: false, slots: vec![Color::Green], clusters: vec![before], data_sets: vec![lost] };
         assert_eq!(leftovers(&observation, &row), expected);

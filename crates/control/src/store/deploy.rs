@@ -348,15 +348,15 @@ pub(crate) async fn set_live(
     Ok(updated.rows_affected() == 1)
 }
 
-/// The live slot rests, and its requests are held for a bounded time, longer than what is expected; or it does not rest any more. False when a newer claim holds the instance.
+/// The live slot rests, and its requests are held for a bounded time; or it does not rest any more. False when a newer claim holds the instance.
 pub(crate) async fn set_updating(
     connection: &mut PgConnection,
     instance: InstanceId,
     generation: i64,
     updating: bool,
-    expected: Option<Duration>,
+    foreseen: Option<Duration>,
 ) -> Result<bool> {
-    let limit = hold_limit(connection, instance, updating, expected).await?;
+    let limit = hold_limit(connection, instance, updating, foreseen).await?;
     let updated = sqlx::query!(
         "update instances set updating = $3, held_until = case when $3 then coalesce(held_until, now() + make_interval(secs => $4)) end
          where id = $1 and generation = $2",
@@ -370,8 +370,8 @@ pub(crate) async fn set_updating(
     Ok(updated.rows_affected() == 1)
 }
 
-/// For how many seconds the instance's requests are held, by how long its last deployments made them wait.
-async fn hold_limit(connection: &mut PgConnection, instance: InstanceId, updating: bool, expected: Option<Duration>) -> Result<f64> {
+/// For how many seconds the instance's requests are held at most, by how long its last deployments made them wait, and by what is foreseen of this one.
+async fn hold_limit(connection: &mut PgConnection, instance: InstanceId, updating: bool, foreseen: Option<Duration>) -> Result<f64> {
     let mut held = Vec::new();
     if updating {
         held = sqlx::query_scalar!(
@@ -388,7 +388,7 @@ async fn hold_limit(connection: &mut PgConnection, instance: InstanceId, updatin
         .fetch_all(connection)
         .await?;
     }
-    let held = held.into_iter().map(|seconds: f64| Duration::from_secs_f64(seconds.max(0.0))).chain(expected);
+    let held = held.into_iter().map(|seconds: f64| Duration::from_secs_f64(seconds.max(0.0))).chain(foreseen);
     Ok(routes::hold_limit(held.collect()).as_secs_f64())
 }
 

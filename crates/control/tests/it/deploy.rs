@@ -362,6 +362,34 @@ async fn a_cancelled_deployment_stops_inside_its_step_and_takes_back_what_it_did
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_cancel_in_any_call_leaves_what_served_or_comes_too_late() {
+    let scene = Scene::new().await;
+    let place = scene.place("main").await;
+    scene.live(place, &[("a", "0")]).await;
+    for (number, call) in CALLS.iter().enumerate() {
+        let (row, world, route) = (scene.instance(place).await, scene.world.instance(place.instance), scene.world.route(place.instance));
+        let commit = scene.commit(&[("a", &format!("{}", number + 1))]).await;
+        scene.world.trouble(call, Trouble::Hold);
+        let deployment = scene.deploy(place, &commit, "live").await;
+        let engine = scene.engine().await;
+        scene.world.held(call).await;
+        let asked = cancel(&scene, deployment).await;
+        scene.world.relieve(call);
+        let status = scene.ended(deployment).await;
+        engine.stop().await;
+        let mut after = scene.world.instance(place.instance);
+        after.generation = world.generation;
+        // From the switch on nothing is cancelled.
+        if matches!(*call, "apply_routes" | "edge_status" | "retire_data_set") && status == DeploymentStatus::Succeeded {
+            assert_eq!((after.data_sets.len(), after.slots.len(), after.clusters.len()), (1, 1, 1), "{call}: {after:?}");
+            continue;
+        }
+        assert_eq!((asked, status), (Cancellation::Asked, DeploymentStatus::Cancelled), "{call}");
+        assert_eq!((after, scene.instance(place).await, scene.world.route(place.instance)), (world, row, route), "{call}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_second_push_supersedes_what_has_changed_nothing_and_waits_for_what_has() {
     let scene = Scene::new().await;
     let place = scene.place("main").await;

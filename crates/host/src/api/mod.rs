@@ -275,6 +275,9 @@ pub struct InstanceObservation {
     /// Data sets whose PostgreSQL cluster runs.
     pub clusters: Vec<DataSetId>,
     pub slots: Vec<RunningSlot>,
+    /// How many of its processes the kernel has ended, since they took more memory together than they may. Grows until the machine restarts.
+    #[serde(default)]
+    pub memory_kills: u64,
 }
 
 /// What a server is.

@@ -224,6 +224,10 @@ impl Cluster {
                 for stale in ["postmaster.pid", "postmaster.opts"] {
                     durable::remove_fleeting(&cluster.pgdata.join(stale))?;
                 }
+                // The same of its socket, of which PostgreSQL also takes a process that was killed and is not reaped yet for alive.
+                for stale in [format!(".s.PGSQL.{CLUSTER_PORT}.lock"), format!(".s.PGSQL.{CLUSTER_PORT}")] {
+                    durable::remove_fleeting(&cluster.socket_directory.join(stale))?;
+                }
                 for (name, content) in [
                     ("postgresql.conf", cluster.settings(has_sync_method)),
                     ("pg_hba.conf", HBA.to_owned()),

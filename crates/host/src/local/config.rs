@@ -4,12 +4,13 @@ use std::{
     collections::BTreeMap,
     ops::Range,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use ocore_model::names::OdooVersion;
 use serde::Deserialize;
 
-use super::distribution::ExternalDistribution;
+use super::{distribution::ExternalDistribution, facts};
 use crate::error::{HostError, Result};
 
 const GIB: u64 = 1024 * 1024 * 1024;
@@ -41,6 +42,7 @@ pub struct LocalHostConfig {
     pub edge_socket: PathBuf,
     pub logs: LogLimits,
     pub limits: InstanceLimits,
+    pub patience: Patience,
     pub egress: EgressConfig,
 }
 
@@ -91,6 +93,30 @@ pub struct InstanceLimits {
     pub cpu_millis: Option<u32>,
 }
 
+impl InstanceLimits {
+    /// No instance alone can take this machine down: three quarters of its memory, the rest stays for everything else.
+    pub fn of_this_machine() -> Self {
+        Self { memory_bytes: facts::memory_total().ok().map(|total| total / 4 * 3), cpu_millis: None }
+    }
+}
+
+/// How long is waited for an Odoo that does not come. Whoever waits for a deployment has a shorter one of his own where a rehearsal told how long it takes.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// From its start until it has loaded the database: a large one takes its time.
+    pub start: Duration,
+    /// For one page, of an Odoo that has loaded its database.
+    pub answer: Duration,
+    /// For all modules that are installed or updated in one go.
+    pub update: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self { start: Duration::from_mins(10), answer: Duration::from_secs(30), update: Duration::from_hours(12) }
+    }
+}
+
 impl LocalHostConfig {
     /// The usual configuration for a home directory.
     pub fn new(home: impl Into<PathBuf>) -> Self {
@@ -113,7 +139,8 @@ impl LocalHostConfig {
             warm_starts: true,
             edge_socket: home.join("edge").join("admin.sock"),
             logs: LogLimits { max_bytes: 32 * 1024 * 1024, keep: 5 },
-            limits: InstanceLimits::default(),
+            limits: InstanceLimits::of_this_machine(),
+            patience: Patience::default(),
             egress: EgressConfig { enforce: EnforceEgress::Required, nft: PathBuf::from("nft") },
             home,
         }

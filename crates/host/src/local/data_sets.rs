@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     LocalHost,
+    cgroups::Part,
     cluster::{self, Cluster, ClusterMemory, Tenant},
     copy::{self, WorkDirectory},
     durable::{self, blocking},
@@ -313,7 +314,7 @@ impl LocalHost {
             tenant: tenant(&allocation.odoo),
             memory: ClusterMemory::for_machine(facts::memory_total()?),
             max_connections: MAX_CONNECTIONS,
-            cgroups: self.cgroups.prepare(instance),
+            cgroups: self.cgroups.prepare(instance, Part::Clusters, false),
         })
     }
 

@@ -77,7 +77,7 @@ impl LocalHost {
             record: self.layout.record(instance, Unit::Run(claim.fence.operation)),
             mark: Layout::mark(instance, Unit::Run(claim.fence.operation)),
             data_set: request.data_set,
-            cgroups: self.cgroups.prepare(instance),
+            cgroups: self.prepare_run(instance)?,
         };
         progress.log.line("Dumping the database.");
         let dumped = dump.write(request.format, work.path(), progress).await?;

@@ -102,7 +102,8 @@ impl LocalHost {
                 }
             }
             let slots = slots::running(&self.layout, instance)?;
-            observations.push(InstanceObservation { instance, data_sets, clusters, slots });
+            let memory_kills = self.cgroups.memory_kills(instance).unwrap_or_default();
+            observations.push(InstanceObservation { instance, data_sets, clusters, slots, memory_kills });
         }
         Ok(observations)
     }

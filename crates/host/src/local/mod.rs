@@ -44,7 +44,7 @@ use ocore_model::ids::InstanceId;
 
 use self::{cgroups::Cgroups, fence::Fences, layout::Layout, ledger::Ledger, pool::Pool, snapshots::warm_copy::WarmCopies};
 pub use self::{
-    config::{EgressConfig, EnforceEgress, InstanceLimits, LocalHostConfig, LogLimits, PoolConfig},
+    config::{EgressConfig, EnforceEgress, InstanceLimits, LocalHostConfig, LogLimits, Patience, PoolConfig},
     odoo::nursery::WarmStarts,
     private_cluster::PrivateCluster,
 };

@@ -176,6 +176,19 @@ impl Pool {
         Err(self.full(bytes, what).await)
     }
 
+    /// What works in a copy may take half of what is kept free, and ends before what is live cannot write any more. The pool grows first, if it may.
+    pub async fn require_for_the_live(&self) -> Result<()> {
+        let has_room = async || {
+            let pool = self.clone();
+            blocking(move || pool.space().map(|space| space.available >= pool.reserve(&space) / 2)).await
+        };
+        if has_room().await? {
+            return Ok(());
+        }
+        self.grow(0).await?;
+        if has_room().await? { Ok(()) } else { Err(self.full(0, "what is live").await) }
+    }
+
     /// Makes an image that is nearly full larger, if it may grow and the disk below has room: what instances write asks nobody before.
     pub async fn tend(&self) -> Result<()> {
         let pool = self.clone();

@@ -1,17 +1,25 @@
-use std::{os::unix::fs::PermissionsExt, path::PathBuf, time::Duration};
+use std::{
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
 use ocore_host::{
     DataSource, Host, HostError, LocalHost, PrivateCluster,
     local::{
         InstanceLimits,
+        cgroups::Part,
         exec::{Finished, Program, RunAs},
         layout::Unit,
         process::{self, Process},
     },
     testing::{Sandbox, fence, progress},
 };
-use ocore_model::ids::{DataSetId, InstanceId};
+use ocore_model::{
+    ids::{DataSetId, InstanceId},
+    instance::Color,
+};
 use rustix::process::Signal;
 
 /// An instance with one fresh data set whose cluster runs.
@@ -191,7 +199,7 @@ async fn all_processes_of_an_instance_are_in_its_control_groups() -> Result<()> 
     })?;
     let host = sandbox.host().await?;
     let (instance, data_set) = running(&host).await?;
-    let groups = host.cgroups.prepare(instance);
+    let groups = host.cgroups.prepare(instance, Part::Clusters, false);
     if groups.is_empty() {
         eprintln!("this machine has no control groups that can be written to");
         return Ok(());
@@ -200,9 +208,20 @@ async fn all_processes_of_an_instance_are_in_its_control_groups() -> Result<()> 
     for procs in &groups {
         assert!(std::fs::read_to_string(procs)?.lines().any(|line| line == pid), "{}", procs.display());
     }
-    let limit =
-        ["memory.max", "memory.limit_in_bytes"].iter().find_map(|name| std::fs::read_to_string(groups[0].with_file_name(name)).ok());
-    assert_eq!(limit.as_deref().map(str::trim), Some("536870912"));
+    let memory = groups[0].parent().context("a group")?;
+    let limit = |group: &Path| {
+        let read = |name: &&str| std::fs::read_to_string(group.join(name)).ok();
+        ["memory.max", "memory.limit_in_bytes"].iter().find_map(read).map(|text| text.trim().to_owned())
+    };
+    let all = memory.parent().context("the instance's group")?;
+    assert_eq!(limit(all).as_deref(), Some("536870912"));
+    // Beside a live Odoo a new one has half of it, until it is alone.
+    let blue = Part::Slot(Color::Blue);
+    assert!(!host.cgroups.prepare(instance, blue, true).is_empty());
+    assert_eq!(limit(&all.join("blue")).as_deref(), Some("268435456"));
+    host.cgroups.release(instance, blue);
+    assert_ne!(limit(&all.join("blue")).as_deref(), Some("268435456"));
+    assert_eq!(host.cgroups.memory_kills(instance), Some(0));
     host.destroy_instance(instance, fence(1)).await?;
     for procs in &groups {
         assert!(!procs.exists(), "{}", procs.display());

@@ -13,7 +13,10 @@ use std::{
 
 use ocore_host::{
     DataSource, Host, HostError, LogSink, OdooSettings, Progress, RunModules, ServableDataSet, SlotSpec,
-    local::process::{Identity, ProcEntry, Process, scan},
+    local::{
+        cgroups::Part,
+        process::{Identity, ProcEntry, Process, scan},
+    },
     testing::progress,
 };
 use ocore_model::{instance::Color, names::OdooVersion};
@@ -100,7 +103,7 @@ async fn a_forked_odoo_is_its_own_user_keeps_nothing_of_its_nursery_and_outlives
     assert_eq!(entry.cwd().unwrap(), PathBuf::from("/"));
     let command = String::from_utf8_lossy(&fs::read(format!("/proc/{}/cmdline", slot.pid)).unwrap()).into_owned();
     assert!(command.contains("/take_turns.py --config ") && command.contains(&project.instance.to_string()), "{command}");
-    for procs_file in project.host.cgroups.prepare(project.instance) {
+    for procs_file in project.host.cgroups.prepare(project.instance, Part::Slot(Color::Blue), false) {
         let members = fs::read_to_string(&procs_file).unwrap();
         assert!(members.lines().any(|pid| pid == slot.pid.to_string()), "{}", procs_file.display());
     }

@@ -29,6 +29,8 @@ pub(crate) struct User {
     host: String,
     id: Value,
     password: Value,
+    /// Between two requests.
+    pause: Duration,
 }
 
 /// What one of them did.
@@ -48,10 +50,16 @@ impl User {
             scene.owner.get(&format!("/instances/{}/credentials", environment["instanceId"].as_str().unwrap_or_default())).await?;
         let host = environment["autoSubdomain"].as_str().context("no host")?.to_owned();
         let edge = format!("http://{}", scene.installation.edge_address);
-        let mut user = Self { http: Client::new(), edge, host, id: Value::Null, password: credentials["password"].clone() };
+        let mut user =
+            Self { http: Client::new(), edge, host, id: Value::Null, password: credentials["password"].clone(), pause: Duration::ZERO };
         user.id = user.rpc("common", "login", json!(["odoo", credentials["login"], credentials["password"]])).await?;
         ensure!(user.id.is_i64(), "{}", user.id);
         Ok(user)
+    }
+
+    /// The same who takes a little time between two requests.
+    pub(crate) fn calm(self) -> Self {
+        Self { pause: Duration::from_millis(150), ..self }
     }
 
     async fn page(&self) -> Result<()> {
@@ -94,6 +102,7 @@ impl User {
             if let Err(error) = outcome {
                 done.failures.push(format!("{partner}: {error:#}"));
             }
+            tokio::time::sleep(self.pause).await;
         }
         done
     }

@@ -1,10 +1,12 @@
 //! What most journeys begin with: an installation, an owner, a project, a key, a repository, and the questions that all of them ask.
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use ocore_testkit::{ApiClient, Installation, Options, Push, Repository, wait::eventually};
 use serde_json::{Value, json};
+
+use crate::hold::{User, under_load};
 
 /// Long enough for a first deployment (Odoo's base alone takes some 12 s) on a busy machine.
 pub const DEPLOYMENT_LIMIT: Duration = Duration::from_secs(240);
@@ -117,6 +119,52 @@ impl Scene {
             }
         }
         (odoos, clusters)
+    }
+
+    /// Waits until of one live instance nothing is left but its Odoo, its cluster and its data set.
+    pub async fn nothing_is_left_but_what_serves(&self) -> Result<()> {
+        self.settles_to_one_of_each().await?;
+        let environment = self.environment("main").await?;
+        let data = self.installation.home.join("pool/instances").join(environment["instanceId"].as_str().unwrap_or_default()).join("data");
+        let alone = eventually(Duration::from_secs(30), async || (std::fs::read_dir(&data).ok()?.count() == 1).then_some(())).await;
+        alone.with_context(|| format!("more than one data set is left in {}", data.display()))
+    }
+
+    /// A commit that must not go live, while some people use the instance: no request of theirs fails and no write is lost, what was live serves on,
+    /// nothing is left over, and one sentence with these words says why. The work tree is as before afterwards.
+    pub async fn comes_to_nothing(self: &Arc<Self>, user: &User, what: &str, words: &[&str]) -> Result<Value> {
+        let (live, serves) = (self.environment("main").await?, self.page("main", "/shop").await?);
+        under_load(user, what, async || {
+            let push = self.force_push(what).await?;
+            ensure!(!push.output.contains("live at"), "{what}: {}", push.output);
+            Ok(())
+        })
+        .await?;
+        self.has_come_to_nothing(&live, &serves, what, words).await
+    }
+
+    pub async fn has_come_to_nothing(&self, live: &Value, serves: &str, what: &str, words: &[&str]) -> Result<Value> {
+        let failed = self.last_deployment("main").await?;
+        let message = failed["errorMessage"].as_str().unwrap_or_default();
+        eprintln!("{what}: {message}");
+        ensure!(failed["status"] == "failed" && message.lines().count() == 1, "{what}: {failed}");
+        for word in words {
+            ensure!(message.contains(word), "{what}: the sentence lacks {word:?}: {message}");
+        }
+        ensure!(self.environment("main").await?["activeDeploymentId"] == live["activeDeploymentId"], "{what}: another one is live");
+        ensure!(self.page("main", "/shop").await? == serves, "{what}: the page is another one");
+        self.nothing_is_left_but_what_serves().await.with_context(|| what.to_owned())?;
+        self.repository.git(&["reset", "--quiet", "--hard", "HEAD^"])?;
+        Ok(failed)
+    }
+
+    /// Commits all that has changed and pushes it over whatever the branch holds; waits as a terminal does.
+    pub async fn force_push(self: &Arc<Self>, message: &str) -> Result<Push> {
+        self.repository.commit(message)?;
+        let scene = Arc::clone(self);
+        let push =
+            tokio::task::spawn_blocking(move || scene.repository.push(scene.remote(), &scene.key, "HEAD:refs/heads/main", &["--force"]));
+        push.await?
     }
 
     /// Waits until exactly one Odoo and one cluster are left for one live instance.

@@ -39,8 +39,8 @@ pub(super) async fn copy(step: Arc<Step>) -> Result<(NewDataSet, String), Failur
     // From this transaction on a later push waits instead of taking this one's place. The instance is locked first, as everywhere.
     let mut transaction = control.pool.begin().await?;
     let rests = parameters.rests_to_copy(step.beside);
-    let expected = rehearsal::expected_hold(&step)?;
-    step.held(store::deploy::set_updating(&mut transaction, parameters.instance, step.fence().generation, rests, expected).await?)?;
+    let longest = rehearsal::longest_hold(&step)?;
+    step.held(store::deploy::set_updating(&mut transaction, parameters.instance, step.fence().generation, rests, longest).await?)?;
     if !store::deploy::begin_changing(&mut transaction, parameters.deployment).await? {
         let standing = store::deploy::standing(&mut transaction, parameters.deployment).await?;
         let superseded = standing.is_some_and(|standing| standing.status == DeploymentStatus::Superseded);
@@ -55,7 +55,7 @@ pub(super) async fn copy(step: Arc<Step>) -> Result<(NewDataSet, String), Failur
     }
     transaction.commit().await?;
     if rests {
-        if let Some(expected) = expected {
+        if let Some(expected) = rehearsal::expected_hold(&step)? {
             step.say(&format!("requests are held for about {} s", expected.as_secs()));
         }
         // Nobody gets an error while the old Odoo rests.

@@ -7,6 +7,8 @@ use ocore_model::{edge::UpstreamTraffic, ids::InstanceId};
 
 use crate::{Control, Error, operations::saga::Failure};
 
+/// How long a page may take through the edge.
+const PROOF: Duration = Duration::from_secs(30);
 /// How long the old slot may finish what it had begun to answer.
 const DRAIN: Duration = Duration::from_secs(15);
 
@@ -45,16 +47,20 @@ async fn wait_for(control: &Control, instance: InstanceId, http: SocketAddr, lef
 pub(super) async fn answer(edge: SocketAddr, host_name: &str) -> Result<u16, Failure> {
     let client = reqwest::Client::builder()
         .redirect(reqwest::redirect::Policy::none())
-        .timeout(Duration::from_secs(30))
+        .timeout(PROOF)
         .no_proxy()
         .build()
         .map_err(|error| Error::internal("making an HTTP client", error))?;
-    let response = client
-        .get(format!("http://{edge}/web/login"))
-        .header("Host", host_name)
-        .send()
-        .await
-        .map_err(|error| Failure::broken(format!("the edge does not answer at {edge}: {error}")))?;
+    let response = client.get(format!("http://{edge}/web/login")).header("Host", host_name).send().await.map_err(|error| {
+        // Not asked again: users wait for the same Odoo.
+        if error.is_timeout() {
+            let seconds = PROOF.as_secs();
+            return Failure::rejected(format!(
+                "{host_name} has not answered its login page within {seconds} s: the new Odoo does not answer any more"
+            ));
+        }
+        Failure::broken(format!("the edge does not answer at {edge}: {error}"))
+    })?;
     match response.status().as_u16() {
         status @ (200 | 303) => Ok(status),
         status => Err(Failure::broken(format!("{host_name} answers {status} through the edge instead of Odoo's login page"))),

@@ -24,6 +24,8 @@ use crate::{
 
 /// For how long requests wait beside the update itself: the copy and the start of Odoo.
 const AROUND_AN_UPDATE: Duration = Duration::from_secs(3);
+/// For what served before to serve again, on a busy machine.
+const WAY_BACK: Duration = Duration::from_secs(20);
 /// An update that takes so many times as long as its rehearsal is ended, since something else is wrong.
 const LONGER_AT_MOST: u32 = 5;
 /// And no less than this.
@@ -133,6 +135,11 @@ pub(super) fn expected_hold(step: &Step) -> Result<Option<Duration>, Failure> {
 /// How long requests are held for an update that was rehearsed like this.
 pub(in crate::operations) fn hold_after(rehearsal: &Rehearsal) -> Duration {
     Duration::from_secs_f64(rehearsal.seconds.max(0.0)) + AROUND_AN_UPDATE
+}
+
+/// How long requests are held at most, as far as the rehearsal tells: until an update that is ended for being late has given way to what served before.
+pub(super) fn longest_hold(step: &Step) -> Result<Option<Duration>, Failure> {
+    Ok(patience(step)?.map(|patience| patience + WAY_BACK))
 }
 
 /// How long the update may take, as far as the rehearsal tells.

@@ -614,6 +614,7 @@ impl Host for World {
                         started_at: Utc::now(),
                     })
                     .collect(),
+                memory_kills: 0,
             })
             .collect())
     }

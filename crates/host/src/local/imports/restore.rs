@@ -151,7 +151,7 @@ impl LocalHost {
                 record: self.layout.record(instance, Unit::Run(claim.fence.operation)),
                 mark: Layout::mark(instance, Unit::Run(claim.fence.operation)),
                 data_set,
-                cgroups: self.cgroups.prepare(instance),
+                cgroups: self.prepare_run(instance)?,
                 progress,
                 threads: &quarters.threads,
                 end: &quarters.end,

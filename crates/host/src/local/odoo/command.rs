@@ -74,6 +74,8 @@ pub(in crate::local) fn python(record: &ReleaseRecord, user: &OsUser, env_vars: 
     // A reload executes `python` again by its name, so the environment's directory comes first.
     let bin = record.python.parent().unwrap_or(Path::new("/usr/bin"));
     program
+        // Rather than the PostgreSQL that it works with, whose end is also the other slot's.
+        .goes_first()
         .env("PATH", format!("{}:{SEARCH_PATH}", bin.display()))
         .env("PYTHONNOUSERSITE", "1")
         .env("PYTHONDONTWRITEBYTECODE", "1")

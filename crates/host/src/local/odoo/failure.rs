@@ -131,6 +131,7 @@ fn explain_chain(chain: &[Raised], log: &Log, source: &Path) -> Option<String> {
         "ModuleNotFoundError" | "ImportError" => failed_import(last, source),
         "ParseError" => parse_error(last, cause, source),
         "XMLSyntaxError" => xml_syntax(last, source),
+        "MemoryError" => memory(last, log, source),
         "UserError" if last.message.contains("external dependency is not met") => external_dependency(last, chain),
         "UserError" if last.message.starts_with("Recursion error in modules dependencies") => {
             "modules depend on each other in a loop; break it in their `depends`".to_owned()
@@ -263,6 +264,18 @@ fn migration(raised: &Raised, source: &Path) -> Option<String> {
     Some(format!("the migration script {file} failed in line {}: {}", frame.line, describe(raised, source)))
 }
 
+/// Python was given none any more: one process may take no more than Odoo's own limit.
+fn memory(raised: &Raised, log: &Log, source: &Path) -> String {
+    let place = match (own_frame(raised, source), loading(log)) {
+        (Some((file, frame)), _) => format!(" in {file}, line {}", frame.line),
+        (None, Some(module)) => format!(" while module `{module}` was loaded"),
+        (None, None) => String::new(),
+    };
+    format!(
+        "the memory was used up{place}: one process of Odoo may take no more than the instance's limitMemoryHard; take less at once, or raise it"
+    )
+}
+
 fn csv_import(raised: &Raised) -> Option<String> {
     let file = between(&raised.message, "failed: file ", " could not be processed")?;
     let reason = raised.message.lines().nth(1).unwrap_or_default().trim();
@@ -312,6 +325,12 @@ fn other(raised: &Raised, log: &Log, source: &Path) -> String {
 fn describe(raised: &Raised, source: &Path) -> String {
     let message = clean(&raised.message, source);
     match raised.class.strip_prefix("psycopg2.errors.") {
+        // Odoo itself limits how long an update waits for one.
+        Some("LockNotAvailable") => {
+            format!(
+                "the database says: {message} (another connection holds the lock: one that a script has opened itself, most often; close it first)"
+            )
+        }
         Some(_) => format!("the database says: {message}"),
         None if message.is_empty() => raised.short_class().to_owned(),
         None => format!("{}: {message}", raised.short_class()),
@@ -400,6 +419,17 @@ mod tests {
         let failure = explain(&captured("syntax_error"), source()).unwrap();
         assert!(failure.excerpt.ends_with("SyntaxError: '(' was never closed"), "{}", failure.excerpt);
         assert!(!failure.excerpt.contains("/var/lib/ocore"), "{}", failure.excerpt);
+    }
+
+    #[test]
+    fn used_up_memory_is_called_so() {
+        let file = source().join("shop/models.py");
+        let log = Log::parse(&format!(
+            "2026-11-24 06:18:47,554 1 CRITICAL odoo odoo.service.server: Failed to initialize database `odoo`.\nTraceback (most recent call last):\n  File \"{}\", line 7, in <module>\n    held.append(bytearray(1 << 26))\nMemoryError\n",
+            file.display()
+        ));
+        let summary = explain(&log, source()).unwrap().summary;
+        assert!(summary.starts_with("the memory was used up in shop/models.py, line 7: one process"), "{summary}");
     }
 
     #[test]

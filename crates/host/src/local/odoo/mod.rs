@@ -3,6 +3,7 @@
 pub(super) mod command;
 mod config;
 mod failure;
+mod guard;
 mod health;
 mod log_record;
 pub(super) mod logs;

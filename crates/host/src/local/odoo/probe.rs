@@ -1,9 +1,6 @@
 //! Pages that a slot is asked for before anybody is sent to it.
 
-use std::{
-    fs,
-    time::{Duration, Instant},
-};
+use std::{fs, time::Instant};
 
 use http::Uri;
 use ocore_model::{ids::InstanceId, instance::Color};
@@ -19,8 +16,6 @@ use crate::{
     local::{LocalHost, slots},
 };
 
-/// Of one page with its redirections. A bundle of scripts that was never built takes some seconds.
-const PATIENCE: Duration = Duration::from_mins(1);
 const REDIRECTIONS: usize = 4;
 /// Of the log, when a page fails.
 const EXCERPT_LINES: usize = 40;
@@ -40,6 +35,8 @@ impl LocalHost {
         let begin = fs::metadata(&log).map_or(0, |metadata| metadata.len());
         let mut probed = Vec::new();
         for path in paths {
+            // Of one page with its redirections. A bundle of scripts that was never built takes longer, on a busy machine much longer.
+            let patience = self.config.patience.answer * if path.starts_with("/web/assets/") { 2 } else { 1 };
             let begun = Instant::now();
             let asked = async {
                 let mut place = path.clone();
@@ -55,7 +52,7 @@ impl LocalHost {
             let status = tokio::select! {
                 biased;
                 () = progress.cancel.cancelled() => return Err(HostError::Cancelled),
-                status = tokio::time::timeout(PATIENCE, asked) => status,
+                status = tokio::time::timeout(patience, asked) => status,
             };
             let why = match status {
                 Ok(Some(status)) if status.is_success() || status.is_redirection() => {
@@ -64,7 +61,7 @@ impl LocalHost {
                 }
                 Ok(Some(status)) => format!("answers {path} with {status}"),
                 Ok(None) => format!("does not answer {path}, or sends from one page to the next"),
-                Err(_) => format!("did not answer {path} within {} s", PATIENCE.as_secs()),
+                Err(_) => format!("did not answer {path} within {} s", patience.as_secs()),
             };
             return Err(HostError::Rejected {
                 summary: format!("the new Odoo started, but {why}"),

@@ -12,12 +12,16 @@ use ocore_model::{
 };
 use sqlx::PgConnection;
 
-use super::log_record::{Level, Log};
+use super::{
+    guard::Guard,
+    log_record::{Level, Log},
+};
 use crate::{
     api::{DataSource, Progress, RunModules, TakeSnapshot},
     error::{HostError, Result},
     local::{
         LocalHost,
+        cluster::Cluster,
         copy::{self, WorkDirectory},
         fence::Claim,
         ledger::Allocation,
@@ -79,6 +83,11 @@ impl LocalHost {
             return Err(HostError::machine("an update is rehearsed on a copy that was made for it, and on nothing else"));
         }
         let cluster = self.run_cluster(claim.instance, request.data_set).await?;
+        let guard = Guard::begin(self, claim.instance, &cluster, progress)?;
+        guard.over_start(self.rehearse_in(&cluster, claim, request, progress)).await
+    }
+
+    async fn rehearse_in(&self, cluster: &Cluster, claim: &Claim, request: &RunModules, progress: &Progress) -> Result<Rehearsal> {
         let before = schema::read(&mut cluster.connect_as_owner().await?).await?;
         let mut watch = LockWatch::default();
         let watching = async {

@@ -1,12 +1,13 @@
 //! Runs of Odoo that install or update modules and end by themselves.
 
-use std::{os::unix::process::ExitStatusExt, time::Duration};
+use std::{os::unix::process::ExitStatusExt, path::PathBuf, time::Duration};
 
 use ocore_model::{ids::InstanceId, names::ModuleName};
 
 use super::{
     command,
     config::{DATABASE, OdooConfig, demo_option},
+    guard::Guard,
     log_record::Log,
     verdict::{self, Exit},
 };
@@ -15,6 +16,7 @@ use crate::{
     error::{HostError, Result},
     local::{
         LocalHost,
+        cgroups::Part,
         cluster::Cluster,
         data_sets::Lacks,
         distribution::InstalledDistribution,
@@ -22,6 +24,7 @@ use crate::{
         fence::Claim,
         layout::{Layout, Unit},
         process::run_recorded,
+        slots,
     },
 };
 
@@ -47,6 +50,8 @@ impl LocalHost {
         if install.is_empty() && request.update.is_empty() && request.admin_password.is_none() {
             return Ok(Log::default());
         }
+        let guard = Guard::begin(self, instance, &cluster, progress)?;
+        let progress = &guard.progress;
         let allocation = self.allocation(instance).await?;
         let config = self.layout.instance(instance).join("odoo-run.conf");
         OdooConfig {
@@ -70,7 +75,7 @@ impl LocalHost {
                 .arg("--config")
                 .arg(&config)
                 .args(["--database", DATABASE, "--stop-after-init", "--no-http"])
-                .cgroups(self.cgroups.prepare(instance))
+                .cgroups(self.prepare_run(instance)?)
                 .output_limit(LOG_LIMIT)
                 .progress(progress);
             for (option, modules) in [("--init", &install), ("--update", &request.update)] {
@@ -87,12 +92,18 @@ impl LocalHost {
             let finished = self.run_once(instance, program, claim, request).await?;
             self.judge(&finished, claim, request, &install).await
         };
-        let (hash, log) = tokio::try_join!(hash, run)?;
+        let (hash, log) = guard.over_update(async { tokio::try_join!(hash, run) }).await?;
         if let Some(hash) = hash {
             set_admin_password(&cluster, &hash).await?;
             self.mark_lacks(claim, request.data_set, Lacks::Nothing)?;
         }
         Ok(log)
+    }
+
+    /// The control groups of a program that ends by itself.
+    pub(in crate::local) fn prepare_run(&self, instance: InstanceId) -> Result<Vec<PathBuf>> {
+        let serves = !slots::running(&self.layout, instance)?.is_empty();
+        Ok(self.cgroups.prepare(instance, Part::Runs, serves))
     }
 
     async fn run_once(&self, instance: InstanceId, program: Program, claim: &Claim, request: &RunModules) -> Result<Finished> {

@@ -14,12 +14,12 @@ use ocore_model::{
     instance::Color,
 };
 use rustix::process::Signal;
-use tokio::time::Instant;
 
 use super::{
     command::{self, Turns},
     config::{DATABASE, OdooConfig, Serve},
     failure::{self, Failure},
+    guard::Guard,
     health::{self, Answer},
     log_record::Log,
     stop::{self, Work},
@@ -30,6 +30,7 @@ use crate::{
     error::{HostError, Result},
     local::{
         LocalHost,
+        cgroups::Part,
         cluster::Cluster,
         data_sets::Lacks,
         fence::Claim,
@@ -40,10 +41,8 @@ use crate::{
     },
 };
 
-/// A large database takes its time to load; one that takes longer than this does not come.
-const START_DEADLINE: Duration = Duration::from_mins(10);
-/// Nor does one that has this much time to update before it serves; whoever waits for it has ended it before.
-const UPDATE_DEADLINE: Duration = Duration::from_hours(12);
+/// Between two looks into the log of an Odoo that starts.
+const LOG_INTERVAL: Duration = Duration::from_millis(250);
 /// Between two looks whether Odoo listens already: small beside the second that it takes to start.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 /// How long a slot that runs already may take to prove it.
@@ -108,19 +107,24 @@ impl LocalHost {
 
     async fn try_ports(&self, claim: &Claim, spec: &SlotSpec, update: Option<&RunModules>, progress: &Progress) -> Result<RunningSlot> {
         claim.check()?;
-        for attempt in 1..=PORT_ATTEMPTS {
-            match self.try_to_serve(claim, spec, update, progress).await {
-                Ok(running) => return Ok(running),
-                Err(Setback::PortTaken) if attempt < PORT_ATTEMPTS => {
-                    progress.log.line("Another program took the port; trying another one.");
+        let cluster = self.run_cluster(claim.instance, spec.data_set.id()).await?;
+        let guard = Guard::begin(self, claim.instance, &cluster, progress)?;
+        let attempts = async {
+            for attempt in 1..=PORT_ATTEMPTS {
+                match self.try_to_serve(claim, spec, update, &guard.progress).await {
+                    Ok(running) => return Ok(running),
+                    Err(Setback::PortTaken) if attempt < PORT_ATTEMPTS => {
+                        progress.log.line("Another program took the port; trying another one.");
+                    }
+                    Err(Setback::PortTaken) => break,
+                    Err(Setback::Failed(error)) => return Err(error),
                 }
-                Err(Setback::PortTaken) => break,
-                Err(Setback::Failed(error)) => return Err(error),
             }
-        }
-        Err(HostError::machine(format!(
-            "other programs took {PORT_ATTEMPTS} ports in a row from Odoo; configure a range of ports that nobody uses"
-        )))
+            Err(HostError::machine(format!(
+                "other programs took {PORT_ATTEMPTS} ports in a row from Odoo; configure a range of ports that nobody uses"
+            )))
+        };
+        if update.is_some() { guard.over_update(attempts).await } else { guard.over_start(attempts).await }
     }
 
     async fn try_to_serve(
@@ -160,6 +164,7 @@ impl LocalHost {
         }
         .write(&config, &allocation.odoo)?;
         claim.check()?;
+        let beside = slots::find(&self.layout, instance, spec.color.other())?.is_some();
         let turns = Turns::prepare(&self.layout.instance(instance), &allocation.odoo)?;
         let details = SlotDetails {
             data_set: spec.data_set.id(),
@@ -176,7 +181,7 @@ impl LocalHost {
                 .arg(&config)
                 .args(["--database", DATABASE])
                 .args(update.map(update_and_serve::options).unwrap_or_default())
-                .cgroups(self.cgroups.prepare(instance)),
+                .cgroups(self.cgroups.prepare(instance, Part::Slot(spec.color), beside)),
             record: self.layout.record(instance, unit),
             mark: Layout::mark(instance, unit),
             data_set: Some(spec.data_set.id()),
@@ -185,9 +190,10 @@ impl LocalHost {
         let output = self.layout.logs(instance).join(format!("odoo-{}.out", spec.color));
         let output_start = fs::metadata(&output).map_or(0, |metadata| metadata.len());
         let process = Process::start(new, &output).await?;
-        let patience = if update.is_some() { UPDATE_DEADLINE } else { START_DEADLINE };
         let source = self.release_tree(&spec.release)?;
-        match self.wait_until_it_answers(claim, &process, &details, patience, progress).await {
+        // An update is ended by its guard.
+        let load = if update.is_some() { Duration::MAX } else { self.config.patience.start };
+        match self.wait_until_it_answers(claim, &process, &details, load, (log.as_path(), log_start), progress).await {
             Ok(()) => {
                 if let Some(Err(error)) = update.map(|request| update_and_serve::judge(&read_from(&log, log_start), request, &source)) {
                     process.stop(&[(Signal::TERM, Duration::from_secs(2))]).await?;
@@ -216,33 +222,44 @@ impl LocalHost {
         }
     }
 
-    /// Until the login page comes. The port for websockets opens half a second later, which the edge bears.
+    /// Until the login page comes: some time after it has loaded the database, for which it has `load`. The port for websockets opens half a second
+    /// later, which the edge bears.
     async fn wait_until_it_answers(
         &self,
         claim: &Claim,
         process: &Process,
         details: &SlotDetails,
-        patience: Duration,
+        load: Duration,
+        (log, log_start): (&Path, u64),
         progress: &Progress,
     ) -> Result<(), Wait> {
-        let deadline = Instant::now() + patience;
         let answers = async {
             loop {
                 // Connects as soon as Odoo listens; the answer comes when the database is loaded.
-                let left = deadline.saturating_duration_since(Instant::now());
-                match health::login_page(details.http, left).await {
+                match health::login_page(details.http, Duration::MAX).await {
                     answer if answer.is_good() => return Ok(()),
                     Answer::Status(status) => return Err(Wait::Failed(format!("Odoo started and answers its login page with {status}"))),
-                    Answer::Nothing => {}
+                    Answer::Nothing => tokio::time::sleep(LOOK_INTERVAL).await,
                 }
-                if left.is_zero() {
-                    return Err(Wait::Failed(format!("Odoo did not answer within {} minutes", patience.as_secs() / 60)));
-                }
-                tokio::time::sleep(LOOK_INTERVAL).await;
             }
         };
+        let answer = self.config.patience.answer;
+        let silent = async {
+            // At a log level above `info` nobody hears that it has loaded.
+            if tokio::time::timeout(load.saturating_add(answer), loaded(log, log_start, process.pid())).await.is_err() {
+                return Wait::Failed(format!("Odoo had not loaded its database and answered {} s after its start", load.as_secs()));
+            }
+            tokio::time::sleep(answer).await;
+            Wait::Failed(format!(
+                "Odoo has loaded its database, but has not answered its login page within {} s: something in the modules waits for what does not come when a \
+                 page is asked for",
+                answer.as_secs()
+            ))
+        };
         tokio::select! {
+            biased;
             answered = answers => answered,
+            silent = silent => Err(silent),
             ended = process.exited() => {
                 ended.map_err(Wait::Stopped)?;
                 Err(Wait::Failed("Odoo ended while it started".to_owned()))
@@ -253,8 +270,12 @@ impl LocalHost {
     }
 
     pub(in crate::local) async fn end_slot(&self, claim: &Claim, color: Color) -> Result<()> {
-        let Some((process, details)) = slots::find(&self.layout, claim.instance, color)? else { return Ok(()) };
-        self.stop_odoo(claim.instance, &process, &details).await?;
+        let found = slots::find(&self.layout, claim.instance, color)?;
+        if let Some((process, details)) = &found {
+            self.stop_odoo(claim.instance, process, details).await?;
+        }
+        self.cgroups.release(claim.instance, Part::Slot(color.other()));
+        let Some((_, details)) = found else { return Ok(()) };
         if let Some(http) = self.neighbour(claim.instance, color, details.data_set)? {
             let cluster = self.run_cluster(claim.instance, details.data_set).await?;
             self.print_from(&cluster, claim.instance, http).await;
@@ -288,6 +309,25 @@ impl LocalHost {
     pub(in crate::local) fn odoo_log_path(&self, instance: InstanceId) -> PathBuf {
         self.layout.logs(instance).join("odoo.log")
     }
+}
+
+/// Until this process logs that it has loaded its registry.
+async fn loaded(log: &Path, start: u64, pid: i32) {
+    let mut position = start;
+    loop {
+        let text = read_from(log, position);
+        if text.lines().any(|line| says_loaded(line, pid)) {
+            return;
+        }
+        // A line that is not complete is read again.
+        position += text.rfind('\n').map_or(0, |end| end as u64 + 1);
+        tokio::time::sleep(LOG_INTERVAL).await;
+    }
+}
+
+/// `2026-01-01 00:00:00,000 4711 INFO odoo odoo.registry: Registry loaded in 2.368s`
+fn says_loaded(line: &str, pid: i32) -> bool {
+    line.contains("registry: Registry loaded in ") && line.split_whitespace().nth(2) == Some(&pid.to_string())
 }
 
 /// Why the wait for a start ended.
@@ -350,4 +390,17 @@ fn explain(text: &str, source: &Path, otherwise: String) -> HostError {
     }
     let lines: Vec<&str> = text.lines().collect();
     HostError::Rejected { summary: otherwise, excerpt: lines[lines.len().saturating_sub(20)..].join("\n") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_other_slots_registry_is_not_this_ones() {
+        let line = "2026-11-24 06:18:47,562 28837 INFO odoo odoo.registry: Registry loaded in 2.368s ";
+        assert!(says_loaded(line, 28837) && !says_loaded(line, 28838));
+        assert!(says_loaded(&line.replace("odoo.registry", "odoo.modules.registry"), 28837), "up to Odoo 18");
+        assert!(!says_loaded("2026-11-24 06:18:47,554 28837 INFO odoo odoo.modules.loading: Modules loaded. ", 28837));
+    }
 }

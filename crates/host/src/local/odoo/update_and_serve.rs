@@ -85,7 +85,7 @@ pub(super) fn explain(text: &str, request: &RunModules, source: &Path, otherwise
     // Any code but 0: what it wrote says more.
     let Failure { summary, excerpt } = match verdict::of_run(Exit::Code(255), &Log::parse(text), &request.install, source) {
         Err(failure) if !failure.summary.starts_with("Odoo ended with") => failure,
-        Err(failure) => Failure { summary: format!("{otherwise}; most often the memory was used up"), ..failure },
+        Err(failure) => Failure { summary: otherwise, ..failure },
         Ok(()) => Failure { summary: otherwise, excerpt: String::new() },
     };
     HostError::Rejected { summary, excerpt }
