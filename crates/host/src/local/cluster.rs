@@ -118,6 +118,7 @@ impl Cluster {
             }
         }
         self.end_leftovers().await?;
+        self.find_backup_label_again().await?;
         self.prepare().await?;
         let log_start = fs::metadata(&self.log).map_or(0, |metadata| metadata.len());
         let bin = postgres_bin(&self.pgdata)?;

@@ -1,5 +1,6 @@
 //! The data plane of the machine that this program runs on.
 
+mod backup_recovery;
 pub mod build_users;
 pub mod cgroups;
 pub mod cluster;

@@ -5,6 +5,7 @@ mod data_sets;
 mod distribution;
 mod egress;
 mod failures;
+mod first_recovery;
 mod imports;
 mod ledger;
 mod nursery;
