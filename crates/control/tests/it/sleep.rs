@@ -136,7 +136,7 @@ async fn a_scheduled_action_that_is_due_wakes_who_wants_it_and_one_at_work_keeps
 
     // Due, but nobody has asked for that.
     let pool = &scene.control().pool;
-    let overdue = "update instances set wake_at = now() - interval '1 second' where id = $1";
+    let overdue = "update instances set wake_at = now() - interval '1 hour' where id = $1";
     sqlx::query(overdue).bind(place.instance.as_uuid()).execute(pool).await.unwrap();
     run_all(scene.control()).await.unwrap();
     assert_eq!(scene.instance_status(place).await, InstanceStatus::Asleep);

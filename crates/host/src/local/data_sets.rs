@@ -382,11 +382,13 @@ impl LocalHost {
     ) -> Result<()> {
         let (pgdata, data_dir) = (self.layout.pgdata(instance, original), self.layout.data_dir(instance, original));
         let (pgdata_copy, data_dir_copy) = (work.path().join("pgdata"), work.path().join("data_dir"));
-        tokio::try_join!(
-            copy::copy_tree(&self.pool, &pgdata, &pgdata_copy, work, cancel),
-            copy::copy_tree(&self.pool, &data_dir, &data_dir_copy, work, cancel),
-        )?;
-        Ok(())
+        copy::side_by_side(
+            cancel,
+            async |cancel| copy::copy_tree(&self.pool, &pgdata, &pgdata_copy, work, &cancel).await,
+            async |cancel| copy::copy_tree(&self.pool, &data_dir, &data_dir_copy, work, &cancel).await,
+        )
+        .await
+        .map(drop)
     }
 
     fn is_current(&self, instance: InstanceId, target: &Path, source: DataSource) -> Result<bool> {

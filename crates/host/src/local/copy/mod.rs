@@ -122,6 +122,28 @@ pub async fn copy_tree(pool: &Pool, source: &Path, target: &Path, work: &WorkDir
     }
 }
 
+/// Two copies side by side into one directory. When one fails the other one is ended and waited for, so that nobody works there any more and a next
+/// attempt may begin; the answer is the failure that was first.
+pub async fn side_by_side<A, B, First, Second>(
+    cancel: &[CancellationToken],
+    first: impl FnOnce(Vec<CancellationToken>) -> First,
+    second: impl FnOnce(Vec<CancellationToken>) -> Second,
+) -> Result<(A, B)>
+where
+    First: Future<Output = Result<A>>,
+    Second: Future<Output = Result<B>>,
+{
+    let failed = CancellationToken::new();
+    let cancel = || cancel.iter().cloned().chain([failed.clone()]).collect();
+    let first = async { first(cancel()).await.inspect_err(|_| failed.cancel()) };
+    let second = async { second(cancel()).await.inspect_err(|_| failed.cancel()) };
+    match tokio::join!(first, second) {
+        (Ok(first), Ok(second)) => Ok((first, second)),
+        // The one that was ended for the other one's sake has nothing to tell.
+        (Ok(_) | Err(HostError::Cancelled), Err(error)) | (Err(error), _) => Err(error),
+    }
+}
+
 /// Gives a whole tree to another owner and group; links are changed, not followed.
 pub async fn change_owner(tree: &Path, uid: u32, gid: u32) -> Result<()> {
     let tree = tree.to_owned();

@@ -180,10 +180,12 @@ impl LocalHost {
         let how = |owner: u32, take| TreeCopy { owner: Some((owner, owner)), take, ..TreeCopy::exact(share) };
         let (pgdata, data_dir) = (how(database, all), how(odoo, if is_foreign { all_but_sessions } else { all }));
         let places = ["pgdata", "data_dir"].map(|part| (source.join(part), work.path().join(part)));
-        let copied = tokio::try_join!(
-            pgdata.run(&places[0].0, &places[0].1, work.hold(), &cancel, None),
-            data_dir.run(&places[1].0, &places[1].1, work.hold(), &cancel, None),
+        let copied = copy::side_by_side(
+            &cancel,
+            async |cancel| pgdata.run(&places[0].0, &places[0].1, work.hold(), &cancel, None).await,
+            async |cancel| data_dir.run(&places[1].0, &places[1].1, work.hold(), &cancel, None).await,
         );
+        let copied = copied.await;
         match copied {
             Err(error) if copy::is_full(&error) => Err(self.pool.full(cost().await?, what).await),
             copied => copied.map(drop),
@@ -265,11 +267,14 @@ impl LocalHost {
             let how = TreeCopy { owner: Some((0, 0)), ..TreeCopy::exact(share) };
             let (pgdata, data_dir) = (work.path().join("pgdata"), work.path().join("data_dir"));
             let source = self.layout.data_dir(request.instance, request.data_set);
-            tokio::try_join!(
-                how.run(&cluster.pgdata, &pgdata, work.hold(), &cancel, None),
-                // Odoo has ended; should one of its own processes not have, what it removes is no error.
-                TreeCopy { live: true, ..snapshot_files(share) }.run(&source, &data_dir, work.hold(), &cancel, None),
-            )?;
+            // Odoo has ended; should one of its own processes not have, what it removes is no error.
+            let files = TreeCopy { live: true, ..snapshot_files(share) };
+            copy::side_by_side(
+                &cancel,
+                async |cancel| how.run(&cluster.pgdata, &pgdata, work.hold(), &cancel, None).await,
+                async |cancel| files.run(&source, &data_dir, work.hold(), &cancel, None).await,
+            )
+            .await?;
             measure(work.path(), taken_at).await
         };
         let copied = copied.await;
