@@ -7,11 +7,12 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
 use ocore_host::{
-    Host, LocalHost, NewDataSet,
+    Host, HostError, LocalHost, NewDataSet,
     testing::{Sandbox, fence, progress},
 };
 use ocore_model::ids::{DataSetId, InstanceId};
@@ -20,12 +21,15 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     clusters::{as_odoo, running},
     snapshots::{MIB, another_instance, bring_to_life, leftovers, store, stored, take},
+    warm_copies::warm_up,
 };
 
 /// What the accounts of [`Writer`] hold together.
 const MONEY: i64 = 1000;
 /// Copies of the invariant run; a hundred when `OCORE_TEST_COPIES=100` is set.
 const COPIES: usize = 20;
+
+const WARM_PAUSE: Duration = Duration::from_millis(200);
 
 /// So much each writer writes as fast as it can.
 const AT_FULL_SPEED: u64 = 3000;
@@ -76,7 +80,7 @@ impl Writer {
                     written += 1;
                     if written > AT_FULL_SPEED {
                         // Each copy has all that was ever written: a hundred of them would never end.
-                        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                        tokio::time::sleep(Duration::from_millis(100)).await;
                     }
                 }
                 Ok(written)
@@ -145,7 +149,26 @@ async fn copies_hold_the_invariant(sandbox: &Sandbox, copies: usize) -> Result<(
         }
         Ok(seen)
     };
-    let (one, two) = tokio::try_join!(work(), work())?;
+    // Most of them begin with a warm copy, in whatever state it is when they need it.
+    let stop = CancellationToken::new();
+    let keep_warm = async || -> Result<usize> {
+        let mut passes = 0;
+        while !stop.is_cancelled() {
+            passes += match warm_up(&host, instance, data_set).await {
+                Err(error) if matches!(error.downcast_ref(), Some(HostError::Cancelled)) => 0,
+                passed => passed.map(|()| 1)?,
+            };
+            tokio::time::sleep(WARM_PAUSE).await;
+        }
+        Ok(passes)
+    };
+    let copied = async {
+        let copied = tokio::try_join!(work(), work());
+        stop.cancel();
+        copied
+    };
+    let ((one, two), passes) = tokio::try_join!(copied, keep_warm())?;
+    eprintln!("beside them {passes} passes of a warm copy");
     let written = writer.stop().await?;
     eprintln!("{copies} copies, the last with {:?} of {written} transfers", one.iter().chain(&two).max());
     // The source never noticed, and each copy shows a later moment than the one before.

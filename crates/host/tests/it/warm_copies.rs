@@ -19,7 +19,8 @@ use crate::{
     snapshots::{MIB, another_instance, store, take},
 };
 
-async fn warm_up(host: &LocalHost, instance: InstanceId, data_set: DataSetId) -> Result<()> {
+/// A pass over the file store, whenever the last one was.
+pub(crate) async fn warm_up(host: &LocalHost, instance: InstanceId, data_set: DataSetId) -> Result<()> {
     // Not the one of a moment ago.
     if let Ok(mark) = std::fs::File::options().write(true).open(host.layout.warm_copy(instance).join("synced")) {
         mark.set_modified(SystemTime::now() - Duration::from_mins(6))?;
