@@ -158,7 +158,7 @@ impl Source {
     /// Waits until oCore has gone over the file store, as it has in a production that is copied some minutes after the last time.
     pub async fn has_warm_copy(&self) -> Result<()> {
         let instance = self.environment["instanceId"].as_str().context("no instance")?;
-        let mark = self.pool().join("instances").join(instance).join("warm/synced");
+        let mark = self.pool().join("instances").join(instance).join("warm/boot");
         let now = SystemTime::now();
         if let Ok(mark) = fs::File::options().write(true).open(&mark) {
             mark.set_modified(now - Duration::from_mins(6))?;

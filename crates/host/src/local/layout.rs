@@ -13,7 +13,7 @@
 //! <pool>/instances/<id>/data/<data set>/{manifest.json, pgdata, data_dir}
 //! <pool>/instances/<id>/quarantine/<data set>/    one that could not be made harmless: aside.json beside the same
 //! <pool>/snapshots/<id>/{snapshot.json, pgdata, data_dir}
-//! <pool>/instances/<id>/warm/{data_dir, synced}   a copy of the live file store that the next copy begins with
+//! <pool>/instances/<id>/warm/{data_dir, boot}     a copy of the live file store that the next copy begins with
 //! <pool>/instances/<id>/log/                      logs of PostgreSQL and Odoo
 //! <pool>/uploads/<import>/                        what is being imported, until it is
 //! <pool>/exports/<export>/                        what was exported, until it expires

@@ -22,7 +22,7 @@ use crate::{
 /// A pass over the file store, whenever the last one was.
 pub(crate) async fn warm_up(host: &LocalHost, instance: InstanceId, data_set: DataSetId) -> Result<()> {
     // Not the one of a moment ago.
-    if let Ok(mark) = std::fs::File::options().write(true).open(host.layout.warm_copy(instance).join("synced")) {
+    if let Ok(mark) = std::fs::File::options().write(true).open(host.layout.warm_copy(instance).join("boot")) {
         mark.set_modified(SystemTime::now() - Duration::from_mins(6))?;
     }
     Ok(host.keep_copy_warm(instance, data_set, progress().0).await?)
@@ -119,9 +119,9 @@ async fn a_deployment_s_copy_begins_with_it_and_belongs_to_its_odoo() -> Result<
     Ok(())
 }
 
-/// A power cut can leave a file that looks whole: without the mark of a sync nothing of a warm copy counts.
+/// A power cut can leave a file that looks whole: of what an earlier run of the system has left nothing counts.
 #[tokio::test]
-async fn what_was_not_synced_is_not_believed() -> Result<()> {
+async fn what_was_made_before_the_system_s_start_is_not_believed() -> Result<()> {
     let sandbox = Sandbox::with_image(1024 * MIB)?;
     let host = sandbox.host().await?;
     let (instance, data_set) = running(&host).await?;
@@ -130,7 +130,7 @@ async fn what_was_not_synced_is_not_believed() -> Result<()> {
     let warm = host.layout.warm_copy(instance).join("data_dir");
     for next_is_snapshot in [true, false] {
         warm_up(&host, instance, data_set).await?;
-        std::fs::remove_file(host.layout.warm_copy(instance).join("synced"))?;
+        std::fs::write(host.layout.warm_copy(instance).join("boot"), "another one")?;
         let modified = std::fs::metadata(warm.join(&file))?.modified()?;
         std::fs::write(warm.join(&file), [0; 7])?;
         std::fs::File::options().write(true).open(warm.join(&file))?.set_modified(modified)?;

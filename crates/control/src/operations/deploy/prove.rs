@@ -11,6 +11,8 @@ use crate::{Control, Error, operations::saga::Failure};
 const PROOF: Duration = Duration::from_secs(30);
 /// How long the old slot may finish what it had begun to answer.
 const DRAIN: Duration = Duration::from_secs(15);
+/// Users wait meanwhile.
+const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Waits until the edge has passed on what the old slot had begun to answer, for a bounded time.
 pub(in crate::operations) async fn drain(control: &Control, instance: InstanceId, http: SocketAddr) {
@@ -37,7 +39,7 @@ async fn wait_for(control: &Control, instance: InstanceId, http: SocketAddr, lef
         if in_flight == 0 { Ok(()) } else { Err(true) }
     };
     let patience = ExponentialBuilder::default().with_min_delay(Duration::from_millis(20)).with_factor(1.5).without_max_times();
-    let drained = busy.retry(patience.with_max_delay(Duration::from_millis(500))).when(|busy| *busy);
+    let drained = busy.retry(patience.with_max_delay(LOOK_INTERVAL)).when(|busy| *busy);
     if tokio::time::timeout(DRAIN, drained).await.is_err() {
         tracing::info!(%instance, "the old slot still answers requests after its time; it is stopped");
     }

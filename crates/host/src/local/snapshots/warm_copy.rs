@@ -6,7 +6,8 @@
 //! removed, and nothing of the warm copy is believed but that a file of the same name, length and time of change is the same.
 //!
 //! So it may be in any state that some pass has left. Only a power cut could leave a file whose length and time have reached the disk and whose
-//! contents have not: a warm copy counts when it was synced after its last pass, which its mark says.
+//! contents have not: a warm copy counts as long as the system runs in which it was made, and its mark names that. Nothing is synced for it: whoever
+//! needs it would wait for that.
 
 use std::{
     io,
@@ -81,6 +82,7 @@ impl LocalHost {
             move || {
                 // Whatever rights the source gives away, nobody but root comes here.
                 durable::make_directory(place.parent().unwrap_or(&place), 0o700)?;
+                // Not good while it is worked on.
                 let is_good = unmark(&mark).map_err(|error| failed(&place, error))?;
                 if !is_good {
                     durable::remove_tree(&place)?;
@@ -95,7 +97,7 @@ impl LocalHost {
         how.run(&source, &place, hold.clone(), &[progress.cancel.clone(), end], None).await?;
         blocking(move || {
             let _hold = hold;
-            durable::sync_file_system(&place).and_then(|()| durable::write(&mark, b"")).map_err(|error| failed(&place, error))
+            boot().and_then(|boot| std::fs::write(&mark, boot)).map_err(|error| failed(&place, error))
         })
         .await
     }
@@ -116,17 +118,24 @@ impl LocalHost {
     /// It, and its mark.
     fn warm_copy(&self, instance: InstanceId) -> (PathBuf, PathBuf) {
         let directory = self.layout.warm_copy(instance);
-        (directory.join("data_dir"), directory.join("synced"))
+        (directory.join("data_dir"), directory.join("boot"))
     }
 }
 
-/// Whether it was marked as good. It is not any more, for good: what is changed after this is later on the disk, too.
+/// Whether it was marked as good, in this run of the system. It is not any more.
 fn unmark(mark: &Path) -> io::Result<bool> {
-    match std::fs::remove_file(mark) {
-        Ok(()) => durable::sync_parent(mark).map(|()| true),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error),
-    }
+    let found = match std::fs::read(mark) {
+        Ok(found) => found,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    durable::remove_fleeting(mark)?;
+    Ok(found == boot()?)
+}
+
+/// What names this run of the system (proc(5)).
+fn boot() -> io::Result<Vec<u8>> {
+    std::fs::read("/proc/sys/kernel/random/boot_id")
 }
 
 /// The file store's contents and the directories above them. The rest is little, or changes all the time.
