@@ -155,7 +155,7 @@ impl LocalHost {
             DataSource::CopyOf(original) => {
                 let control = control_digest(&self.layout.pgdata(instance, original))?;
                 // Users wait for this one.
-                self.begin_with_warm_copy(instance, &work.path().join("data_dir")).await;
+                self.begin_with_warm_copy(instance, &work).await;
                 self.fill_copy(&work, instance, original, &cancel).await?;
                 (Some(control), self.standing_of(instance, original)?)
             }

@@ -93,6 +93,21 @@ fn shared(scene: &Scene) -> usize {
     found.map(|(_, template)| template["installed"].as_array().map_or(0, Vec::len)).max().unwrap_or_default()
 }
 
+/// The same files in another tenant's project: Odoo's own modules come from a template, the project's are installed.
+async fn another_tenant_begins_with_odoo_s_own(scene: &Scene) -> Result<()> {
+    let stranger = scene.installation.owner("eve@example.com", "Elsewhere").await?;
+    let key = stranger.api_key().await?;
+    let project = stranger.project("Shop", json!({})).await?;
+    let remote = project["repository"]["gitRemote"].as_str().context("no remote")?;
+    let push = scene.repository.push(remote, &key, "HEAD:refs/heads/dev/theirs", &[])?;
+    ensure!(push.success, "{}", push.output);
+    let environment = stranger.environment(&project, "dev/theirs").await?;
+    let deployment = stranger.deployments(&environment).await?.first().context("no deployment")?["id"].clone();
+    let log = stranger.get(&format!("/deployments/{}/logs", deployment.as_str().unwrap_or_default())).await?.to_string();
+    ensure!(log.contains("begins with template") && log.contains("Installing shop"), "{log}");
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_second_build_of_the_same_modules_installs_nothing_and_another_tenant_gets_none_of_them() -> Result<()> {
     let scene = Scene::new(Options::default()).await?;
@@ -126,17 +141,8 @@ async fn the_second_build_of_the_same_modules_installs_nothing_and_another_tenan
     ensure!(scene.page("dev/three", "/shop").await?.contains("two"));
     ensure!(ask(&scene, "dev/three").await?.modules == one.modules);
 
-    // The same files in another tenant's project: Odoo's own modules come from the template, the project's are installed.
-    let stranger = scene.installation.owner("eve@example.com", "Elsewhere").await?;
-    let key = stranger.api_key().await?;
-    let project = stranger.project("Shop", json!({})).await?;
-    let remote = project["repository"]["gitRemote"].as_str().context("no remote")?;
-    let push = scene.repository.push(remote, &key, "HEAD:refs/heads/dev/theirs", &[])?;
-    ensure!(push.success, "{}", push.output);
-    let environment = stranger.environment(&project, "dev/theirs").await?;
-    let deployment = stranger.deployments(&environment).await?.first().context("no deployment")?["id"].clone();
-    let log = stranger.get(&format!("/deployments/{}/logs", deployment.as_str().unwrap_or_default())).await?.to_string();
-    ensure!(log.contains("begins with template") && log.contains("Installing shop"), "{log}");
+    // Nor does a tenant get anything of another one.
+    another_tenant_begins_with_odoo_s_own(&scene).await?;
 
     // Damaged ones are found, removed and not used, and the build is as good.
     let damaged: Vec<PathBuf> = templates(&scene).into_iter().map(|(directory, _)| directory).collect();
@@ -232,16 +238,7 @@ async fn killed_while_a_template_is_made_nothing_half_made_is_used_and_it_is_the
     let before = users(&scene)?;
 
     // And it is good: another tenant's build begins with it.
-    let stranger = scene.installation.owner("eve@example.com", "Elsewhere").await?;
-    let key = stranger.api_key().await?;
-    let project = stranger.project("Shop", json!({})).await?;
-    let remote = project["repository"]["gitRemote"].as_str().context("no remote")?;
-    let push = scene.repository.push(remote, &key, "HEAD:refs/heads/dev/theirs", &[])?;
-    ensure!(push.success, "{}", push.output);
-    let environment = stranger.environment(&project, "dev/theirs").await?;
-    let deployment = stranger.deployments(&environment).await?.first().context("no deployment")?["id"].clone();
-    let log = stranger.get(&format!("/deployments/{}/logs", deployment.as_str().unwrap_or_default())).await?.to_string();
-    ensure!(log.contains("begins with template") && log.contains("Installing shop"), "{log}");
+    another_tenant_begins_with_odoo_s_own(&scene).await?;
 
     // The project's own too; and each instance has two users, the workshop none.
     build(&scene, "dev/two")?;

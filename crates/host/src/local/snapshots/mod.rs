@@ -199,7 +199,7 @@ impl LocalHost {
         let standing = self.standing_of(request.instance, request.data_set)?;
         self.require_room(request).await?;
         let work = self.work_directory(request.snapshot).await?;
-        self.begin_with_warm_copy(request.instance, &work.path().join("data_dir")).await;
+        self.begin_with_warm_copy(request.instance, &work).await;
         let taken = self.copy_live(request, cluster, &work, begun, standing, progress).await;
         let snapshot = self.explain_full(taken, request).await?;
         self.finish(request, work, snapshot, progress).await

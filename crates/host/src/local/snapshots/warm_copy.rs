@@ -26,7 +26,7 @@ use crate::{
     error::{HostError, Result},
     local::{
         LocalHost,
-        copy::{Hold, Take, TreeCopy},
+        copy::{Hold, Take, TreeCopy, WorkDirectory},
         durable::{self, blocking},
     },
 };
@@ -102,11 +102,14 @@ impl LocalHost {
         .await
     }
 
-    /// Moves the instance's warm copy, where there is one, to where its `data_dir` is being copied. Without it the copy takes longer.
-    pub(in crate::local) async fn begin_with_warm_copy(&self, instance: InstanceId, data_dir: &Path) {
-        let _turn = self.warm_copies.pause().await;
-        let ((place, mark), data_dir) = (self.warm_copy(instance), data_dir.to_owned());
+    /// Moves the instance's warm copy, where there is one, to the directory in which its data are being copied, as the `data_dir`. Without it the
+    /// copy takes longer.
+    pub(in crate::local) async fn begin_with_warm_copy(&self, instance: InstanceId, work: &WorkDirectory) {
+        let turn = self.warm_copies.pause().await;
+        let ((place, mark), data_dir, hold) = (self.warm_copy(instance), work.path().join("data_dir"), work.hold());
+        // Both are the thread's, also when nobody waits for it any more.
         let moved = blocking(move || {
+            let _held = (turn, hold);
             let take = || if unmark(&mark)? { std::fs::rename(&place, &data_dir) } else { Ok(()) };
             take().map_err(|error| failed(&place, error))
         });
