@@ -300,8 +300,11 @@ fn set_gates(snapshot: &RouteSnapshot, traffic: &Traffic) {
     }
 }
 
-/// Ends the time of every slot that no route leads to any more.
+/// Ends the time of every slot that no route leads to any more. One under a route that holds rests: it may serve again, and what is left is known only
+/// then. Until that its websockets stay.
 fn leave_slots(snapshot: &RouteSnapshot, traffic: &Traffic) {
+    let holding: HashSet<InstanceId> =
+        snapshot.routes.iter().filter(|route| matches!(route.state, RouteState::Holding { .. })).map(|route| route.instance_id).collect();
     let serving: HashSet<(InstanceId, SocketAddr)> = snapshot
         .routes
         .iter()
@@ -310,7 +313,7 @@ fn leave_slots(snapshot: &RouteSnapshot, traffic: &Traffic) {
             _ => None,
         })
         .collect();
-    for instance in traffic.all() {
+    for instance in traffic.all().into_iter().filter(|instance| !holding.contains(&instance.id())) {
         instance.slots().leave_all_but(|http| serving.contains(&(instance.id(), http)), snapshot.generation);
     }
 }

@@ -8,7 +8,7 @@ use tokio_tungstenite::{
     tungstenite::{Message, client::IntoClientRequest, handshake::server},
 };
 
-use crate::support::{PATIENCE, TestEdge, Upstream, echoed, request, route, serving};
+use crate::support::{PATIENCE, TestEdge, Upstream, echoed, holding, request, route, serving};
 
 /// A real websocket server that says its name and what it was asked, then echoes.
 async fn websocket_server(name: &'static str) -> SocketAddr {
@@ -156,6 +156,37 @@ async fn when_the_route_moves_websockets_are_told_to_go_and_land_on_the_new_slot
     edge.until(instance, |traffic| on(traffic, blue) == 0 && on(traffic, green) == 5).await;
     let seen = edge.admin.traffic(instance).await.unwrap().unwrap().websockets;
     assert_eq!((seen.closed_by_switch, seen.gaps.count()), (5, 5));
+}
+
+#[tokio::test]
+async fn websockets_stay_with_a_slot_that_rests_until_another_one_serves() {
+    let (blue, green) = (websocket_server("blue").await, websocket_server("green").await);
+    let edge = TestEdge::start_with(|config| config.websocket_spread = std::time::Duration::from_millis(10)).await;
+    let mut route = serving(&["shop.example"], blue);
+    let serving = route.state.clone();
+    let mut generation = 0;
+    let mut apply = async |state: RouteState| {
+        generation += 1;
+        route.state = state;
+        edge.apply(generation, vec![route.clone()]).await;
+    };
+    apply(serving.clone()).await;
+    let mut socket = open(&edge, "shop.example", "/websocket").await;
+    assert!(next(&mut socket).await.into_text().unwrap().starts_with("blue "));
+    // Held, and the same one again, as after an update that came to nothing.
+    for state in [holding(), serving, holding()] {
+        apply(state).await;
+        socket.send("still here".into()).await.unwrap();
+        assert_eq!(next(&mut socket).await.into_text().unwrap(), "still here");
+    }
+    apply(RouteState::Serving { http: green, websocket: None }).await;
+    let Message::Close(Some(frame)) = next(&mut socket).await else { panic!("not told to go") };
+    assert_eq!(u16::from(frame.code), 4002);
+    let mut socket = open(&edge, "shop.example", "/websocket").await;
+    assert!(next(&mut socket).await.into_text().unwrap().starts_with("green "));
+    // Where nothing holds and nothing serves, it goes at once.
+    apply(RouteState::Updating { message: String::new() }).await;
+    assert!(matches!(next(&mut socket).await, Message::Close(_)));
 }
 
 #[tokio::test]
