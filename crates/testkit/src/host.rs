@@ -91,6 +91,10 @@ impl Host for NoHost {
         refuse()
     }
 
+    async fn prepare_copy(&self, _: InstanceId, _: DataSetId, _: DataSetId, _: Fence, _: Progress) -> Result<()> {
+        refuse()
+    }
+
     async fn create_data_set(&self, _: InstanceId, _: DataSetId, _: DataSource, _: Fence, _: Progress) -> Result<NewDataSet> {
         refuse()
     }
@@ -128,6 +132,10 @@ impl Host for NoHost {
     }
 
     async fn start_slot(&self, _: InstanceId, _: SlotSpec, _: Fence, _: Progress) -> Result<RunningSlot> {
+        refuse()
+    }
+
+    async fn pause_slot(&self, _: InstanceId, _: Color, _: Fence) -> Result<()> {
         refuse()
     }
 

@@ -340,7 +340,7 @@ async fn a_rollback_that_is_cut_off_goes_on_and_a_push_waits_for_it() {
     let scene = Scene::new().await;
     let place = scene.place("main").await;
     let (_, mut snapshot) = updated(&scene, place).await;
-    for call in ["create_data_set", "stop_slot", "start_slot", "apply_routes", "retire_data_set"] {
+    for call in ["create_data_set", "pause_slot", "stop_slot", "start_slot", "apply_routes", "retire_data_set"] {
         let rollback = roll_back(&scene, place, snapshot, None, true).await.unwrap();
         scene.world.trouble(call, Trouble::Hold);
         let engine = scene.engine().await;

@@ -46,6 +46,7 @@ const CALLS: &[&str] = &[
     "installed_modules",
     "build_release",
     "create_instance",
+    "prepare_copy",
     "create_data_set",
     "run_modules",
     "start_slot",

@@ -143,7 +143,8 @@ pub struct BuildRelease {
 pub enum DataSource {
     /// An empty cluster with an empty database, an empty file store.
     Fresh,
-    /// A copy of another data set of the same instance, whose Odoo and cluster are stopped first (and stay stopped).
+    /// A copy of another data set of the same instance, whose Odoo is paused first, as by [`Host::pause_slot`], and stays so. An earlier call's is
+    /// made again.
     CopyOf(DataSetId),
     /// What another data set of the same instance is at one moment, while it goes on serving. Raw, whatever it is a copy of, so that nothing that
     /// runs on it reaches anybody; it is never made anything else. An earlier call's is made again.
@@ -358,6 +359,11 @@ pub trait Host: Send + Sync + 'static {
     /// Stops everything of the instance and removes it with all its data, users and ports.
     async fn destroy_instance(&self, instance: InstanceId, fence: Fence) -> Result<()>;
 
+    /// Does what can be done ahead for a [`DataSource::CopyOf`], while its source goes on serving: the call that makes the data set then takes only as
+    /// long as what has changed since. Once users wait it is too late for this. May run twice; nothing depends on it, and nothing of it is left when
+    /// the data set is made or removed, a newer claim comes, or this process ends. `Machine` with the numbers when the pool has no room for a copy.
+    async fn prepare_copy(&self, instance: InstanceId, data_set: DataSetId, of: DataSetId, fence: Fence, progress: Progress) -> Result<()>;
+
     async fn create_data_set(
         &self,
         instance: InstanceId,
@@ -412,14 +418,18 @@ pub trait Host: Send + Sync + 'static {
     async fn rehearse_modules(&self, instance: InstanceId, request: RunModules, fence: Fence, progress: Progress) -> Result<Rehearsal>;
 
     /// Starts a slot (and the cluster of its data set) and waits until Odoo answers real requests with its database. Running already with
-    /// the same specification is done; with another, it is restarted.
+    /// the same specification is done, and a paused one goes on; with another, it is restarted.
     async fn start_slot(&self, instance: InstanceId, slot: SlotSpec, fence: Fence, progress: Progress) -> Result<RunningSlot>;
 
     /// Asks a running slot for pages, one after the other, as a browser without a session would; redirections within it are followed. Each path
     /// begins with `/`. `Rejected` names the first that does not answer 2xx or 3xx, with the lines of the log that it left.
     async fn probe_slot(&self, instance: InstanceId, color: Color, paths: &[String], progress: Progress) -> Result<Vec<ProbedPage>>;
 
-    /// Stops a slot gracefully, then by force. Not running is done.
+    /// Has a slot's Odoo stand still between two transactions, with its users' websockets and all else that it has open, until it is started again or
+    /// stopped. Transactions that do not end within 30 s are rolled back. Its cluster runs on. Not running is done, paused already too.
+    async fn pause_slot(&self, instance: InstanceId, color: Color, fence: Fence) -> Result<()>;
+
+    /// Stops a slot gracefully, then by force; a paused one does not run again. Not running is done.
     async fn stop_slot(&self, instance: InstanceId, color: Color, fence: Fence) -> Result<()>;
 
     /// Takes a data set's data at one moment, while it serves or while it rests, and leaves both as they were. The source is not claimed: it may

@@ -5,7 +5,7 @@
 use std::{
     os::unix::fs::{PermissionsExt, chown},
     path::Path,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use chrono::{DateTime, Utc};
@@ -40,7 +40,7 @@ pub const ODOO_ROLE: &str = "odoo";
 /// Odoo's similarity indexes need it; Odoo makes it in databases that it makes itself.
 const EXTENSIONS: &[&str] = &["pg_trgm"];
 /// How long a run of Odoo may take to end before it is ended by force.
-const RUN_PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const RUN_PATIENCE: Duration = Duration::from_secs(30);
 /// Odoo with many workers, each with several connections, stays below it.
 const MAX_CONNECTIONS: u32 = 120;
 const MANIFEST: &str = "manifest.json";
@@ -51,9 +51,6 @@ pub(super) struct Manifest {
     data_set: DataSetId,
     source: DataSource,
     created_at: DateTime<Utc>,
-    /// Of the source's `global/pg_control` when it was copied. It changes whenever a cluster runs, so a copy that a crash has left behind
-    /// is seen to be older than its source.
-    source_control: Option<String>,
     /// Manifests that do not say are older than the copies of other instances' data.
     #[serde(default = "own_standing")]
     standing: Standing,
@@ -64,7 +61,7 @@ pub(super) struct Manifest {
 impl Manifest {
     fn new(data_set: DataSetId, source: DataSource, standing: Standing) -> Self {
         let lacks = if matches!(source, DataSource::Template { .. }) { Lacks::Identity } else { Lacks::Nothing };
-        Self { data_set, source, created_at: Utc::now(), source_control: None, standing, lacks }
+        Self { data_set, source, created_at: Utc::now(), standing, lacks }
     }
 
     /// Into the directory of a data set in the making, which is synced later.
@@ -89,7 +86,7 @@ fn own_standing() -> Standing {
 }
 
 impl LocalHost {
-    /// Makes a data set, or finds the one that an earlier call made. A copy is made again when its source has run since.
+    /// Makes a data set, or finds the one that an earlier call made. A copy of another data set is made again.
     pub(super) async fn make_data_set(
         &self,
         claim: &Claim,
@@ -117,18 +114,19 @@ impl LocalHost {
                 // Before anything is stopped: on a full disk what has stopped may not start again.
                 self.pool.require_for_copy(&self.layout.data_set(instance, original), "a copy of the live data").await?;
             }
-            self.stop_users_of(instance, original).await?;
-            self.cluster(&allocation, instance, original)?.stop().await?;
+            let begun = Instant::now();
+            self.rest_users_of(instance, original, &self.cluster(&allocation, instance, original)?).await?;
             // Nor may anything write that an Odoo has left behind.
             self.end_strays(instance).await?;
+            progress.log.line(&format!("Nothing writes to the live data any more, after {:.2} s.", begun.elapsed().as_secs_f64()));
         }
         let target = self.layout.data_set(instance, data_set);
         if target.is_dir() {
-            if self.is_current(instance, &target, source)? {
+            if Self::is_current(&target, source)? {
                 self.identify(claim, data_set, progress).await?;
                 return Ok(with_standing(data_set, self.standing_of(instance, data_set)?));
             }
-            progress.log.line("The earlier copy is older than its source; it is made again.");
+            progress.log.line("An earlier copy may be older than its source; it is made again.");
             self.delete_data_set(claim, data_set).await?;
         }
         claim.check()?;
@@ -140,45 +138,40 @@ impl LocalHost {
         }
         let work = match source {
             DataSource::Import { import, .. } => self.restore_import(claim, data_set, import, &allocation, progress).await?,
+            DataSource::CopyOf(original) => self.copy_resting(instance, data_set, original, &allocation, progress).await?,
             _ => WorkDirectory::create(&target).await?,
         };
         let cancel = [progress.cancel.clone()];
-        let (source_control, standing) = match source {
+        let standing = match source {
             DataSource::Fresh => {
                 self.fill_fresh(&work, &allocation, &cancel).await?;
-                (None, Standing::Own)
+                Standing::Own
             }
             DataSource::Rehearsal { of } => {
                 self.fill_while_it_serves(&work, instance, of, &allocation, progress).await?;
-                (None, Standing::Raw)
+                Standing::Raw
             }
-            DataSource::CopyOf(original) => {
-                let control = control_digest(&self.layout.pgdata(instance, original))?;
-                // Users wait for this one.
-                self.begin_with_warm_copy(instance, &work).await;
-                self.fill_copy(&work, instance, original, &cancel).await?;
-                (Some(control), self.standing_of(instance, original)?)
-            }
+            DataSource::CopyOf(original) => self.standing_of(instance, original)?,
             DataSource::Snapshot { snapshot, as_own } => {
                 let found = self.find_snapshot(snapshot)?;
                 let found = found.ok_or_else(|| HostError::NotFound { what: "snapshot", id: snapshot.to_string() })?;
                 let is_foreign = found.instance != instance;
                 self.fill_from_snapshot(&work, &found, &allocation, is_foreign, progress).await?;
-                let standing = match found.standing {
+                match found.standing {
                     _ if as_own => Standing::Own,
                     Standing::Own if is_foreign => Standing::Raw,
                     standing => standing,
-                };
-                (None, standing)
+                }
             }
             DataSource::Template { template } => {
                 self.fill_from_template(&work, template, &allocation, progress).await?;
-                (None, Standing::Own)
+                Standing::Own
             }
             DataSource::Taken { snapshot } => return Err(HostError::machine(format!("the snapshot {snapshot} is not copied"))),
-            DataSource::Import { as_own, .. } => (None, if as_own { Standing::Own } else { Standing::Raw }),
+            DataSource::Import { as_own: true, .. } => Standing::Own,
+            DataSource::Import { .. } => Standing::Raw,
         };
-        Manifest { source_control, ..Manifest::new(data_set, source, standing) }.write(work.path())?;
+        Manifest::new(data_set, source, standing).write(work.path())?;
         open_to_group(work.path(), allocation.odoo.uid)?;
         claim.check()?;
         work.keep().await?;
@@ -282,6 +275,7 @@ impl LocalHost {
     /// Stops what uses the data set and removes it. Absent is done.
     pub(super) async fn delete_data_set(&self, claim: &Claim, data_set: DataSetId) -> Result<()> {
         let instance = claim.instance;
+        self.prepared_copies.forget(instance);
         self.stop_users_of(instance, data_set).await?;
         let _ours = self.data_locks.own(data_set).await;
         if let Some(allocation) = self.ledger.find(instance).await? {
@@ -373,35 +367,46 @@ impl LocalHost {
         own(&data_dir, &allocation.odoo)
     }
 
+    /// Copies a data set that nobody writes to; its cluster may run. What has been begun with the warm copy is made whole.
     pub(super) async fn fill_copy(
         &self,
         work: &WorkDirectory,
         instance: InstanceId,
         original: DataSetId,
+        allocation: &Allocation,
         cancel: &[CancellationToken],
     ) -> Result<()> {
-        let (pgdata, data_dir) = (self.layout.pgdata(instance, original), self.layout.data_dir(instance, original));
+        let cluster = self.cluster(allocation, instance, original)?;
+        let is_running = cluster.find()?.is_some();
+        let data_dir = self.layout.data_dir(instance, original);
         let (pgdata_copy, data_dir_copy) = (work.path().join("pgdata"), work.path().join("data_dir"));
         copy::side_by_side(
             cancel,
-            async |cancel| copy::copy_tree(&self.pool, &pgdata, &pgdata_copy, work, &cancel).await,
+            async |cancel| {
+                if !is_running {
+                    return copy::copy_tree(&self.pool, &cluster.pgdata, &pgdata_copy, work, &cancel).await;
+                }
+                let share = self.pool.has_reflinks();
+                snapshots::copy_database(&cluster, &pgdata_copy, share, work.hold(), &cancel).await?;
+                copy::change_owner(&pgdata_copy, allocation.postgres.uid, allocation.postgres.uid).await
+            },
             async |cancel| copy::copy_tree(&self.pool, &data_dir, &data_dir_copy, work, &cancel).await,
         )
         .await
         .map(drop)
     }
 
-    fn is_current(&self, instance: InstanceId, target: &Path, source: DataSource) -> Result<bool> {
+    fn is_current(target: &Path, source: DataSource) -> Result<bool> {
         let Some(manifest) = durable::read_json::<Manifest>(&target.join(MANIFEST))? else { return Ok(false) };
         Ok(manifest.source == source
             && match source {
-                DataSource::Rehearsal { .. } => false,
+                // Their sources may have been written to since.
+                DataSource::Rehearsal { .. } | DataSource::CopyOf(_) => false,
                 DataSource::Fresh
                 | DataSource::Snapshot { .. }
                 | DataSource::Taken { .. }
                 | DataSource::Template { .. }
                 | DataSource::Import { .. } => true,
-                DataSource::CopyOf(original) => manifest.source_control == Some(control_digest(&self.layout.pgdata(instance, original))?),
             })
     }
 
@@ -456,14 +461,6 @@ pub(super) fn open_to_group(directory: &Path, gid: u32) -> Result<()> {
     chown(directory, Some(0), Some(gid))
         .and_then(|()| std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o710)))
         .map_err(|error| HostError::machine_from(format!("the rights of {} could not be set", directory.display()), error))
-}
-
-/// Of the file that PostgreSQL writes at each checkpoint and state change.
-fn control_digest(pgdata: &Path) -> Result<String> {
-    let path = pgdata.join("global/pg_control");
-    let content = std::fs::read(&path)
-        .map_err(|error| HostError::machine_from(format!("{} holds no PostgreSQL cluster", pgdata.display()), error))?;
-    Ok(hex::encode(Sha256::digest(content)))
 }
 
 impl LocalHost {

@@ -80,6 +80,11 @@ impl Host for LocalHost {
         claim.run(self.remove_instance(&claim)).await
     }
 
+    async fn prepare_copy(&self, instance: InstanceId, data_set: DataSetId, of: DataSetId, fence: Fence, progress: Progress) -> Result<()> {
+        let claim = self.claim(instance, fence).await?;
+        claim.run(self.prepare(instance, data_set, of, &progress)).await
+    }
+
     async fn create_data_set(
         &self,
         instance: InstanceId,
@@ -155,6 +160,11 @@ impl Host for LocalHost {
 
     async fn probe_slot(&self, instance: InstanceId, color: Color, paths: &[String], progress: Progress) -> Result<Vec<ProbedPage>> {
         self.probe(instance, color, paths, &progress).await
+    }
+
+    async fn pause_slot(&self, instance: InstanceId, color: Color, fence: Fence) -> Result<()> {
+        let claim = self.claim(instance, fence).await?;
+        claim.run(self.rest_slot(&claim, color)).await
     }
 
     async fn stop_slot(&self, instance: InstanceId, color: Color, fence: Fence) -> Result<()> {

@@ -33,6 +33,7 @@ impl LocalHost {
     pub async fn claim(&self, instance: InstanceId, fence: Fence) -> Result<Claim> {
         let claim = self.fences.enter(instance, fence).await?;
         if claim.must_clear() {
+            self.prepared_copies.forget(instance);
             self.end_strays(instance).await?;
             claim.cleared();
         }

@@ -43,7 +43,14 @@ use std::{os::unix::fs::PermissionsExt, path::Path};
 use nix::unistd::geteuid;
 use ocore_model::ids::InstanceId;
 
-use self::{cgroups::Cgroups, fence::Fences, layout::Layout, ledger::Ledger, pool::Pool, snapshots::warm_copy::WarmCopies};
+use self::{
+    cgroups::Cgroups,
+    fence::Fences,
+    layout::Layout,
+    ledger::Ledger,
+    pool::Pool,
+    snapshots::{prepared::PreparedCopies, warm_copy::WarmCopies},
+};
 pub use self::{
     config::{EgressConfig, EnforceEgress, InstanceLimits, LocalHostConfig, LogLimits, Patience, PoolConfig},
     odoo::nursery::WarmStarts,
@@ -66,6 +73,7 @@ pub struct LocalHost {
     fences: Fences,
     template_turn: tokio::sync::Mutex<()>,
     warm_copies: WarmCopies,
+    prepared_copies: PreparedCopies,
     workshop: tokio::sync::Mutex<()>,
     builds: releases::Turns,
     data_locks: data_locks::DataLocks,
@@ -89,6 +97,7 @@ impl LocalHost {
             fences: Fences::new(layout.fences()),
             template_turn: tokio::sync::Mutex::default(),
             warm_copies: WarmCopies::default(),
+            prepared_copies: PreparedCopies::default(),
             workshop: tokio::sync::Mutex::default(),
             builds: releases::Turns::default(),
             data_locks: data_locks::DataLocks::default(),

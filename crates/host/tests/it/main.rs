@@ -10,6 +10,7 @@ mod imports;
 mod ledger;
 mod nursery;
 mod odoo;
+mod pause;
 mod project;
 mod quarantine;
 mod rehearsal;

@@ -5,7 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use futures::{SinkExt, StreamExt};
 use ocore_host::EdgeClient;
 use ocore_testkit::{
     Options,
@@ -13,7 +14,11 @@ use ocore_testkit::{
 };
 use reqwest::Client;
 use serde_json::{Value, json};
-use tokio::task::JoinSet;
+use tokio::{net::TcpStream, task::JoinSet};
+use tokio_tungstenite::{
+    MaybeTlsStream, WebSocketStream,
+    tungstenite::{Message, client::IntoClientRequest},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::scene::Scene;
@@ -108,6 +113,44 @@ impl User {
     }
 }
 
+/// The websocket of an open page.
+pub(crate) struct Tab(WebSocketStream<MaybeTlsStream<TcpStream>>);
+
+impl Tab {
+    pub(crate) async fn open(user: &User) -> Result<Self> {
+        let mut request = format!("{}/websocket", user.edge.replacen("http", "ws", 1)).into_client_request()?;
+        request.headers_mut().insert("host", user.host.parse()?);
+        request.headers_mut().insert("origin", format!("http://{}", user.host).parse()?);
+        let (socket, _) = tokio::time::timeout(Duration::from_secs(30), tokio_tungstenite::connect_async(request)).await??;
+        Ok(Self(socket))
+    }
+
+    /// It was never closed, and an Odoo is at its other end.
+    pub(crate) async fn is_alive(&mut self) -> Result<()> {
+        self.0.send(Message::Ping("here".into())).await?;
+        loop {
+            match tokio::time::timeout(Duration::from_secs(30), self.0.next()).await?.context("it is gone")?? {
+                Message::Pong(_) => return Ok(()),
+                Message::Close(frame) => bail!("it was closed: {frame:?}"),
+                _ => {}
+            }
+        }
+    }
+
+    /// The code with which it is closed, once it is.
+    pub(crate) async fn closed(mut self) -> Result<Option<u16>> {
+        let closed = async {
+            while let Some(Ok(message)) = self.0.next().await {
+                if let Message::Close(frame) = message {
+                    return frame.map(|frame| u16::from(frame.code));
+                }
+            }
+            None
+        };
+        Ok(tokio::time::timeout(Duration::from_secs(30), closed).await?)
+    }
+}
+
 /// Lets eight clients use the instance while something happens to it. No request may fail, and what was written has to be there.
 pub(crate) async fn under_load(user: &User, round: &str, happens: impl AsyncFnOnce() -> Result<()>) -> Result<()> {
     let stop = CancellationToken::new();
@@ -159,7 +202,10 @@ async fn no_request_fails_and_no_write_is_lost_while_deployments_come_fail_and_g
     };
 
     write_page(&scene.repository, "shop", "two")?;
+    let tab = Tab::open(&user).await?;
     under_load(&user, "updating a module", deploy(true)).await?;
+    // By the edge, once the new Odoo served: Odoo itself says 1001.
+    ensure!(tab.closed().await? == Some(4002));
     ensure!(scene.page("main", "/shop").await?.contains("two"));
 
     scene.repository.write("README.md", "Nothing that Odoo loads.\n")?;

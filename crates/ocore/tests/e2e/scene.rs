@@ -121,6 +121,14 @@ impl Scene {
         (odoos, clusters)
     }
 
+    /// Odoo's master processes, as [`Scene::instance_processes`] counts them.
+    fn odoos(&self) -> Vec<i32> {
+        let instances = self.installation.home.join("pool/instances").display().to_string();
+        let is_odoo = |command: &str| command.contains(&instances) && command.contains("odoo") && command.contains("python");
+        let running = self.installation.processes().into_iter();
+        running.filter(|(pid, command)| is_odoo(command) && !has_parent_like(*pid, command)).map(|(pid, _)| pid).collect()
+    }
+
     /// Waits until of one live instance nothing is left but its Odoo, its cluster and its data set.
     pub async fn nothing_is_left_but_what_serves(&self) -> Result<()> {
         self.settles_to_one_of_each().await?;
@@ -131,16 +139,18 @@ impl Scene {
     }
 
     /// A commit that must not go live, while some people use the instance: no request of theirs fails and no write is lost, what was live serves on,
-    /// nothing is left over, and one sentence with these words says why. The work tree is as before afterwards.
+    /// by the same process, nothing is left over, and one sentence with these words says why. The work tree is as before afterwards.
     pub async fn comes_to_nothing(self: &Arc<Self>, user: &User, what: &str, words: &[&str]) -> Result<Value> {
-        let (live, serves) = (self.environment("main").await?, self.page("main", "/shop").await?);
+        let (live, serves, odoos) = (self.environment("main").await?, self.page("main", "/shop").await?, self.odoos());
         under_load(user, what, async || {
             let push = self.force_push(what).await?;
             ensure!(!push.output.contains("live at"), "{what}: {}", push.output);
             Ok(())
         })
         .await?;
-        self.has_come_to_nothing(&live, &serves, what, words).await
+        let failed = self.has_come_to_nothing(&live, &serves, what, words).await?;
+        ensure!(self.odoos() == odoos, "{what}: the Odoo that serves was started again: {:#?}", self.installation.processes());
+        Ok(failed)
     }
 
     pub async fn has_come_to_nothing(&self, live: &Value, serves: &str, what: &str, words: &[&str]) -> Result<Value> {

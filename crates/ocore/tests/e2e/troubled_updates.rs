@@ -18,7 +18,7 @@ use ocore_testkit::{
 use serde_json::{Value, json};
 
 use crate::{
-    hold::{User, under_load},
+    hold::{Tab, User, under_load},
     scene::{DEPLOYMENT_LIMIT, Scene},
 };
 
@@ -124,11 +124,13 @@ async fn locks_and_a_full_disk_cost_no_request() -> Result<()> {
     let environment = vec![("OCORE__TEMPLATES__SHARED".to_owned(), "false".to_owned())];
     let scene = Arc::new(shop(Options { environment, image_bytes: Some(3 << 29) }).await?);
     let user = User::new(&scene).await?.calm();
+    let mut tab = Tab::open(&user).await?;
 
     // PostgreSQL itself finds the circle, in the real update only.
     write_migration(&scene, "19.0.2.0", "other words", &[NOT_REHEARSED, DEADLOCK])?;
     let words = ["shop/migrations/19.0.2.0/pre-trouble.py", "deadlock detected"];
     scene.comes_to_nothing(&user, "a deadlock", &words).await?;
+    tab.is_alive().await?;
 
     // Nobody but oCore would ever find this one.
     write_migration(&scene, "19.0.2.0", "other words", &[WAITS_FOR_ITSELF])?;

@@ -35,10 +35,14 @@ pub(super) async fn copy(step: Arc<Step>) -> Result<(NewDataSet, String), Failur
     if !step.beside {
         snapshot::keep_earlier(&step).await?;
     }
+    let rests = parameters.rests_to_copy(step.beside);
+    if let Some(live) = parameters.live.as_ref().filter(|_| rests && !step.again) {
+        // Nobody waits yet.
+        control.host.prepare_copy(parameters.instance, parameters.data_set, live.data_set, step.fence(), step.progress()).await?;
+    }
     watch::mark(control, parameters, Moment::Changing).await;
     // From this transaction on a later push waits instead of taking this one's place. The instance is locked first, as everywhere.
     let mut transaction = control.pool.begin().await?;
-    let rests = parameters.rests_to_copy(step.beside);
     let longest = rehearsal::longest_hold(&step)?;
     step.held(store::deploy::set_updating(&mut transaction, parameters.instance, step.fence().generation, rests, longest).await?)?;
     if !store::deploy::begin_changing(&mut transaction, parameters.deployment).await? {
@@ -111,36 +115,31 @@ pub(super) async fn undo_copy(step: Arc<UndoStep>) -> Result<(), Failure> {
         watch::mark(control, parameters, Moment::Undone).await;
         return Ok(());
     }
-    if !snapshot::rescue(&step).await? && !quarantine::set_aside(&step).await? {
-        match control.host.remove_data_set(parameters.instance, parameters.data_set, fence).await {
-            // Not there: the first deployment failed before the instance was.
-            Ok(()) | Err(HostError::NotFound { .. }) => {}
-            Err(error) => return Err(error.into()),
+    // Users first; nobody waits for what is thrown away.
+    if let Some(live) = parameters.live_to_rest(step.beside) {
+        if parameters.ran() {
+            let running = control.host.start_slot(parameters.instance, live.slot(&parameters.settings), fence, step.progress()).await?;
+            let websocket = running.websocket.map(|address| address.to_string());
+            let http = running.http.to_string();
+            let mut connection = control.pool.acquire().await?;
+            let written = store::deploy::set_addresses(&mut connection, parameters.instance, fence.generation, &http, websocket.as_deref());
+            step.held(written.await?)?;
         }
+        let mut transaction = control.pool.begin().await?;
+        step.held(store::deploy::set_updating(&mut transaction, parameters.instance, fence.generation, false, None).await?)?;
+        routes::raise(&mut transaction, parameters.instance).await?;
+        transaction.commit().await?;
+        routes::apply(control).await?;
+        watch::mark(control, parameters, Moment::Undone).await;
     }
-    let Some(live) = parameters.live_to_rest(step.beside) else { return Ok(()) };
-    if parameters.ran() {
-        let running = control.host.start_slot(parameters.instance, live.slot(&parameters.settings), fence, step.progress()).await?;
-        let websocket = running.websocket.map(|address| address.to_string());
-        let mut connection = control.pool.acquire().await?;
-        step.held(
-            store::deploy::set_addresses(
-                &mut connection,
-                parameters.instance,
-                fence.generation,
-                &running.http.to_string(),
-                websocket.as_deref(),
-            )
-            .await?,
-        )?;
+    if snapshot::rescue(&step).await? || quarantine::set_aside(&step).await? {
+        return Ok(());
     }
-    let mut transaction = control.pool.begin().await?;
-    step.held(store::deploy::set_updating(&mut transaction, parameters.instance, fence.generation, false, None).await?)?;
-    routes::raise(&mut transaction, parameters.instance).await?;
-    transaction.commit().await?;
-    routes::apply(control).await?;
-    watch::mark(control, parameters, Moment::Undone).await;
-    Ok(())
+    match control.host.remove_data_set(parameters.instance, parameters.data_set, fence).await {
+        // Not there: the first deployment failed before the instance was.
+        Ok(()) | Err(HostError::NotFound { .. }) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Odoo installs and updates modules in the new data set. Gives the sealed password of a fresh database's `admin`.

@@ -2,8 +2,8 @@
 //! one saga; [`DataOrigin`] says where the data come from, and which of the nodes there are.
 //!
 //! The live data set is never touched: the deployment works in a new one and starts the other colour on it. Up to the switch everything that
-//! it made can be thrown away; after a failure the old slot is started again on its old data. So each node may be cut off at any point: the
-//! next run finds the live data as they were. Once nothing can fail any more, what was live before becomes a snapshot.
+//! it made can be thrown away; after a failure the old slot, which was paused meanwhile, goes on with its old data. So each node may be cut off at
+//! any point: the next run finds the live data as they were. Once nothing can fail any more, what was live before becomes a snapshot.
 //!
 //! Where only code has changed, nothing is copied and nothing rests: the other colour starts *beside* the live one on the same data, and takes
 //! over when it answers. Whether it does so is decided by the plan, once ([`release::Planned`]).
@@ -150,7 +150,7 @@ impl Live {
 }
 
 impl Parameters {
-    /// The live slot that rests, from the copy of its data or from the start of what takes its place, and runs again if this fails. So nobody
+    /// The live slot that rests (it is paused), from the copy of its data or from the start of what takes its place, and goes on if this fails. So nobody
     /// writes what is lost. None rests while the new one works beside it on its data.
     fn live_to_rest(&self, beside: bool) -> Option<&Live> {
         self.live.as_ref().filter(|_| !beside && matches!(self.origin, DataOrigin::Live | DataOrigin::Snapshot { .. }))

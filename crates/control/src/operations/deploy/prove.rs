@@ -11,21 +11,27 @@ use crate::{Control, Error, operations::saga::Failure};
 const PROOF: Duration = Duration::from_secs(30);
 /// How long the old slot may finish what it had begun to answer.
 const DRAIN: Duration = Duration::from_secs(15);
+/// The same for one that then stands still in the middle of what it has not finished.
+const DRAIN_TO_REST: Duration = Duration::from_secs(45);
 /// Users wait meanwhile.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Waits until the edge has passed on what the old slot had begun to answer, for a bounded time.
 pub(in crate::operations) async fn drain(control: &Control, instance: InstanceId, http: SocketAddr) {
-    let requests = |upstream: &UpstreamTraffic| upstream.requests_in_flight;
-    wait_for(control, instance, http, requests).await;
+    wait_for(control, instance, http, DRAIN, |upstream| upstream.requests_in_flight).await;
+}
+
+/// The same for an old slot that will rest, and for as long as a request may take there.
+pub(super) async fn drain_to_rest(control: &Control, instance: InstanceId, http: SocketAddr) {
+    wait_for(control, instance, http, DRAIN_TO_REST, |upstream| upstream.requests_in_flight).await;
 }
 
 /// The same, and until its websockets have moved: the edge sends them to the new slot one after the other.
 pub(super) async fn drain_with_websockets(control: &Control, instance: InstanceId, http: SocketAddr) {
-    wait_for(control, instance, http, |upstream| upstream.requests_in_flight + upstream.websockets).await;
+    wait_for(control, instance, http, DRAIN, |upstream| upstream.requests_in_flight + upstream.websockets).await;
 }
 
-async fn wait_for(control: &Control, instance: InstanceId, http: SocketAddr, left: fn(&UpstreamTraffic) -> u64) {
+async fn wait_for(control: &Control, instance: InstanceId, http: SocketAddr, longest: Duration, left: fn(&UpstreamTraffic) -> u64) {
     let busy = || async {
         let status = control.host.edge_status().await.map_err(|_| false)?;
         let in_flight = status
@@ -40,8 +46,8 @@ async fn wait_for(control: &Control, instance: InstanceId, http: SocketAddr, lef
     };
     let patience = ExponentialBuilder::default().with_min_delay(Duration::from_millis(20)).with_factor(1.5).without_max_times();
     let drained = busy.retry(patience.with_max_delay(LOOK_INTERVAL)).when(|busy| *busy);
-    if tokio::time::timeout(DRAIN, drained).await.is_err() {
-        tracing::info!(%instance, "the old slot still answers requests after its time; it is stopped");
+    if tokio::time::timeout(longest, drained).await.is_err() {
+        tracing::info!(%instance, "the old slot still answers requests after its time; nobody waits for it any longer");
     }
 }
 

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use backon::{ExponentialBuilder, Retryable};
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
-use ocore_host::{Fence, HostError, ReleaseId, SlotSpec, SourceId};
+use ocore_host::{Fence, HostError, ReleaseId, RunningSlot, SlotSpec, SourceId};
 use ocore_model::{
     deployment::{DataOrigin, StepName},
     ids::SnapshotId,
@@ -14,7 +14,7 @@ use ocore_model::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Parameters, prove,
+    Live, Parameters, prove,
     quarantine::{self, Released},
     short, snapshot,
     step::{Step, UndoStep},
@@ -50,7 +50,7 @@ pub(super) async fn start(step: Arc<Step>) -> Result<(Addresses, String), Failur
         routes::raise(&mut transaction, parameters.instance).await?;
         transaction.commit().await?;
         step.hold_requests().await;
-        control.host.stop_slot(parameters.instance, live.color, step.fence()).await?;
+        control.host.pause_slot(parameters.instance, live.color, step.fence()).await?;
     }
     let slot = SlotSpec {
         color: parameters.color,
@@ -130,19 +130,27 @@ pub(super) async fn undo_switch(step: Arc<UndoStep>) -> Result<(), Failure> {
     let control = step.control();
     let password = unsealable(parameters.live.as_ref().and_then(|live| live.admin_password.as_ref()))?;
     let old = parameters.live.as_ref();
+    let rested = parameters.live_to_rest(step.beside);
+    let goes_on = match rested {
+        Some(old) => go_on(&step, old).await,
+        None => None,
+    };
     let live = NewLive {
         color: old.map(|live| live.color),
         data_set: old.map(|live| live.data_set),
         release: old.map(|live| live.release.0.as_str()),
         deployment: old.and_then(|live| live.deployment),
-        http: old.and_then(|live| live.http.clone()),
-        websocket: old.and_then(|live| live.websocket.clone()),
+        http: goes_on.as_ref().map(|slot| slot.http.to_string()).or_else(|| old.and_then(|live| live.http.clone())),
+        websocket: match &goes_on {
+            Some(slot) => slot.websocket.map(|address| address.to_string()),
+            None => old.and_then(|live| live.websocket.clone()),
+        },
         previous_data_set: old.and_then(|live| live.previous_data_set),
         admin_password: password.as_deref(),
         status: parameters.was,
         status_message: &parameters.was_message,
-        // Where the old slot rests, `undo_copy` starts it.
-        updating: parameters.live_to_rest(step.beside).is_some(),
+        // Requests wait for an old slot that `undo_copy` has to start.
+        updating: rested.is_some() && goes_on.is_none(),
         is_neutralized: old.is_some_and(|live| live.is_neutralized),
     };
     let commit = old.and_then(|live| live.commit.as_ref());
@@ -153,6 +161,22 @@ pub(super) async fn undo_switch(step: Arc<UndoStep>) -> Result<(), Failure> {
     let new: Addresses = step.context.output("deploy::start")?;
     prove::drain(control, parameters.instance, new.http).await;
     Ok(())
+}
+
+/// The old slot, answering, where it is still there. Then nobody needs to wait for it.
+async fn go_on(step: &UndoStep, old: &Live) -> Option<RunningSlot> {
+    let (parameters, host) = (&step.parameters, &step.control().host);
+    let there = watch::observed(step.control(), parameters).await?;
+    if !parameters.ran() || !there.slots.iter().any(|slot| slot.color == old.color && slot.data_set == old.data_set) {
+        return None;
+    }
+    match host.start_slot(parameters.instance, old.slot(&parameters.settings), step.fence(), step.progress()).await {
+        Ok(running) => Some(running),
+        Err(error) => {
+            tracing::warn!(deployment = %parameters.deployment, %error, "what was live does not go on; it is started again");
+            None
+        }
+    }
 }
 
 /// It answers through the edge as a browser would reach it, and does so no worse than what was live before.

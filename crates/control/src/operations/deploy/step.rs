@@ -1,6 +1,10 @@
 //! What stands around each node: its step's row and log, and how its undo runs.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use backon::{ExponentialBuilder, Retryable};
 use futures::future::BoxFuture;
@@ -66,14 +70,16 @@ impl Step {
     }
 
     /// Requests wait at the edge from here on, and those that the live slot has begun to answer end, for a bounded time. To be called once the
-    /// store says that the live slot rests, before it is stopped. Without an edge the deployment is as good.
+    /// store says that the live slot rests, before it is paused. Without an edge the deployment is as good.
     pub(super) async fn hold_requests(&self) {
         if let Err(error) = routes::apply(self.control()).await {
             return self.say(&format!("the edge does not hold requests during the update: {error}"));
         }
         let http = self.parameters.live.as_ref().and_then(|live| live.http.as_deref()?.parse().ok());
         if let Some(http) = http {
-            prove::drain(self.control(), self.parameters.instance, http).await;
+            let since = Instant::now();
+            prove::drain_to_rest(self.control(), self.parameters.instance, http).await;
+            self.say(&format!("requests are held; those on their way were answered within {:.2} s", since.elapsed().as_secs_f64()));
         }
     }
 }

@@ -88,7 +88,7 @@ async fn released(step: &Step) {
 }
 
 /// The instance on its server; `None` when that does not say.
-async fn observed(control: &Control, parameters: &Parameters) -> Option<InstanceObservation> {
+pub(super) async fn observed(control: &Control, parameters: &Parameters) -> Option<InstanceObservation> {
     let all = control.host.observe().await.ok()?;
     all.into_iter().find(|observation| observation.instance == parameters.instance)
 }

@@ -155,6 +155,15 @@ impl Host for World {
         Ok(())
     }
 
+    async fn prepare_copy(&self, instance: InstanceId, _: DataSetId, of: DataSetId, fence: Fence, progress: Progress) -> Result<()> {
+        self.enter("prepare_copy", false, Some(&progress.cancel)).await?;
+        self.fenced(instance, fence, |world| {
+            assert!(world.data_sets.contains_key(&of), "a copy of a data set that is there");
+            assert!(world.paused.is_empty(), "nobody waits while a copy is prepared");
+            Ok(())
+        })
+    }
+
     async fn create_data_set(
         &self,
         instance: InstanceId,
@@ -187,8 +196,9 @@ impl Host for World {
         let made = self.fenced(instance, fence, |world| {
             let (content, standing) = match (source, kept) {
                 (DataSource::CopyOf(original), _) => {
-                    world.slots.retain(|_, (used, _)| *used != original);
-                    world.clusters.remove(&original);
+                    let users = world.slots.iter().filter(|(_, (used, _))| *used == original).map(|(color, _)| *color);
+                    world.paused.extend(users);
+                    world.data_sets.remove(&data_set);
                     let content = world.data_sets.get(&original).cloned().expect("a copy of a data set that is there");
                     (content, world.standing(original))
                 }
@@ -297,6 +307,7 @@ impl Host for World {
             }
             world.clusters.insert(slot.data_set.id());
             world.slots.insert(slot.color, (slot.data_set.id(), slot.release.clone()));
+            world.paused.remove(&slot.color);
             Ok(())
         })?;
         self.enter("start_slot", true, Some(&progress.cancel)).await?;
@@ -312,10 +323,19 @@ impl Host for World {
         })
     }
 
+    async fn pause_slot(&self, instance: InstanceId, color: Color, fence: Fence) -> Result<()> {
+        self.enter("pause_slot", false, None).await?;
+        self.fenced(instance, fence, |world| {
+            world.paused.extend(world.slots.contains_key(&color).then_some(color));
+            Ok(())
+        })
+    }
+
     async fn stop_slot(&self, instance: InstanceId, color: Color, fence: Fence) -> Result<()> {
         self.enter("stop_slot", false, None).await?;
         self.fenced(instance, fence, |world| {
             world.slots.remove(&color);
+            world.paused.remove(&color);
             Ok(())
         })
     }

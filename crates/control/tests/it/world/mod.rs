@@ -56,6 +56,8 @@ pub(crate) struct InstanceWorld {
     pub data_sets: BTreeMap<DataSetId, Vec<String>>,
     pub clusters: BTreeSet<DataSetId>,
     pub slots: BTreeMap<Color, (DataSetId, ReleaseId)>,
+    /// Those of them that stand still.
+    pub paused: BTreeSet<Color>,
     pub egress: Option<Egress>,
     /// Its mail is caught.
     pub mailbox: bool,
@@ -73,6 +75,7 @@ impl InstanceWorld {
     /// Everything of a data set goes.
     fn forget(&mut self, data_set: DataSetId) {
         self.slots.retain(|_, (used, _)| *used != data_set);
+        self.paused.retain(|color| self.slots.contains_key(color));
         self.clusters.remove(&data_set);
         self.data_sets.remove(&data_set);
         self.standings.remove(&data_set);
@@ -198,13 +201,17 @@ impl World {
 
     /// Kills a slot's Odoo behind everybody's back.
     pub(crate) fn kill_slot(&self, instance: InstanceId, color: Color) {
-        self.state().instances.entry(instance).or_default().slots.remove(&color);
+        let mut state = self.state();
+        let world = state.instances.entry(instance).or_default();
+        world.slots.remove(&color);
+        world.paused.remove(&color);
     }
 
     /// Everything stops, as when the machine restarts.
     pub(crate) fn restart_machine(&self) {
         for instance in self.state().instances.values_mut() {
             instance.slots.clear();
+            instance.paused.clear();
             instance.clusters.clear();
         }
     }
@@ -393,9 +400,10 @@ async fn serve(mut stream: tokio::net::TcpStream, state: Arc<Mutex<State>>) {
         let state = state.lock().unwrap_or_else(PoisonError::into_inner);
         let route = state.routes.iter().flat_map(|snapshot| &snapshot.routes).find(|route| route.hosts.contains(&host)).cloned();
         route.is_some_and(|route| match route.state {
-            RouteState::Serving { http, .. } => {
-                state.instances.get(&route.instance_id).is_some_and(|world| world.slots.keys().any(|color| World::address(*color) == http))
-            }
+            RouteState::Serving { http, .. } => state
+                .instances
+                .get(&route.instance_id)
+                .is_some_and(|world| world.slots.keys().any(|color| World::address(*color) == http && !world.paused.contains(color))),
             _ => false,
         })
     };

@@ -8,6 +8,7 @@ mod health;
 mod log_record;
 pub(super) mod logs;
 pub(super) mod nursery;
+mod pause;
 mod probe;
 mod rehearse;
 pub(super) mod run;

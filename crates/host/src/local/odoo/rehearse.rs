@@ -73,7 +73,7 @@ impl LocalHost {
             }
             let _rests = self.data_locks.own(original).await;
             if cluster.find()?.is_none() {
-                return self.fill_copy(work, instance, original, &cancel).await;
+                return self.fill_copy(work, instance, original, allocation, &cancel).await;
             }
         }
     }

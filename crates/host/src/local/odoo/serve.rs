@@ -79,6 +79,10 @@ impl LocalHost {
             let is_same = details.data_set == spec.data_set.id() && details.release == spec.release && details.settings == spec.settings;
             if is_same {
                 self.run_cluster(instance, spec.data_set.id()).await?;
+                if process.is_paused() {
+                    progress.log.line("The Odoo that rested goes on.");
+                }
+                process.resume().await?;
                 if health::login_page(details.http, PROOF_PATIENCE).await.is_good() {
                     return Ok(slots::describe(spec.color, &process, &details));
                 }
@@ -269,6 +273,14 @@ impl LocalHost {
         }
     }
 
+    /// The slot's Odoo stands still until [`LocalHost::serve`] lets it go on. Not running is done.
+    pub(in crate::local) async fn rest_slot(&self, claim: &Claim, color: Color) -> Result<()> {
+        let instance = claim.instance;
+        let Some((_, details)) = slots::find(&self.layout, instance, color)? else { return Ok(()) };
+        let cluster = self.cluster(&self.allocation(instance).await?, instance, details.data_set)?;
+        self.rest_users_of(instance, details.data_set, &cluster).await
+    }
+
     pub(in crate::local) async fn end_slot(&self, claim: &Claim, color: Color) -> Result<()> {
         let found = slots::find(&self.layout, claim.instance, color)?;
         if let Some((process, details)) = &found {
@@ -295,8 +307,11 @@ impl LocalHost {
         }
     }
 
-    /// Gracefully, and by force after a while.
+    /// Gracefully, and by force after a while. A paused one does not run again: what it would write now is in no copy of its data.
     pub(in crate::local) async fn stop_odoo(&self, instance: InstanceId, process: &Process, details: &SlotDetails) -> Result<()> {
+        if process.is_paused() {
+            return process.stop(&[]).await.map(drop);
+        }
         let cluster = Process::find(&self.layout.record(instance, Unit::Cluster(details.data_set)))?;
         let work = Work { http: details.http, postmaster: cluster.map(|cluster| cluster.pid()) };
         if !stop::stop(process, Some(work)).await? {

@@ -17,8 +17,8 @@ use crate::{
 };
 
 /// How long an Odoo may take to end its requests before it is ended by force.
-const PATIENCE: Duration = Duration::from_secs(30);
-const LOOK_INTERVAL: Duration = Duration::from_millis(25);
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const LOOK_INTERVAL: Duration = Duration::from_millis(25);
 /// Nothing to lose at so many looks in a row: between the end of a transaction and the answer's first byte a request shows nothing.
 const QUIET_LOOKS: u32 = 8;
 
@@ -75,7 +75,7 @@ fn is_busy(line: &str, port: u16) -> bool {
 
 /// Whether one of Odoo's sessions does anything, by the titles that PostgreSQL gives its processes (`update_process_title`):
 /// `postgres: odoo odoo [local] idle`.
-fn has_transactions(postmaster: i32) -> bool {
+pub(super) fn has_transactions(postmaster: i32) -> bool {
     process::scan().iter().filter(|entry| entry.parent == postmaster).any(|entry| {
         let Ok(title) = std::fs::read(format!("/proc/{}/cmdline", entry.pid)) else { return false };
         is_working(&String::from_utf8_lossy(&title))

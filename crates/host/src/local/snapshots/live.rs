@@ -188,6 +188,21 @@ impl End {
     }
 }
 
+/// The database of a cluster that runs and that nobody writes to, as it is at the end of the call. Root owns what is made.
+pub(in crate::local) async fn copy_database(
+    cluster: &Cluster,
+    copy: &Path,
+    share: bool,
+    hold: Hold,
+    cancel: &[CancellationToken],
+) -> Result<()> {
+    let mut backup = Backup::begin(cluster, "a deployment").await?;
+    copy_files(&cluster.pgdata, copy, share, hold.clone(), cancel).await?;
+    backup.end().await?.complete(&cluster.pgdata, copy, share, hold).await?;
+    backup.close().await;
+    Ok(())
+}
+
 /// Copies what matters of a cluster in backup mode; [`End::complete`] makes it a whole one. Answers with how many bytes.
 pub(super) async fn copy_files(pgdata: &Path, copy: &Path, share: bool, hold: Hold, cancel: &[CancellationToken]) -> Result<u64> {
     let how = TreeCopy { owner: Some((0, 0)), live: true, take, ..TreeCopy::exact(share) };

@@ -8,6 +8,7 @@
 mod adopt;
 mod file_store;
 mod live;
+pub(super) mod prepared;
 mod space;
 pub(super) mod verify;
 pub(super) mod warm_copy;
@@ -23,6 +24,7 @@ use ocore_model::ids::{DataSetId, InstanceId, SnapshotId};
 use walkdir::WalkDir;
 
 use self::live::Backup;
+pub(super) use self::live::copy_database;
 use super::{
     LocalHost,
     cluster::Cluster,

@@ -1,0 +1,154 @@
+//! Copies of live data that are begun while those serve, so that users wait only for what has changed since.
+//!
+//! The database is put into backup mode and copied; the file store is gone over once. When the Odoo stands still, backup mode ends, and the log that was
+//! written meanwhile brings the copy to that moment; the file store is gone over again. Nothing of it outlives this process: whoever finds no prepared
+//! copy makes a whole one.
+
+use std::{
+    collections::HashMap,
+    path::Path,
+    sync::{Mutex, PoisonError},
+};
+
+use ocore_model::ids::{DataSetId, InstanceId};
+
+use super::live::{self, Backup};
+use crate::{
+    api::Progress,
+    error::{HostError, Result},
+    local::{
+        LocalHost,
+        copy::{self, TreeCopy, WorkDirectory},
+        ledger::Allocation,
+    },
+};
+
+/// The copies that have been prepared in this process, one an instance at most.
+#[derive(Default)]
+pub(in crate::local) struct PreparedCopies(Mutex<HashMap<InstanceId, Prepared>>);
+
+struct Prepared {
+    data_set: DataSetId,
+    of: DataSetId,
+    work: WorkDirectory,
+    backup: Backup,
+}
+
+impl PreparedCopies {
+    /// Lets go of what was prepared for an instance: what of it is on the disk goes, and its source's log is not kept any longer.
+    pub(in crate::local) fn forget(&self, instance: InstanceId) {
+        let gone = self.lock().remove(&instance);
+        drop(gone);
+    }
+
+    fn keep(&self, instance: InstanceId, prepared: Prepared) {
+        let gone = self.lock().insert(instance, prepared);
+        drop(gone);
+    }
+
+    fn take(&self, instance: InstanceId, data_set: DataSetId, of: DataSetId) -> Option<Prepared> {
+        self.lock().remove(&instance).filter(|prepared| (prepared.data_set, prepared.of) == (data_set, of))
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<InstanceId, Prepared>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl LocalHost {
+    pub(in crate::local) async fn prepare(
+        &self,
+        instance: InstanceId,
+        data_set: DataSetId,
+        of: DataSetId,
+        progress: &Progress,
+    ) -> Result<()> {
+        self.prepared_copies.forget(instance);
+        let _stays = self.data_locks.share(of).await;
+        let (original, target) = (self.layout.data_set(instance, of), self.layout.data_set(instance, data_set));
+        if !original.is_dir() {
+            return Err(HostError::NotFound { what: "data set", id: of.to_string() });
+        }
+        let allocation = self.allocation(instance).await?;
+        let cluster = self.cluster(&allocation, instance, of)?;
+        if cluster.find()?.is_none() || target.is_dir() {
+            return Ok(());
+        }
+        self.pool.require_for_copy(&original, "a copy of the live data").await?;
+        let work = WorkDirectory::create(&target).await?;
+        self.begin_with_warm_copy(instance, &work).await;
+        let share = self.pool.has_reflinks();
+        let (pgdata, data_dir) = (work.path().join("pgdata"), work.path().join("data_dir"));
+        let again = data_dir.is_dir();
+        let files = TreeCopy { live: true, again, prune: again, ..TreeCopy::exact(share) };
+        let source = self.layout.data_dir(instance, of);
+        let copied = copy::side_by_side(
+            std::slice::from_ref(&progress.cancel),
+            async |cancel| {
+                let backup = Backup::begin(&cluster, "a deployment").await?;
+                live::copy_files(&cluster.pgdata, &pgdata, share, work.hold(), &cancel).await?;
+                Ok(backup)
+            },
+            async |cancel| files.run(&source, &data_dir, work.hold(), &cancel, None).await,
+        );
+        let (backup, _) = self.explain_full_copy(copied.await, &original).await?;
+        self.prepared_copies.keep(instance, Prepared { data_set, of, work, backup });
+        Ok(())
+    }
+
+    /// A directory with a copy of a data set that nobody writes to any more; its cluster may run.
+    pub(in crate::local) async fn copy_resting(
+        &self,
+        instance: InstanceId,
+        data_set: DataSetId,
+        of: DataSetId,
+        allocation: &Allocation,
+        progress: &Progress,
+    ) -> Result<WorkDirectory> {
+        if let Some(prepared) = self.prepared_copies.take(instance, data_set, of) {
+            match self.complete(instance, prepared, allocation, progress).await {
+                Err(error) if !matches!(error, HostError::Cancelled) => {
+                    progress.log.line(&format!("The copy that was prepared cannot be completed and is made anew: {error}"));
+                }
+                completed => return completed,
+            }
+        }
+        let work = WorkDirectory::create(&self.layout.data_set(instance, data_set)).await?;
+        // Users wait for this one.
+        self.begin_with_warm_copy(instance, &work).await;
+        self.fill_copy(&work, instance, of, allocation, std::slice::from_ref(&progress.cancel)).await?;
+        Ok(work)
+    }
+
+    async fn complete(
+        &self,
+        instance: InstanceId,
+        Prepared { of, work, mut backup, .. }: Prepared,
+        allocation: &Allocation,
+        progress: &Progress,
+    ) -> Result<WorkDirectory> {
+        let cluster = self.cluster(allocation, instance, of)?;
+        let (pgdata, data_dir) = (work.path().join("pgdata"), work.path().join("data_dir"));
+        copy::side_by_side(
+            std::slice::from_ref(&progress.cancel),
+            async |_| {
+                backup.end().await?.complete(&cluster.pgdata, &pgdata, self.pool.has_reflinks(), work.hold()).await?;
+                backup.close().await;
+                copy::change_owner(&pgdata, allocation.postgres.uid, allocation.postgres.uid).await
+            },
+            async |cancel| copy::copy_tree(&self.pool, &self.layout.data_dir(instance, of), &data_dir, &work, &cancel).await,
+        )
+        .await?;
+        Ok(work)
+    }
+
+    /// What a disk that was full says to who reads it.
+    async fn explain_full_copy<T>(&self, copied: Result<T>, original: &Path) -> Result<T> {
+        match copied {
+            Err(error) if copy::is_full(&error) => {
+                Err(self.pool.full(self.pool.copy_cost(original).await?, "a copy of the live data").await)
+            }
+            copied => copied,
+        }
+    }
+}
