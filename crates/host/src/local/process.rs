@@ -17,7 +17,7 @@ use chrono::{DateTime, Utc};
 use ocore_model::ids::DataSetId;
 use rustix::{
     io::Errno,
-    process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
+    process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal, setpriority_process},
 };
 use serde::{Deserialize, Serialize};
 use tokio::{
@@ -36,6 +36,8 @@ pub const MARK: &str = "OCORE_UNIT";
 
 /// How long processes may take to disappear after SIGKILL, or to stand still after SIGSTOP.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
+/// The nice value of what gives way: a tenth of the usual share, where somebody else wants it.
+const YIELDING: i32 = 10;
 const PAUSE_LOOK_INTERVAL: Duration = Duration::from_millis(2);
 /// Odoo's workers give their master one with each turn of their loops, which a wait that has run out while they were paused begins at once.
 const SIGN_OF_LIFE: Duration = Duration::from_millis(300);
@@ -241,6 +243,27 @@ impl Process {
         self.is_alive() && ProcEntry::read(self.pid()).is_some_and(|entry| entry.state == 'T')
     }
 
+    /// Has it and all that it has started work only where nobody else needs the processor, until the answer is dropped.
+    pub fn yield_processor(&self) -> Yielding<'_> {
+        self.set_nice(YIELDING);
+        Yielding(self)
+    }
+
+    /// Of all its threads (setpriority(2)), and of its session where the kernel weighs those (sched(7), "The autogroup feature"). What is gone is left.
+    fn set_nice(&self, nice: i32) {
+        // Who is made by one that the first look has not met yet is met by the second one.
+        for _ in 0..2 {
+            for entry in scan().iter().filter(|entry| self.is_of(entry)) {
+                let Ok(threads) = fs::read_dir(format!("/proc/{}/task", entry.pid)) else { continue };
+                let ids = threads.flatten().filter_map(|thread| Pid::from_raw(thread.file_name().to_str()?.parse().ok()?));
+                for id in ids {
+                    let _ = setpriority_process(Some(id), nice);
+                }
+            }
+        }
+        let _ = fs::write(format!("/proc/{}/autogroup", self.pid()), nice.to_string());
+    }
+
     /// The living processes that it leads, itself among them: of its session, or with its mark.
     fn is_of(&self, entry: &ProcEntry) -> bool {
         !entry.is_dead()
@@ -252,6 +275,15 @@ impl Process {
     pub fn forget(&self) -> Result<()> {
         durable::remove_fleeting(&self.path)
             .map_err(|error| HostError::machine_from(format!("{} could not be removed: {error}", self.path.display()), error))
+    }
+}
+
+/// While it is there, a process gives way to others. A process whose [`Yielding`] was lost with us gets its usual priority by another one's end.
+pub struct Yielding<'a>(&'a Process);
+
+impl Drop for Yielding<'_> {
+    fn drop(&mut self) {
+        self.0.set_nice(0);
     }
 }
 
@@ -506,6 +538,28 @@ mod tests {
         assert!(!scan().iter().any(marked));
         process.pause().await.unwrap();
         process.resume().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_yields_the_processor_does_so_with_its_children_for_a_while() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = directory.path().join("log");
+        let script = "sleep 1000 & echo ready; wait";
+        let process = Process::start(new(directory.path(), Program::new("sh").args(["-c", script])), &log).await.unwrap();
+        while !fs::read_to_string(&log).unwrap().contains("ready") {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let nice = || -> Vec<i32> {
+            let ours: Vec<ProcEntry> = scan().into_iter().filter(|entry| process.is_of(entry)).collect();
+            ours.iter().map(|entry| rustix::process::getpriority_process(Pid::from_raw(entry.pid)).unwrap()).collect()
+        };
+        let usual = nice();
+        assert_eq!(usual, [0, 0]);
+        let yielding = process.yield_processor();
+        assert_eq!(nice(), [YIELDING, YIELDING]);
+        drop(yielding);
+        assert_eq!(nice(), usual);
+        process.stop(&[]).await.unwrap();
     }
 
     #[tokio::test]

@@ -13,9 +13,14 @@ use super::{
 use crate::{
     api::{ProbedPage, Progress},
     error::{HostError, Result},
-    local::{LocalHost, slots},
+    local::{
+        LocalHost,
+        slots::{self, SlotDetails},
+    },
 };
 
+const ASSETS: &str = "/web/assets/";
+const LOGIN: &str = "/web/login";
 const REDIRECTIONS: usize = 4;
 /// Of the log, when a page fails.
 const EXCERPT_LINES: usize = 40;
@@ -28,15 +33,16 @@ impl LocalHost {
         paths: &[String],
         progress: &Progress,
     ) -> Result<Vec<ProbedPage>> {
-        let Some((_, details)) = slots::find(&self.layout, instance, color)? else {
+        let Some((process, details)) = slots::find(&self.layout, instance, color)? else {
             return Err(HostError::rejected("Odoo ended before it was asked for its pages"));
         };
+        let yielding = self.is_beside_a_serving_one(instance, color)?.then(|| process.yield_processor());
         let log = self.odoo_log_path(instance);
         let begin = fs::metadata(&log).map_or(0, |metadata| metadata.len());
         let mut probed = Vec::new();
         for path in paths {
             // Of one page with its redirections. A bundle of scripts that was never built takes longer, on a busy machine much longer.
-            let patience = self.config.patience.answer * if path.starts_with("/web/assets/") { 2 } else { 1 };
+            let patience = self.config.patience.answer * if path.starts_with(ASSETS) { 2 } else { 1 };
             let begun = Instant::now();
             let asked = async {
                 let mut place = path.clone();
@@ -68,7 +74,26 @@ impl LocalHost {
                 excerpt: excerpt(&read_from(&log, begin)),
             });
         }
+        if yielding.is_some() {
+            self.warm_workers(&details, paths).await;
+        }
         Ok(probed)
+    }
+
+    /// Asks for the pages so often at once that each worker gets one: what it keeps in memory it has from then on, and the first users do not wait
+    /// for that. What comes of it does not matter.
+    async fn warm_workers(&self, details: &SlotDetails, paths: &[String]) {
+        let times = match details.settings.workers {
+            ..=1 => return,
+            workers => usize::from(workers) * 2,
+        };
+        let pages = paths.iter().map(String::as_str).filter(|path| !path.starts_with(ASSETS)).chain([LOGIN]);
+        let warming = async {
+            for page in pages {
+                futures::future::join_all((0..times).map(|_| health::get(details.http, page))).await;
+            }
+        };
+        let _ = tokio::time::timeout(self.config.patience.answer, warming).await;
     }
 }
 

@@ -83,6 +83,8 @@ impl LocalHost {
                     progress.log.line("The Odoo that rested goes on.");
                 }
                 process.resume().await?;
+                // A start that was broken off may have left it at another priority.
+                drop(process.yield_processor());
                 if health::login_page(details.http, PROOF_PATIENCE).await.is_good() {
                     return Ok(slots::describe(spec.color, &process, &details));
                 }
@@ -194,6 +196,7 @@ impl LocalHost {
         let output = self.layout.logs(instance).join(format!("odoo-{}.out", spec.color));
         let output_start = fs::metadata(&output).map_or(0, |metadata| metadata.len());
         let process = Process::start(new, &output).await?;
+        let _yielding = self.is_beside_a_serving_one(instance, spec.color)?.then(|| process.yield_processor());
         let source = self.release_tree(&spec.release)?;
         // An update is ended by its guard.
         let load = if update.is_some() { Duration::MAX } else { self.config.patience.start };
@@ -293,6 +296,11 @@ impl LocalHost {
             self.print_from(&cluster, claim.instance, http).await;
         }
         Ok(())
+    }
+
+    /// Whether users are served by the instance's other slot.
+    pub(super) fn is_beside_a_serving_one(&self, instance: InstanceId, color: Color) -> Result<bool> {
+        Ok(slots::find(&self.layout, instance, color.other())?.is_some_and(|(process, _)| !process.is_paused()))
     }
 
     /// Where the instance's other slot answers, when it serves the same data.
