@@ -360,7 +360,8 @@ pub trait Host: Send + Sync + 'static {
     async fn destroy_instance(&self, instance: InstanceId, fence: Fence) -> Result<()>;
 
     /// Does what can be done ahead for a [`DataSource::CopyOf`], while its source goes on serving: the call that makes the data set then takes only as
-    /// long as what has changed since. Once users wait it is too late for this. May run twice; nothing depends on it, and nothing of it is left when
+    /// long as what has changed since. At the end a transaction that is open for long is waited for, up to a minute, since it would keep users waiting
+    /// then. Once users wait it is too late for this. May run twice; nothing depends on it, and nothing of it is left when
     /// the data set is made or removed, a newer claim comes, or this process ends. `Machine` with the numbers when the pool has no room for a copy.
     async fn prepare_copy(&self, instance: InstanceId, data_set: DataSetId, of: DataSetId, fence: Fence, progress: Progress) -> Result<()>;
 

@@ -8,9 +8,11 @@ use std::{
     collections::HashMap,
     path::Path,
     sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 use ocore_model::ids::{DataSetId, InstanceId};
+use sqlx::{Connection, PgConnection};
 
 use super::live::{self, Backup};
 use crate::{
@@ -18,10 +20,18 @@ use crate::{
     error::{HostError, Result},
     local::{
         LocalHost,
+        cluster::{Cluster, SUPERUSER},
         copy::{self, TreeCopy, WorkDirectory},
+        data_sets::ODOO_ROLE,
         ledger::Allocation,
     },
 };
+
+/// A transaction that is open for longer is not a usual request's, but a scheduled action's or that of a very long one.
+const LONG: Duration = Duration::from_secs(2);
+/// How long such a one is waited for while nobody else has to wait.
+const LONG_PATIENCE: Duration = Duration::from_mins(1);
+const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 
 /// The copies that have been prepared in this process, one an instance at most.
 #[derive(Default)]
@@ -92,6 +102,7 @@ impl LocalHost {
             async |cancel| files.run(&source, &data_dir, work.hold(), &cancel, None).await,
         );
         let (backup, _) = self.explain_full_copy(copied.await, &original).await?;
+        until_no_long_transaction(&cluster, progress).await?;
         self.prepared_copies.keep(instance, Prepared { data_set, of, work, backup });
         Ok(())
     }
@@ -149,6 +160,41 @@ impl LocalHost {
                 Err(self.pool.full(self.pool.copy_cost(original).await?, "a copy of the live data").await)
             }
             copied => copied,
+        }
+    }
+}
+
+/// Waits for Odoo's long transactions, for a bounded time: what is open when the Odoo is to stand still keeps everybody waiting, and is rolled back in
+/// the end.
+async fn until_no_long_transaction(cluster: &Cluster, progress: &Progress) -> Result<()> {
+    let failed = |error| HostError::machine_from("the transactions of the live database could not be looked at", error);
+    let mut connection = PgConnection::connect_with(&cluster.options(SUPERUSER, SUPERUSER)).await.map_err(failed)?;
+    let begun = Instant::now();
+    let mut is_said = false;
+    loop {
+        let longest: Option<f64> = sqlx::query_scalar(
+            "select extract(epoch from max(clock_timestamp() - xact_start))::float8 from pg_stat_activity where usename = $1 and datname = $1",
+        )
+        .bind(ODOO_ROLE)
+        .fetch_one(&mut connection)
+        .await
+        .map_err(failed)?;
+        let Some(seconds) = longest.filter(|seconds| *seconds > LONG.as_secs_f64()) else { return Ok(()) };
+        if begun.elapsed() >= LONG_PATIENCE {
+            progress.log.line("It has not ended; the deployment goes on, and may roll it back.");
+            return Ok(());
+        }
+        if !is_said {
+            progress.log.line(&format!(
+                "A transaction has been open for {seconds:.0} s (a scheduled action, or a long request); its end is waited for, up to {} s, before anybody \
+                 else has to wait.",
+                LONG_PATIENCE.as_secs()
+            ));
+            is_said = true;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(LOOK_INTERVAL) => {}
+            () = progress.cancel.cancelled() => return Err(HostError::Cancelled),
         }
     }
 }
