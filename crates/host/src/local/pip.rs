@@ -27,6 +27,7 @@ pub(super) fn install(python: impl AsRef<std::path::Path>) -> Program {
         "--progress-bar",
         "off",
     ]);
+    let program = program.yields();
     settings().into_iter().fold(program, |program, (name, value)| program.env(name, value))
 }
 

@@ -37,7 +37,7 @@ pub const MARK: &str = "OCORE_UNIT";
 /// How long processes may take to disappear after SIGKILL, or to stand still after SIGSTOP.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
 /// The nice value of what gives way: a tenth of the usual share, where somebody else wants it.
-const YIELDING: i32 = 10;
+pub(super) const YIELDING: i32 = 10;
 const PAUSE_LOOK_INTERVAL: Duration = Duration::from_millis(2);
 /// Odoo's workers give their master one with each turn of their loops, which a wait that has run out while they were paused begins at once.
 const SIGN_OF_LIFE: Duration = Duration::from_millis(300);
@@ -249,7 +249,7 @@ impl Process {
         Yielding(self)
     }
 
-    /// Of all its threads (setpriority(2)), and of its session where the kernel weighs those (sched(7), "The autogroup feature"). What is gone is left.
+    /// Of all its threads (setpriority(2)), and of its session. What is gone is left.
     fn set_nice(&self, nice: i32) {
         // Who is made by one that the first look has not met yet is met by the second one.
         for _ in 0..2 {
@@ -261,7 +261,7 @@ impl Process {
                 }
             }
         }
-        let _ = fs::write(format!("/proc/{}/autogroup", self.pid()), nice.to_string());
+        weigh_session(self.pid(), nice);
     }
 
     /// The living processes that it leads, itself among them: of its session, or with its mark.
@@ -275,6 +275,14 @@ impl Process {
     pub fn forget(&self) -> Result<()> {
         durable::remove_fleeting(&self.path)
             .map_err(|error| HostError::machine_from(format!("{} could not be removed: {error}", self.path.display()), error))
+    }
+}
+
+/// Gives a session's weight to the session that the process leads, where the kernel weighs sessions (sched(7), "The autogroup feature"). Nothing for one
+/// that leads none: that would be somebody else's.
+pub(super) fn weigh_session(pid: i32, nice: i32) {
+    if ProcEntry::read(pid).is_some_and(|entry| entry.session == pid) {
+        let _ = fs::write(format!("/proc/{pid}/autogroup"), nice.to_string());
     }
 }
 

@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use rustix::process::Pid;
+use rustix::process::{Pid, setpriority_process};
 use thiserror::Error;
 use tokio::{
     net::unix::pipe,
@@ -30,6 +30,7 @@ pub use self::running::Started;
 use super::{
     forked::Forked,
     odoo::nursery::{ForkRequest, NoFork, Nursery},
+    process::{YIELDING, weigh_session},
 };
 use crate::{
     api::{LogSink, Progress},
@@ -44,6 +45,8 @@ const LINE_LIMIT: u64 = 16 * 1024;
 const OUTPUT_GRACE: Duration = Duration::from_secs(2);
 /// As if it took a fifth of the memory in question more than it does: beside a database that is enough, and among equals the largest still goes first.
 const GOES_FIRST: &str = "200";
+/// In a session of its own, before it becomes another user.
+const YIELD: &str = "echo NICE 2>/dev/null >/proc/self/autogroup; exec nice -n NICE \"$@\"";
 const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The operating system's user that a program runs as.
@@ -147,6 +150,7 @@ pub struct Program {
     cancel: Vec<CancellationToken>,
     cgroups: Vec<PathBuf>,
     goes_first: bool,
+    yields: bool,
     parent: Option<Parent>,
 }
 
@@ -178,6 +182,7 @@ impl Program {
             cancel: Vec::new(),
             cgroups: Vec::new(),
             goes_first: false,
+            yields: false,
             parent: None,
         }
     }
@@ -273,6 +278,13 @@ impl Program {
         self
     }
 
+    /// It and what it starts work only where nobody else needs the processor. It leads a session of its own for that, since the kernel may weigh
+    /// sessions before it weighs processes.
+    pub fn yields(mut self) -> Self {
+        self.yields = true;
+        self
+    }
+
     /// Has it forked from a parent that has begun already, by whatever runs it recorded or detached; when that cannot be, it is started as ever.
     /// `modules` are the project's.
     pub(super) fn forked_from(mut self, nursery: Arc<Nursery>, modules: Vec<String>) -> Self {
@@ -297,10 +309,13 @@ impl Program {
 
     /// Starts it; [`Started::finish`] waits. Dropping what is returned ends the whole process group.
     pub fn start(mut self) -> Result<Started, ExecError> {
-        let mut command = self.command(false);
+        let mut command = self.command(self.yields);
+        if !self.yields {
+            command.process_group(0);
+        }
         let stdin = redirect(self.stdin_from.take()).map_err(|source| ExecError::Start { program: self.name(), source })?;
         let stdout = redirect(self.stdout_to.take()).map_err(|source| ExecError::Start { program: self.name(), source })?;
-        command.process_group(0).stdin(stdin).stdout(stdout).stderr(Stdio::piped()).kill_on_drop(true);
+        command.stdin(stdin).stdout(stdout).stderr(Stdio::piped()).kill_on_drop(true);
         let mut child = self.spawn(&mut command)?;
         let group = GroupGuard { group: child.id().and_then(|id| Pid::from_raw(id.cast_signed())), leader: None };
         let stdin = child.stdin.take();
@@ -367,7 +382,12 @@ impl Program {
         };
         parent.nursery.note(&self.name(), forked.as_ref().map(drop));
         let forked = forked.ok()?;
-        self.settle(forked.identity().pid);
+        let pid = forked.identity().pid;
+        self.settle(pid);
+        if self.yields {
+            let _ = setpriority_process(Pid::from_raw(pid), YIELDING);
+            weigh_session(pid, YIELDING);
+        }
         Some(forked)
     }
 
@@ -420,6 +440,9 @@ impl Program {
         if own_session {
             words.push("setsid".into());
         }
+        if self.yields {
+            words.extend(["sh".into(), "-c".into(), YIELD.replace("NICE", &YIELDING.to_string()).into(), "sh".into()]);
+        }
         if !self.has_network {
             words.extend(["unshare".into(), "--net".into(), "--".into()]);
         }
@@ -461,6 +484,28 @@ mod tests {
         fn line(&self, text: &str) {
             self.0.lock().unwrap().push(text.to_owned());
         }
+    }
+
+    #[tokio::test]
+    async fn what_yields_does_so_in_a_session_of_its_own_and_ends_as_a_whole() {
+        let script = "nice; cut -d' ' -f6 /proc/$$/stat; echo $$; cat /proc/$$/autogroup 2>/dev/null || echo 'without nice 10'";
+        let finished = Program::new("sh").args(["-c", script]).yields().run().await.unwrap();
+        let text = finished.stdout_text();
+        let [nice, session, pid, autogroup] = text.lines().collect::<Vec<_>>()[..] else { panic!("{text}") };
+        assert_eq!((nice, session), ("10", pid));
+        assert!(autogroup.ends_with("nice 10"), "{autogroup}");
+
+        let token = CancellationToken::new();
+        let started =
+            Program::new("sh").args(["-c", "echo ready; sleep 1000 & sleep 1000"]).yields().cancel(token.clone()).start().unwrap();
+        let pid = started.identity().unwrap().pid;
+        let ours = || super::super::process::scan().into_iter().filter(|entry| entry.session == pid && !entry.is_dead()).count();
+        while ours() < 3 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        token.cancel();
+        assert!(matches!(started.finish().await, Err(ExecError::Cancelled { .. })));
+        assert_eq!(ours(), 0);
     }
 
     #[tokio::test]

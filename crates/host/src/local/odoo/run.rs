@@ -77,6 +77,8 @@ impl LocalHost {
                 .args(["--database", DATABASE, "--stop-after-init", "--no-http"])
                 .cgroups(self.prepare_run(instance)?)
                 .output_limit(LOG_LIMIT)
+                // Nobody is served by it.
+                .yields()
                 .progress(progress);
             for (option, modules) in [("--init", &install), ("--update", &request.update)] {
                 if !modules.is_empty() {

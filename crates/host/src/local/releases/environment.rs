@@ -158,7 +158,7 @@ impl LocalHost {
             own(directory, user.uid)?;
         }
         let groups = vec![gid, gid_of(tree)?];
-        let program = Program::new(&distribution.python).args(["-I", "-m", "venv", "--without-pip"]).arg(&venv);
+        let program = Program::new(&distribution.python).args(["-I", "-m", "venv", "--without-pip"]).arg(&venv).yields();
         let program =
             program.run_as(user.run_as(groups.clone())).env("HOME", &home).cancel(progress.cancel.clone()).time_limit(INSTALL_TIME);
         program.run().await?.expect_success("the Python environment could not be made")?;

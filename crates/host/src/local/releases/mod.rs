@@ -308,6 +308,7 @@ async fn compile(
     let input = serde_json::json!({ "root": tree, "modules": modules }).to_string();
     let finished = Program::new(&distribution.python)
         .args(["-I", "-S", "-c", COMPILE_MODULES])
+        .yields()
         .run_as(user.run_as(vec![gid]))
         .stdin(input)
         .output_limit(64 * 1024 * 1024)

@@ -81,6 +81,7 @@ impl LocalHost {
         let user = self.ledger.claim_build_user().await?;
         let finished = Program::new(SYSTEM_PYTHON)
             .args(["-I", "-S", "-c", DESCRIBE_MODULES])
+            .yields()
             .run_as(user.run_as(Vec::new()))
             .stdin(input)
             .output_limit(512 * 1024 * 1024)
