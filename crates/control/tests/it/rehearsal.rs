@@ -86,7 +86,7 @@ async fn an_update_of_production_is_rehearsed_while_it_serves_and_leaves_evidenc
     assert_eq!(found, [(Gate::Rehearsal, GateStatus::Passed, summary)]);
     let lines = scene.lines(deployment).await;
     assert!(lines.iter().any(|line| line == "new column shop.size, integer"), "{lines:?}");
-    assert!(lines.iter().any(|line| line == "requests are held for about 5 s"), "{lines:?}");
+    assert!(lines.iter().any(|line| line == "requests are held for about 4 s"), "{lines:?}");
 
     // The next one is compared with it.
     scene.world.set_rehearsal(seen(false, &["odoo.x: slow", "odoo.y: gone"]));

@@ -22,8 +22,8 @@ use crate::{
     store::{self, evidence::Evidence},
 };
 
-/// For how long requests wait beside the update itself: the copy and the start of Odoo.
-const AROUND_AN_UPDATE: Duration = Duration::from_secs(3);
+/// For how long requests wait beside the update itself: the end of those on their way and of the copy.
+const AROUND_AN_UPDATE: Duration = Duration::from_millis(1500);
 /// For what served before to serve again, on a busy machine.
 const WAY_BACK: Duration = Duration::from_secs(20);
 /// An update that takes so many times as long as its rehearsal is ended, since something else is wrong.
