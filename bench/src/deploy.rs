@@ -24,12 +24,18 @@ const BEFORE: Duration = Duration::from_secs(10);
 /// A deployment of such a production ends within this.
 const LIMIT: Duration = Duration::from_secs(180);
 const WORKERS: u16 = 2;
+/// Requests of a deployment that are shown.
+const SLOWEST: usize = 6;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Change {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Change {
+    /// Of a controller's code.
     Reload,
+    /// A new field.
     Additive,
+    /// A new field that must be given.
     Required,
+    /// One that the data do not have.
     Failing,
 }
 
@@ -56,7 +62,7 @@ struct Deployed {
     nulls: i64,
 }
 
-pub async fn run(binary: PathBuf, rounds: usize, by_hand: usize) -> Result<()> {
+pub async fn run(binary: PathBuf, rounds: usize, by_hand: usize, only: &[Change]) -> Result<()> {
     let mut report = Report::new("deploy");
     let source = Source::start(&binary, MODULES, 32 << 30).await?;
     let mut fields = Fields::default();
@@ -68,7 +74,7 @@ pub async fn run(binary: PathBuf, rounds: usize, by_hand: usize) -> Result<()> {
         database: "odoo",
         password: source.password().to_owned(),
     };
-    for change in Change::ALL {
+    for change in Change::ALL.into_iter().filter(|change| only.is_empty() || only.contains(change)) {
         measure(&source, &site, change, rounds, &mut fields, &mut report).await?;
     }
     hand(&source, by_hand, &mut report).await?;
@@ -87,6 +93,9 @@ async fn measure(source: &Source, site: &Site, change: Change, rounds: usize, fi
     }
     let end = Instant::now();
     let during: Vec<Answer> = deployments.iter().flat_map(|one| clients.between(one.from, one.to)).collect();
+    for one in &deployments {
+        print_slowest(&clients.between(one.from, one.to), one.from);
+    }
     let mut gaps = clients.gaps(began, end);
     gaps.sort_by(f64::total_cmp);
     for failure in clients.failures() {
@@ -267,4 +276,15 @@ fn p99(answers: &[Answer]) -> f64 {
         answers.iter().filter(|answer| answer.good && answer.kind != crate::clients::Kind::Long).map(|answer| answer.seconds).collect();
     times.sort_by(f64::total_cmp);
     quantile(&times, 0.99)
+}
+
+/// Where the time goes that a p99 only counts.
+fn print_slowest(answers: &[Answer], since: Instant) {
+    let mut slowest: Vec<&Answer> = answers.iter().filter(|answer| answer.kind != crate::clients::Kind::Long).collect();
+    slowest.sort_by(|one, other| other.seconds.total_cmp(&one.seconds));
+    let words = slowest
+        .iter()
+        .take(SLOWEST)
+        .map(|answer| format!("{:?} at {:.1} s {:.0} ms", answer.kind, (answer.began - since).as_secs_f64(), answer.seconds * 1000.0));
+    eprintln!("    slowest: {}", words.collect::<Vec<_>>().join(", "));
 }

@@ -70,6 +70,9 @@ enum Bench {
         /// By hand
         #[arg(long, default_value_t = 3)]
         by_hand: usize,
+        /// These kinds only
+        #[arg(long, value_enum)]
+        only: Vec<deploy::Change>,
     },
     /// From the call to the first answer of the old state, beside a bare start
     Rollback {
@@ -118,7 +121,7 @@ async fn main() -> Result<()> {
         Bench::PushToLive { rounds, small_only } => push_to_live::run(binary, rounds, small_only).await,
         Bench::Api { seconds } => api::run(binary, seconds).await,
         Bench::Copy { rounds, gigabytes, quick } => copy::run(binary, rounds, gigabytes, quick).await,
-        Bench::Deploy { rounds, by_hand } => deploy::run(binary, rounds, by_hand).await,
+        Bench::Deploy { rounds, by_hand, only } => deploy::run(binary, rounds, by_hand, &only).await,
         Bench::Rollback { rounds } => rollback::run(binary, rounds).await,
         Bench::Template { rounds, modules } => template::run(binary, rounds, &modules).await,
         Bench::Edge { rounds, seconds } => edge::run(binary, rounds, seconds),

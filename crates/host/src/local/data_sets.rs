@@ -110,8 +110,8 @@ impl LocalHost {
             if !self.layout.data_set(instance, original).is_dir() {
                 return Err(HostError::NotFound { what: "data set", id: original.to_string() });
             }
-            if !self.layout.data_set(instance, data_set).is_dir() {
-                // Before anything is stopped: on a full disk what has stopped may not start again.
+            if !self.layout.data_set(instance, data_set).is_dir() && !self.prepared_copies.has(instance, data_set, original) {
+                // Before anything rests.
                 self.pool.require_for_copy(&self.layout.data_set(instance, original), "a copy of the live data").await?;
             }
             let begun = Instant::now();

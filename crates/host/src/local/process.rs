@@ -249,6 +249,11 @@ impl Process {
         Yielding(self)
     }
 
+    /// Ends what an earlier [`Process::yield_processor`] of ours, whose end was lost, has left.
+    pub fn yield_no_more(&self) {
+        self.set_nice(0);
+    }
+
     /// Of all its threads (setpriority(2)), and of its session. What is gone is left.
     fn set_nice(&self, nice: i32) {
         // Who is made by one that the first look has not met yet is met by the second one.
@@ -286,12 +291,12 @@ pub(super) fn weigh_session(pid: i32, nice: i32) {
     }
 }
 
-/// While it is there, a process gives way to others. A process whose [`Yielding`] was lost with us gets its usual priority by another one's end.
+/// While it is there, a process gives way to others.
 pub struct Yielding<'a>(&'a Process);
 
 impl Drop for Yielding<'_> {
     fn drop(&mut self) {
-        self.0.set_nice(0);
+        self.0.yield_no_more();
     }
 }
 

@@ -84,7 +84,7 @@ impl LocalHost {
                 }
                 process.resume().await?;
                 // A start that was broken off may have left it at another priority.
-                drop(process.yield_processor());
+                process.yield_no_more();
                 if health::login_page(details.http, PROOF_PATIENCE).await.is_good() {
                     return Ok(slots::describe(spec.color, &process, &details));
                 }

@@ -51,6 +51,11 @@ impl PreparedCopies {
         drop(gone);
     }
 
+    /// Whether the data set has been prepared, and its room been taken.
+    pub(in crate::local) fn has(&self, instance: InstanceId, data_set: DataSetId, of: DataSetId) -> bool {
+        self.lock().get(&instance).is_some_and(|prepared| (prepared.data_set, prepared.of) == (data_set, of))
+    }
+
     fn keep(&self, instance: InstanceId, prepared: Prepared) {
         let gone = self.lock().insert(instance, prepared);
         drop(gone);
@@ -140,16 +145,18 @@ impl LocalHost {
     ) -> Result<WorkDirectory> {
         let cluster = self.cluster(allocation, instance, of)?;
         let (pgdata, data_dir) = (work.path().join("pgdata"), work.path().join("data_dir"));
-        copy::side_by_side(
+        let (share, source) = (self.pool.has_reflinks(), self.layout.data_dir(instance, of));
+        let again = TreeCopy { again: true, prune: true, ..TreeCopy::exact(share) };
+        let completed = copy::side_by_side(
             std::slice::from_ref(&progress.cancel),
             async |_| {
-                backup.end().await?.complete(&cluster.pgdata, &pgdata, self.pool.has_reflinks(), work.hold()).await?;
+                backup.end().await?.complete(&cluster.pgdata, &pgdata, share, work.hold()).await?;
                 backup.close().await;
                 copy::change_owner(&pgdata, allocation.postgres.uid, allocation.postgres.uid).await
             },
-            async |cancel| copy::copy_tree(&self.pool, &self.layout.data_dir(instance, of), &data_dir, &work, &cancel).await,
-        )
-        .await?;
+            async |cancel| again.run(&source, &data_dir, work.hold(), &cancel, None).await,
+        );
+        self.explain_full_copy(completed.await, &self.layout.data_set(instance, of)).await?;
         Ok(work)
     }
 
