@@ -258,7 +258,7 @@ impl Cluster {
         let memory = self.memory;
         let mut text = String::from("# Written by oCore at each start. Changes are lost.\n");
         let mib = |bytes: u64| format!("{}MB", (bytes / MIB).max(1));
-        let settings: [(&str, String); 24] = [
+        let settings: [(&str, String); 26] = [
             ("listen_addresses", String::new()),
             ("port", CLUSTER_PORT.to_string()),
             ("unix_socket_directories", self.socket_directory.display().to_string()),
@@ -272,6 +272,10 @@ impl Cluster {
             // What a copy under pg_backup_start needs.
             ("wal_level", "replica".to_owned()),
             ("max_wal_senders", "0".to_owned()),
+            // Its launcher would wait for subscriptions, which only a superuser can make.
+            ("max_logical_replication_workers", "0".to_owned()),
+            // All of them are written to when the server starts. By default they are a part of the shared buffers, up to 16 MB.
+            ("wal_buffers", "2MB".to_owned()),
             ("max_wal_size", "1GB".to_owned()),
             ("min_wal_size", "80MB".to_owned()),
             ("wal_compression", "on".to_owned()),

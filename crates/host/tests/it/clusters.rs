@@ -120,6 +120,20 @@ async fn instances_side_by_side_reach_neither_clusters_nor_files_of_each_other()
 }
 
 #[tokio::test]
+async fn a_cluster_that_nobody_uses_has_only_processes_that_it_needs() -> Result<()> {
+    let sandbox = Sandbox::new()?;
+    let host = sandbox.host().await?;
+    let (instance, data_set) = running(&host).await?;
+    let server = server(&host, instance, data_set)?.pid();
+    let title = |pid: i32| std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let titles: Vec<String> = process::scan().iter().filter(|entry| entry.parent == server).map(|entry| title(entry.pid)).collect();
+    assert!(titles.iter().any(|title| title.contains("checkpointer")), "{titles:?}");
+    assert!(!titles.iter().any(|title| title.contains("replication")), "{titles:?}");
+    host.stop_all().await?;
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_cluster_whose_postmaster_was_killed_starts_again_with_its_data() -> Result<()> {
     let sandbox = Sandbox::new()?;
     let host = sandbox.host().await?;

@@ -15,6 +15,7 @@ use ocore_host::{
     DataSource, Host, HostError, LogSink, OdooSettings, Progress, RunModules, ServableDataSet, SlotSpec,
     local::{
         cgroups::Part,
+        exec::Program,
         process::{Identity, ProcEntry, Process, scan},
     },
     testing::progress,
@@ -175,6 +176,50 @@ fn memory(pid: i32) -> String {
         }
     }
     String::from_utf8_lossy(&all).into_owned()
+}
+
+/// Prints what a child has for itself after it has allocated, before and after the gaps were filled, and what the parent has, in kB.
+const CHILD_BETWEEN_GAPS: &str = r#"
+import os, sys
+sys.path.insert(0, sys.argv[1])
+import nursery
+
+def kilobytes(field):
+    with open("/proc/self/smaps_rollup") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith(field + ":"))
+
+def private_of_a_child():
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        before = kilobytes("Private_Dirty")
+        kept = [[bytes(size) for _ in range(4_000)] for size in SIZES]
+        os.write(writer, str(kilobytes("Private_Dirty") - before).encode())
+        os._exit(0)
+    os.wait()
+    return int(os.read(reader, 100))
+
+# One for the interpreter's pools, one for the C library's heap. Every twentieth of them goes again.
+SIZES = 160, 1000
+things = [[bytes(size) for _ in range(80_000)] for size in SIZES]
+for of_a_size in things:
+    del of_a_size[::20]
+before, parent_before = private_of_a_child(), kilobytes("Rss")
+gaps = nursery.fill_gaps()
+print(before, private_of_a_child(), parent_before, kilobytes("Rss"))
+"#;
+
+#[tokio::test]
+async fn what_a_child_allocates_lies_apart_from_what_it_shares() {
+    let project = Project::new().await;
+    project.host.warm_up(&series()).await.unwrap();
+    let command = fs::read(format!("/proc/{}/cmdline", nursery(&project).pid())).unwrap();
+    let python = String::from_utf8(command.split(|byte| *byte == 0).next().unwrap().to_vec()).unwrap();
+    let program = Program::new(python).args(["-B", "-c", CHILD_BETWEEN_GAPS]).arg(project.host.layout.nurseries());
+    let output = program.run().await.unwrap().expect_success("the parent with gaps").unwrap().stdout_text();
+    let numbers: Vec<u64> = output.split_whitespace().map(|number| number.parse().unwrap()).collect();
+    let [in_gaps, apart, parent_before, parent_after] = numbers[..] else { panic!("{output}") };
+    assert!(apart * 2 < in_gaps, "{output}");
+    assert!(parent_after * 10 < parent_before * 11, "{output}");
 }
 
 #[tokio::test]

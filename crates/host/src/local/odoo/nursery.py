@@ -25,11 +25,14 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import re
+import runpy
 import select
 import site
 import socket
 import struct
 import sys
+import tempfile
 import time
 
 SO_PEERCRED_FORMAT = "3i"
@@ -40,6 +43,10 @@ CLONE_NEWNET = 0x40000000
 LEFT_OUT = ("l10n_", "test_", "hw_", "iot_", "pos_iot")
 # What a Python environment on top of the distribution's may run when Python starts; anything else needs a bare start.
 USUAL_PTH = {"odoo-distribution.pth", "distutils-precedence.pth"}
+# Of Odoo itself, what nobody imports before it runs.
+IMPORTED_LATE = ("odoo.cli.server", "odoo.modules.loading")
+# What is larger, the C library maps for itself alone; what is smaller than one of its chunks, it cannot give, in bytes.
+LARGEST_FILLER, SMALLEST_FILLER = 120_000, 24
 # How long a child waits for its request, and between two looks whether the parent is still wanted, in seconds.
 PATIENCE, LOOK_INTERVAL = 30, 20
 
@@ -58,6 +65,69 @@ def checked(result):
 
 def prctl(option, *arguments):
     checked(libc.prctl(option, *(ctypes.c_ulong(argument) for argument in (*arguments, 0, 0, 0, 0)[:4])))
+
+
+class HeapUse(ctypes.Structure):
+    """mallinfo2(3), in bytes. `keepcost` is what lies free at the heap's end."""
+
+    _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()]
+
+
+def fill_gaps():
+    """Gives the memory that lies free between what is in use to nobody; the answer holds it, and may be forgotten only with the process.
+
+    What a child allocates goes where there is room first. In a gap it would have the child copy a page of 4 KiB, shared until then, for some
+    bytes. Without gaps it goes where nothing is shared. Costs no memory: the pages with the gaps are there. Where Python or the C library do
+    not tell of their gaps, these stay.
+    """
+    held = fill_pools()
+    fill_heap()
+    return held
+
+
+def fill_pools():
+    """Python's own: objects up to 512 bytes, by size."""
+    with tempfile.TemporaryFile() as file:
+        stderr = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            sys._debugmallocstats()
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+        file.seek(0)
+        text = file.read().decode(errors="replace")
+    held = []
+    # class, size, pools, blocks in use, free blocks
+    for size, free in re.findall(r"^ +\d+ +(\d+) +\d+ +\d+ +(\d+)$", text, re.MULTILINE):
+        size, free = int(size), int(free)
+        if size == 16:
+            held.append([object() for _ in range(free)])
+        elif size == 32:
+            held.append([complex(0, place) for place in range(free)])
+        elif size > 32:
+            # With its header of 33 bytes it is rounded up to `size`.
+            held.append([bytes(size - 40) for _ in range(free)])
+    return held
+
+
+def fill_heap():
+    """The C library's: everything else."""
+    if not hasattr(libc, "mallinfo2"):
+        return
+    libc.mallinfo2.restype = HeapUse
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.restype, libc.free.argtypes = None, [ctypes.c_void_p]
+    size = LARGEST_FILLER
+    while size >= SMALLEST_FILLER:
+        before = libc.mallinfo2()
+        filler = libc.malloc(size)
+        after = libc.mallinfo2()
+        if (before.arena, before.keepcost) != (after.arena, after.keepcost):
+            # From the end: no gap takes that much.
+            libc.free(filler)
+            size = min(size * 9 // 10, size - 16)
+    libc.malloc_trim(ctypes.c_size_t(0))
 
 
 class Missing:
@@ -80,6 +150,9 @@ def warm_up(program, without):
     import odoo.cli
     import odoo.addons
 
+    for name in IMPORTED_LATE:
+        if is_there(name):
+            __import__(name)
     here = list(odoo.addons.__path__)
     # An upstream checkout has most modules beside its code.
     beside = os.path.join(os.path.dirname(program), "addons")
@@ -217,9 +290,10 @@ class Nursery:
 class Child:
     """Becomes what the request says."""
 
-    def __init__(self, connection, brought, missing):
+    def __init__(self, connection, brought, imported, missing):
         self.connection = connection
         self.brought = brought
+        self.imported = imported
         self.missing = missing
 
     def prepare(self):
@@ -311,14 +385,13 @@ class Child:
         prefix = os.path.dirname(os.path.dirname(self.request["python"]))
         version = f"python{sys.version_info.major}.{sys.version_info.minor}"
         self.layer = os.path.join(prefix, "lib", version, "site-packages")
-        imported = {name.partition(".")[0] for name in sys.modules}
         for entry in os.listdir(self.layer):
             name, _, kind = entry.partition(".")
             if entry.endswith(".pth"):
                 if entry not in USUAL_PTH:
                     raise NoFork(f"the project's environment runs {entry} when Python starts")
             elif not entry.endswith((".dist-info", ".egg-info")) and name != "__pycache__":
-                if name in imported:
+                if name in self.imported:
                     raise NoFork(f"the project's environment has its own {name}")
                 if name in self.missing:
                     raise NoFork(f"the project's environment has {name}, which Odoo uses when it is there")
@@ -333,8 +406,6 @@ class Child:
         sys.orig_argv = [self.request["python"], *self.request["args"]]
         if self.layer:
             self.put_on_top()
-        import runpy
-
         wait, connection = self.request["wait"], self.connection
         self.request = None
         code = 1
@@ -364,20 +435,24 @@ class Child:
         sys.prefix = sys.exec_prefix = os.path.dirname(os.path.dirname(python))
 
 
-SOCKET, PROGRAM = sys.argv[1:3]
-gc.disable()
-before = dict(os.environ)
-missing = warm_up(PROGRAM, set(sys.argv[4].split(",")) if "--without" in sys.argv else set())
-# What the imports themselves have set, like the time zone.
-brought = {name: value for name, value in os.environ.items() if before.get(name) != value}
-if len(os.listdir("/proc/self/task")) != 1:
-    sys.exit("something that was imported runs a thread, and a fork would lose it")
-gc.collect()
-gc.freeze()
-gc.enable()
-UMASK = os.umask(0o022)
-os.umask(UMASK)
-child = Child(Nursery(SOCKET).serve(), brought, missing)
-MYSELF = os.getpid()
-child.prepare()
-child.run()
+if __name__ == "__main__":
+    SOCKET, PROGRAM = sys.argv[1:3]
+    gc.disable()
+    before = dict(os.environ)
+    missing = warm_up(PROGRAM, set(sys.argv[4].split(",")) if "--without" in sys.argv else set())
+    # What the imports themselves have set, like the time zone.
+    brought = {name: value for name, value in os.environ.items() if before.get(name) != value}
+    if len(os.listdir("/proc/self/task")) != 1:
+        sys.exit("something that was imported runs a thread, and a fork would lose it")
+    # A child that looked through all modules would write into each of their names, and have a page of its own for it.
+    imported = {name.partition(".")[0] for name in sys.modules}
+    gc.collect()
+    gaps = fill_gaps()
+    gc.freeze()
+    gc.enable()
+    UMASK = os.umask(0o022)
+    os.umask(UMASK)
+    child = Child(Nursery(SOCKET).serve(), brought, imported, missing)
+    MYSELF = os.getpid()
+    child.prepare()
+    child.run()
