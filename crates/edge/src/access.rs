@@ -145,6 +145,20 @@ impl Exchange {
     }
 }
 
+/// A request that never became an [`Exchange`], because its head could not be read: the same line, and counted among the answers.
+pub(crate) fn refused(metrics: &Metrics, client: IpAddr, request_id: &str, status: StatusCode, trouble: &str) {
+    metrics.refused(status);
+    tracing::info!(
+        target: "ocore_edge::access",
+        request_id,
+        %client,
+        status = status.as_u16(),
+        outcome = "refused",
+        trouble,
+        "request"
+    );
+}
+
 impl Drop for Exchange {
     fn drop(&mut self) {
         let duration = self.started.elapsed();

@@ -78,12 +78,15 @@ impl Client {
         }
     }
 
-    /// Says a last word, as much of it as the kernel takes, to a client that waits for one. To be called when nobody speaks HTTP any more.
-    pub(crate) fn say_at_last(&self, word: impl FnOnce() -> Vec<u8>) {
-        if self.0.asks.swap(false, Relaxed) {
+    /// Says a last word, as much of it as the kernel takes, to a client that waits for one, and tells whether it did. To be called when nobody
+    /// speaks HTTP any more.
+    pub(crate) fn say_at_last(&self, word: impl FnOnce() -> Vec<u8>) -> bool {
+        let asks = self.0.asks.swap(false, Relaxed);
+        if asks {
             // Who does not read it is gone.
             let _ = self.0.stream.try_write(&word());
         }
+        asks
     }
 }
 

@@ -110,10 +110,15 @@ impl Metrics {
     }
 
     pub(crate) fn answered(&self, status: StatusCode, duration: Duration) {
+        self.refused(status);
+        self.duration.record(duration.as_secs_f64());
+    }
+
+    /// An answer to what could not be read: it took no time that would tell anything.
+    pub(crate) fn refused(&self, status: StatusCode) {
         if let Some(counter) = self.requests.get(usize::from(status.as_u16() / 100).wrapping_sub(1)) {
             counter.increment(1);
         }
-        self.duration.record(duration.as_secs_f64());
     }
 
     pub(crate) fn render(&self, traffic: &Traffic, routes: usize, generation: u64) -> String {

@@ -14,7 +14,7 @@ use std::{
 };
 
 use axum::Router;
-use http::{HeaderMap, HeaderValue, header};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use ocore_model::clock::SystemClock;
@@ -28,7 +28,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    admin,
+    access, admin,
     client::ClientStream,
     config::EdgeConfig,
     crowd::{Crowd, Member},
@@ -434,7 +434,7 @@ fn serve_connection(
     let cut = shared.cut.clone();
     // Only a socket that is already gone refuses this.
     let _ = stream.set_nodelay(true);
-    let shared = Arc::clone(shared);
+    let (shared, metrics) = (Arc::clone(shared), Arc::clone(&shared.metrics));
     let (stream, client) = ClientStream::new(stream, shared.config.write_timeout, member);
     let last = client.clone();
     let service = service_fn(move |request: Request<Incoming>| {
@@ -456,14 +456,27 @@ fn serve_connection(
         };
         if let Err(error) = ended {
             let request_id = headers::new_request_id();
-            // An idle connection ends so, too; nobody asked anything on that.
-            if error.is_timeout() {
-                last.say_at_last(|| Page::headers_stalled().bytes(&request_id));
+            let answered = if error.is_timeout() {
+                // An idle connection ends so, too; nobody asked anything on that.
+                last.say_at_last(|| Page::headers_stalled().bytes(&request_id)).then_some(StatusCode::REQUEST_TIMEOUT)
+            } else {
+                answered_by_hyper(&error)
+            };
+            if let Some(status) = answered {
+                access::refused(&metrics, peer.ip().to_canonical(), &request_id, status, &error.to_string());
             }
             tracing::debug!(%peer, %error, request_id, "a client connection ended");
         }
         drop(counted);
     }
+}
+
+/// What hyper has said to a head that it could not read. Such an answer is hyper's alone and has no request id: only the log gets one.
+fn answered_by_hyper(error: &hyper::Error) -> Option<StatusCode> {
+    // A target that is too long for hyper (64 kB) counts here with heads that are too large; its answer was a 414.
+    let status = if error.is_parse_too_large() { StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE } else { StatusCode::BAD_REQUEST };
+    // HTTP/2 spoken without having been asked for gets no answer.
+    (error.is_parse() && !error.is_parse_version_h2()).then_some(status)
 }
 
 async fn upkeep(shared: Arc<Shared>, stop: CancellationToken) -> Result<(), EdgeError> {

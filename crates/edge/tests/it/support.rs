@@ -382,3 +382,33 @@ impl Drop for EdgeProcess {
         self.child.wait().unwrap();
     }
 }
+
+/// The lines of the access log that are written in this thread: `name=value` of each field.
+#[derive(Clone, Default)]
+pub(crate) struct AccessLog(pub(crate) Arc<Mutex<Vec<String>>>);
+
+impl tracing::Subscriber for AccessLog {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        metadata.target() == "ocore_edge::access"
+    }
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        let mut line = String::new();
+        event.record(&mut |field: &tracing::field::Field, value: &dyn std::fmt::Debug| {
+            line.push_str(&[field.name(), "=", &format!("{value:?}"), " "].concat());
+        });
+        self.0.lock().unwrap().push(line);
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+    fn enter(&self, _: &tracing::span::Id) {}
+
+    fn exit(&self, _: &tracing::span::Id) {}
+}
