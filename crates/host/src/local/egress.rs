@@ -197,8 +197,12 @@ pub(super) async fn purge(config: &LocalHostConfig) {
 /// Removes the rules of homes that are not there any more, so that they confine nobody else.
 async fn forget_vanished_homes(config: &LocalHostConfig) -> Result<()> {
     for vanished in firewall(config).of_vanished_homes().await? {
-        vanished.remove().await?;
-        tracing::info!(table = vanished.table(), "removed the network rules of a home that is gone");
+        match vanished.remove().await {
+            Ok(()) => tracing::info!(table = vanished.table(), "removed the network rules of a home that is gone"),
+            Err(error) => {
+                tracing::debug!(%error, table = vanished.table(), "the network rules of a home that is gone stay, or went by another hand");
+            }
+        }
     }
     Ok(())
 }

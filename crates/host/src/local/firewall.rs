@@ -242,7 +242,14 @@ impl Firewall {
                 continue;
             }
             let other = Self { table: name.to_owned(), ..self.clone() };
-            let users = other.read().await?.owners;
+            // It may go at this moment, by another host's hand; the next ones are looked at all the same.
+            let users = match other.read().await {
+                Ok(in_force) => in_force.owners,
+                Err(error) => {
+                    tracing::debug!(%error, table = name, "the network rules of a home that is gone cannot be read");
+                    continue;
+                }
+            };
             if !process::scan().iter().any(|entry| entry.uid().is_some_and(|uid| users.contains_key(&uid))) {
                 vanished.push(other);
             }

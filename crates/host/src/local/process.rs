@@ -566,12 +566,11 @@ mod tests {
             let ours: Vec<ProcEntry> = scan().into_iter().filter(|entry| process.is_of(entry)).collect();
             ours.iter().map(|entry| rustix::process::getpriority_process(Pid::from_raw(entry.pid)).unwrap()).collect()
         };
-        let usual = nice();
-        assert_eq!(usual, [0, 0]);
+        assert_eq!(nice().len(), 2);
         let yielding = process.yield_processor();
         assert_eq!(nice(), [YIELDING, YIELDING]);
         drop(yielding);
-        assert_eq!(nice(), usual);
+        assert_eq!(nice(), [0, 0]);
         process.stop(&[]).await.unwrap();
     }
 
