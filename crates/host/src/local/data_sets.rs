@@ -336,16 +336,26 @@ impl LocalHost {
 
     /// Stops, gracefully and then by force, every recorded process that uses the data set, but for its cluster.
     pub(super) async fn stop_users_of(&self, instance: InstanceId, data_set: DataSetId) -> Result<()> {
-        let cluster = self.layout.record(instance, Unit::Cluster(data_set));
-        for process in self.recorded_processes(instance)? {
-            if process.record.data_set == Some(data_set) && process.path() != cluster {
-                match serde_json::from_value::<SlotDetails>(process.record.details.clone()) {
-                    Ok(details) => self.stop_odoo(instance, &process, &details).await?,
-                    Err(_) => drop(process.stop(&[(Signal::TERM, RUN_PATIENCE)]).await?),
-                }
+        for (process, slot) in self.users_of(instance, data_set)? {
+            match slot {
+                Some(details) => self.stop_odoo(instance, &process, &details).await?,
+                None => drop(process.stop(&[(Signal::TERM, RUN_PATIENCE)]).await?),
             }
         }
         Ok(())
+    }
+
+    /// Every living recorded process that uses the data set, but for its cluster; of a slot with its details.
+    pub(super) fn users_of(&self, instance: InstanceId, data_set: DataSetId) -> Result<Vec<(Process, Option<SlotDetails>)>> {
+        let cluster = self.layout.record(instance, Unit::Cluster(data_set));
+        let processes = self.recorded_processes(instance)?.into_iter();
+        let users = processes.filter(|process| process.record.data_set == Some(data_set) && process.path() != cluster);
+        Ok(users
+            .map(|process| {
+                let details = serde_json::from_value(process.record.details.clone()).ok();
+                (process, details)
+            })
+            .collect())
     }
 
     /// The living processes that the instance has records of.

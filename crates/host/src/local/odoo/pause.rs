@@ -19,9 +19,7 @@ use crate::{
         LocalHost,
         cluster::{Cluster, SUPERUSER},
         data_sets::{ODOO_ROLE, RUN_PATIENCE},
-        layout::Unit,
         process::Process,
-        slots::SlotDetails,
     },
 };
 
@@ -33,15 +31,10 @@ const END_PATIENCE: Duration = Duration::from_secs(10);
 impl LocalHost {
     /// Pauses every Odoo that serves the data set, and stops every other recorded process that uses it, but for its cluster. Done already is done.
     pub(in crate::local) async fn rest_users_of(&self, instance: InstanceId, data_set: DataSetId, cluster: &Cluster) -> Result<()> {
-        let cluster_record = self.layout.record(instance, Unit::Cluster(data_set));
-        for process in self.recorded_processes(instance)? {
-            if process.record.data_set != Some(data_set) || process.path() == cluster_record {
-                continue;
-            }
-            if serde_json::from_value::<SlotDetails>(process.record.details.clone()).is_ok() {
-                pause(&process, cluster).await?;
-            } else {
-                process.stop(&[(Signal::TERM, RUN_PATIENCE)]).await?;
+        for (process, slot) in self.users_of(instance, data_set)? {
+            match slot {
+                Some(_) => pause(&process, cluster).await?,
+                None => drop(process.stop(&[(Signal::TERM, RUN_PATIENCE)]).await?),
             }
         }
         Ok(())

@@ -4,6 +4,9 @@
 //! as soon as the process runs. (Not synced to the disk: a power cut that takes the record takes the process too.) Between the start and the record lies a moment in which a crash leaves a process without a record; each
 //! process therefore carries a mark in its environment, and whatever carries the mark is ended before another start.
 
+mod pause;
+mod priority;
+
 use std::{
     collections::BTreeSet,
     fs,
@@ -17,7 +20,7 @@ use chrono::{DateTime, Utc};
 use ocore_model::ids::DataSetId;
 use rustix::{
     io::Errno,
-    process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal, setpriority_process},
+    process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
 };
 use serde::{Deserialize, Serialize};
 use tokio::{
@@ -25,6 +28,7 @@ use tokio::{
     time::Instant,
 };
 
+pub(super) use self::priority::{YIELDING, weigh_session};
 use super::{
     durable,
     exec::{ExecError, Finished, Program},
@@ -36,11 +40,6 @@ pub const MARK: &str = "OCORE_UNIT";
 
 /// How long processes may take to disappear after SIGKILL, or to stand still after SIGSTOP.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
-/// The nice value of what gives way: a tenth of the usual share, where somebody else wants it.
-pub(super) const YIELDING: i32 = 10;
-const PAUSE_LOOK_INTERVAL: Duration = Duration::from_millis(2);
-/// Odoo's workers give their master one with each turn of their loops, which a wait that has run out while they were paused begins at once.
-const SIGN_OF_LIFE: Duration = Duration::from_millis(300);
 
 /// One process, distinguishable from any that later gets its pid.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -198,77 +197,6 @@ impl Process {
         Ok(gracefully)
     }
 
-    /// Stops it and all that it has started where they stand (SIGSTOP), with all that they have open, until [`Process::resume`]. Paused already is
-    /// done, gone too. Nothing but SIGKILL ends what is paused.
-    pub async fn pause(&self) -> Result<()> {
-        let deadline = Instant::now() + KILL_DEADLINE;
-        loop {
-            // One that forks meanwhile is caught at the next look.
-            let running: Vec<Identity> =
-                scan().iter().filter(|entry| self.is_of(entry) && !entry.is_paused()).map(ProcEntry::identity).collect();
-            if running.is_empty() {
-                return Ok(());
-            }
-            if Instant::now() > deadline {
-                let pids: Vec<i32> = running.iter().map(|identity| identity.pid).collect();
-                return Err(HostError::machine(format!("the processes {pids:?} do not stop; they probably wait for a disk: see `dmesg`")));
-            }
-            for identity in running {
-                identity.signal(Signal::STOP);
-            }
-            tokio::time::sleep(PAUSE_LOOK_INTERVAL).await;
-        }
-    }
-
-    /// Lets what is paused go on: first all that it has started, then, when those have had time to give a sign of life, itself. So a master that
-    /// watches its workers does not take them for hung.
-    pub async fn resume(&self) -> Result<()> {
-        let ours: Vec<ProcEntry> = scan().into_iter().filter(|entry| self.is_of(entry)).collect();
-        let (leaders, others): (Vec<_>, Vec<_>) = ours.iter().partition(|entry| entry.pid == self.pid());
-        let others: Vec<_> = others.into_iter().filter(|entry| entry.state == 'T').collect();
-        for entry in &others {
-            entry.identity().signal(Signal::CONT);
-        }
-        if !others.is_empty() {
-            tokio::time::sleep(SIGN_OF_LIFE).await;
-        }
-        for entry in leaders {
-            entry.identity().signal(Signal::CONT);
-        }
-        Ok(())
-    }
-
-    /// [`Process::pause`] has stopped it.
-    pub fn is_paused(&self) -> bool {
-        self.is_alive() && ProcEntry::read(self.pid()).is_some_and(|entry| entry.state == 'T')
-    }
-
-    /// Has it and all that it has started work only where nobody else needs the processor, until the answer is dropped.
-    pub fn yield_processor(&self) -> Yielding<'_> {
-        self.set_nice(YIELDING);
-        Yielding(self)
-    }
-
-    /// Ends what an earlier [`Process::yield_processor`] of ours, whose end was lost, has left.
-    pub fn yield_no_more(&self) {
-        self.set_nice(0);
-    }
-
-    /// Of all its threads (setpriority(2)), and of its session. What is gone is left.
-    fn set_nice(&self, nice: i32) {
-        // Who is made by one that the first look has not met yet is met by the second one.
-        for _ in 0..2 {
-            for entry in scan().iter().filter(|entry| self.is_of(entry)) {
-                let Ok(threads) = fs::read_dir(format!("/proc/{}/task", entry.pid)) else { continue };
-                let ids = threads.flatten().filter_map(|thread| Pid::from_raw(thread.file_name().to_str()?.parse().ok()?));
-                for id in ids {
-                    let _ = setpriority_process(Some(id), nice);
-                }
-            }
-        }
-        weigh_session(self.pid(), nice);
-    }
-
     /// The living processes that it leads, itself among them: of its session, or with its mark.
     fn is_of(&self, entry: &ProcEntry) -> bool {
         !entry.is_dead()
@@ -280,23 +208,6 @@ impl Process {
     pub fn forget(&self) -> Result<()> {
         durable::remove_fleeting(&self.path)
             .map_err(|error| HostError::machine_from(format!("{} could not be removed: {error}", self.path.display()), error))
-    }
-}
-
-/// Gives a session's weight to the session that the process leads, where the kernel weighs sessions (sched(7), "The autogroup feature"). Nothing for one
-/// that leads none: that would be somebody else's.
-pub(super) fn weigh_session(pid: i32, nice: i32) {
-    if ProcEntry::read(pid).is_some_and(|entry| entry.session == pid) {
-        let _ = fs::write(format!("/proc/{pid}/autogroup"), nice.to_string());
-    }
-}
-
-/// While it is there, a process gives way to others.
-pub struct Yielding<'a>(&'a Process);
-
-impl Drop for Yielding<'_> {
-    fn drop(&mut self) {
-        self.0.yield_no_more();
     }
 }
 
@@ -337,16 +248,6 @@ impl ProcEntry {
     /// Ended, and not yet reaped by its parent.
     pub fn is_dead(&self) -> bool {
         matches!(self.state, 'Z' | 'X' | 'x')
-    }
-
-    /// None of its threads runs: each is stopped by a signal, or ended.
-    fn is_paused(&self) -> bool {
-        let Ok(threads) = fs::read_dir(format!("/proc/{}/task", self.pid)) else { return true };
-        threads.flatten().all(|thread| {
-            let stat = fs::read_to_string(thread.path().join("stat"));
-            let entry = stat.ok().and_then(|stat| parse_stat(self.pid, &stat));
-            entry.is_none_or(|entry| entry.state == 'T' || entry.is_dead())
-        })
     }
 
     /// Its real user id; `None` when it is gone.
@@ -464,7 +365,7 @@ fn parse_stat(pid: i32, stat: &str) -> Option<ProcEntry> {
 mod tests {
     use super::*;
 
-    fn new(directory: &Path, program: Program) -> NewProcess {
+    pub(super) fn new(directory: &Path, program: Program) -> NewProcess {
         NewProcess {
             program,
             record: directory.join("record.json"),
@@ -510,68 +411,6 @@ mod tests {
         }
         assert!(!process.stop(&[(Signal::TERM, Duration::from_millis(50))]).await.unwrap());
         assert!(scan().iter().all(|entry| entry.session != process.pid() || entry.is_dead()));
-    }
-
-    #[tokio::test]
-    async fn what_is_paused_stands_still_with_its_children_goes_on_and_is_ended() {
-        let directory = tempfile::tempdir().unwrap();
-        let count = "while true; do echo x >>$0; sleep 0.005; done";
-        let files = ["own", "child", "stranger"].map(|name| directory.path().join(name));
-        let script = format!(
-            "{0} & setsid sh -c '{1}' {2} & {1}",
-            count.replace("$0", &format!("{}", files[1].display())),
-            count,
-            files[2].display()
-        );
-        let program = Program::new("sh").args(["-c", &script]).arg(&files[0]);
-        let process = Process::start(new(directory.path(), program), &directory.path().join("log")).await.unwrap();
-        let counted = || files.each_ref().map(|file| fs::metadata(file).map_or(0, |metadata| metadata.len()));
-        let all_beyond = async |before: [u64; 3]| {
-            while counted().iter().zip(before).any(|(now, before)| *now <= before) {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        all_beyond([0; 3]).await;
-        for _ in 0..2 {
-            process.pause().await.unwrap();
-            process.pause().await.unwrap();
-            assert!(process.is_paused() && process.is_alive());
-            let standing = counted();
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            assert_eq!(counted(), standing);
-            process.resume().await.unwrap();
-            all_beyond(standing).await;
-            assert!(!process.is_paused());
-        }
-        process.pause().await.unwrap();
-        let begun = Instant::now();
-        assert!(!process.stop(&[(Signal::TERM, Duration::from_mins(10))]).await.unwrap());
-        assert!(!process.is_alive() && begun.elapsed() < Duration::from_mins(5), "nobody waits for what cannot hear");
-        let marked = |entry: &ProcEntry| !entry.is_dead() && entry.mark().is_some_and(|mark| mark == process.record.mark);
-        assert!(!scan().iter().any(marked));
-        process.pause().await.unwrap();
-        process.resume().await.unwrap();
-    }
-
-    #[tokio::test]
-    async fn what_yields_the_processor_does_so_with_its_children_for_a_while() {
-        let directory = tempfile::tempdir().unwrap();
-        let log = directory.path().join("log");
-        let script = "sleep 1000 & echo ready; wait";
-        let process = Process::start(new(directory.path(), Program::new("sh").args(["-c", script])), &log).await.unwrap();
-        while !fs::read_to_string(&log).unwrap().contains("ready") {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        let nice = || -> Vec<i32> {
-            let ours: Vec<ProcEntry> = scan().into_iter().filter(|entry| process.is_of(entry)).collect();
-            ours.iter().map(|entry| rustix::process::getpriority_process(Pid::from_raw(entry.pid)).unwrap()).collect()
-        };
-        assert_eq!(nice().len(), 2);
-        let yielding = process.yield_processor();
-        assert_eq!(nice(), [YIELDING, YIELDING]);
-        drop(yielding);
-        assert_eq!(nice(), [0, 0]);
-        process.stop(&[]).await.unwrap();
     }
 
     #[tokio::test]
