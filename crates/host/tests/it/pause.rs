@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use ocore_host::{DataSource, Host, OdooSettings, RunningSlot, local::process, testing::progress};
+use ocore_host::{DataSource, Host, OdooSettings, Release, RunningSlot, local::process, testing::progress};
 use ocore_model::{ids::DataSetId, instance::Color};
 use tokio::task::JoinHandle;
 
@@ -23,6 +23,16 @@ fn writing() -> Files {
     let mut files = changed(parcels(), "parcels/__init__.py", "from", "from . import pages\nfrom");
     files.insert("parcels/pages.py".to_owned(), controller.to_owned());
     files
+}
+
+/// A project whose blue Odoo serves that, with its data.
+async fn serving(settings: OdooSettings) -> (Project, Release, DataSetId, RunningSlot) {
+    let project = Project::new().await;
+    let release = project.release(&writing()).await.unwrap();
+    let live = project.data_set(DataSource::Fresh).await;
+    project.run(live, &release, &["parcels"], &[]).await.unwrap();
+    let slot = project.start_with(Color::Blue, live, &release, settings).await.unwrap();
+    (project, release, live, slot)
 }
 
 /// Users who write all the time.
@@ -84,12 +94,8 @@ fn state(slot: &RunningSlot) -> char {
 }
 
 async fn a_copy_has_what_was_written_and_the_odoo_goes_on(workers: u16) {
-    let project = Project::new().await;
-    let release = project.release(&writing()).await.unwrap();
-    let live = project.data_set(DataSource::Fresh).await;
-    project.run(live, &release, &["parcels"], &[]).await.unwrap();
     let settings = OdooSettings { workers, ..OdooSettings::default() };
-    let slot = project.start_with(Color::Blue, live, &release, settings.clone()).await.unwrap();
+    let (project, release, live, slot) = serving(settings.clone()).await;
     let (host, instance) = (&project.host, project.instance);
     let writers = Writers::start(slot.http);
     writers.goes_on(10).await;
@@ -159,11 +165,7 @@ async fn goes_slow(project: &Project, live: DataSetId, slot: &RunningSlot, secon
 
 #[tokio::test]
 async fn a_long_transaction_is_waited_for_before_anybody_has_to_wait() {
-    let project = Project::new().await;
-    let release = project.release(&writing()).await.unwrap();
-    let live = project.data_set(DataSource::Fresh).await;
-    project.run(live, &release, &["parcels"], &[]).await.unwrap();
-    let slot = project.start(Color::Blue, live, &release).await.unwrap();
+    let (project, release, live, slot) = serving(OdooSettings::default()).await;
     let slow = goes_slow(&project, live, &slot, 6).await;
     tokio::time::sleep(Duration::from_secs(2)).await;
     let (fence, copy) = (project.fence(), DataSetId::new());
@@ -178,11 +180,7 @@ async fn a_long_transaction_is_waited_for_before_anybody_has_to_wait() {
 
 #[tokio::test]
 async fn a_transaction_that_does_not_end_in_time_is_rolled_back() {
-    let project = Project::new().await;
-    let release = project.release(&writing()).await.unwrap();
-    let live = project.data_set(DataSource::Fresh).await;
-    project.run(live, &release, &["parcels"], &[]).await.unwrap();
-    let slot = project.start(Color::Blue, live, &release).await.unwrap();
+    let (project, release, live, slot) = serving(OdooSettings::default()).await;
     let slow = goes_slow(&project, live, &slot, 120).await;
     let copy = project.data_set(DataSource::CopyOf(live)).await;
     assert_eq!((parcels_in(&project, live).await, parcels_in(&project, copy).await), (0, 0));
