@@ -250,7 +250,8 @@ impl Firewall {
                     continue;
                 }
             };
-            if !process::scan().iter().any(|entry| entry.uid().is_some_and(|uid| users.contains_key(&uid))) {
+            // What has ended and waits to be reaped runs nothing.
+            if !process::scan().iter().any(|entry| !entry.is_dead() && entry.uid().is_some_and(|uid| users.contains_key(&uid))) {
                 vanished.push(other);
             }
         }

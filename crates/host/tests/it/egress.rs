@@ -326,10 +326,14 @@ async fn the_rules_of_a_home_that_is_gone_go_at_the_next_start_of_another() -> R
     wait_for_user(uid).await;
     other.host().await?;
     let kept = table(&gone)?.is_some();
+    // What has ended and is not reaped yet runs nothing.
     running.kill()?;
-    running.wait()?;
+    while !has_ended(&running) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     other.host().await?;
     let removed = table(&gone)?.is_none();
+    running.wait()?;
     let untouched = Command::new("nft").args(["list", "tables", "inet"]).output()?;
     for name in strangers {
         nft(&["delete", "table", "inet", name])?;
@@ -340,6 +344,10 @@ async fn the_rules_of_a_home_that_is_gone_go_at_the_next_start_of_another() -> R
     let untouched = String::from_utf8_lossy(&untouched.stdout).into_owned();
     assert!(strangers.iter().all(|name| untouched.contains(name)), "{untouched}");
     Ok(())
+}
+
+fn has_ended(child: &Child) -> bool {
+    ocore_host::local::process::scan().iter().any(|entry| entry.pid == child.id().cast_signed() && entry.is_dead())
 }
 
 /// Until a process has become that user's.

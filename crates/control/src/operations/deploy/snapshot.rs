@@ -177,7 +177,7 @@ pub(super) async fn retire(step: &Step, old: &Live) -> Result<()> {
         return Ok(control.host.remove_data_set(parameters.instance, old.data_set, fence).await?);
     };
     let request = TakeSnapshot { snapshot, instance: parameters.instance, data_set: old.data_set, release: Some(old.release.clone()) };
-    let taken = control.host.retire_data_set(request, fence, step.progress()).await?;
+    let taken = control.host.retire_data_set(request, fence, step.progress_of_live()).await?;
     ready(control, &taken, snapshot).await
 }
 

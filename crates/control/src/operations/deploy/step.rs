@@ -55,6 +55,11 @@ impl Step {
         Progress { log: self.log.clone(), cancel: self.context.execution().cancel.clone() }
     }
 
+    /// Of what is live, which is not cancelled any more: it stops only with the process.
+    pub(super) fn progress_of_live(&self) -> Progress {
+        Progress { cancel: self.context.execution().halt.clone(), ..self.progress() }
+    }
+
     /// Whether the deployment has this step.
     pub(super) fn has(&self, step: StepName) -> bool {
         self.parameters.origin.steps(self.parameters.instance, self.parameters.stage).contains(&step)
