@@ -282,6 +282,37 @@ async fn forked_runs_end_as_they_do_whatever_happens_to_others() {
 }
 
 #[tokio::test]
+async fn a_forked_update_lists_the_modules_once_and_finds_what_is_new() {
+    let project = Project::new().await;
+    project.host.warm_up(&series()).await.unwrap();
+    let release = project.release(&parcels()).await.unwrap();
+    let data_set = project.data_set(DataSource::Fresh).await;
+    project.run(data_set, &release, &["parcels"], &[]).await.unwrap();
+
+    // Both halves of what the list is for: a module that nobody knew, and that the updated one depends on it.
+    let mut files =
+        changed(parcels(), "parcels/__manifest__.py", "'depends': ['base']", "'depends': ['base', 'parcels_sizes'], 'summary': 'More'");
+    files.insert(
+        "parcels_sizes/__manifest__.py".to_owned(),
+        "{'name': 'Sizes', 'version': '19.0.1.0.0', 'author': 'A', 'license': 'LGPL-3', 'depends': ['base']}\n".to_owned(),
+    );
+    files.insert("parcels_sizes/__init__.py".to_owned(), String::new());
+    let release = project.release(&files).await.unwrap();
+    let lines = project.run(data_set, &release, &[], &["parcels"]).await.unwrap().all();
+    assert_eq!(lines.iter().filter(|line| line.contains("module.update_list on ")).count(), 1, "{lines:#?}");
+    assert_eq!(counts(&project), (2, 0));
+    let cluster = project.host.run_cluster(project.instance, data_set).await.unwrap();
+    let found: Vec<(String, String, Option<String>)> = sqlx::query_as(
+        "select name, state, summary->>'en_US' from ir_module_module where name in ('parcels', 'parcels_sizes') order by name",
+    )
+    .fetch_all(&mut cluster.connect().await.unwrap())
+    .await
+    .unwrap();
+    let row = |name: &str, summary: Option<&str>| (name.to_owned(), "installed".to_owned(), summary.map(str::to_owned));
+    assert_eq!(found, [row("parcels", Some("More")), row("parcels_sizes", Some(""))]);
+}
+
+#[tokio::test]
 async fn what_a_fork_could_not_be_is_started_bare() {
     let project = Project::new().await;
     project.host.warm_up(&series()).await.unwrap();
