@@ -105,7 +105,7 @@ async fn put_routes(State(shared): State<Arc<Shared>>, body: Bytes) -> Response 
     };
     match shared.routes.apply(snapshot).await {
         Ok(applied) => {
-            shared.pool.keep_only(&shared.routes.addresses());
+            shared.workers.keep_only(&shared.routes.addresses());
             if let Some(older) = shared.predecessor()
                 && let Err(error) = older.follow(&shared.routes.snapshot()).await
             {

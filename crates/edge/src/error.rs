@@ -30,6 +30,8 @@ pub enum EdgeError {
     },
     #[error("the edge that runs did not hand over to this one, and serves on")]
     Handover(#[source] io::Error),
+    #[error("the edge's threads could not be started")]
+    Workers(#[source] io::Error),
     #[error("the administration socket failed")]
     Admin(#[source] io::Error),
 }

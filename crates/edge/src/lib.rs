@@ -32,6 +32,7 @@ mod slots;
 mod snapshot_file;
 mod traffic;
 mod upgrade;
+mod workers;
 
 pub use config::{EdgeConfig, HoldLimits};
 pub use error::EdgeError;

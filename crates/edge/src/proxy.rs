@@ -22,11 +22,12 @@ use crate::{
     hold::Visit,
     host_name::HostName,
     pages::{Form, Page},
-    pool::{Connection, DrivenBy},
+    pool::{Connection, DrivenBy, Pool},
     reconnects::ClientKey,
     routes::Destination,
     server::Shared,
     upgrade,
+    workers::Worker,
 };
 
 /// An Odoo with workers opens its port for websockets some half a second after the other one; a slot goes live without waiting for it.
@@ -34,13 +35,19 @@ const WEBSOCKET_PORT_PATIENCE: Duration = Duration::from_secs(5);
 const WEBSOCKET_PORT_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Answers one request of one client connection.
-pub(crate) async fn handle(shared: Arc<Shared>, request: Request<Incoming>, peer: IpAddr, client: Client) -> Response<ResponseBody> {
+pub(crate) async fn handle(
+    shared: Arc<Shared>,
+    worker: Arc<Worker>,
+    request: Request<Incoming>,
+    peer: IpAddr,
+    client: Client,
+) -> Response<ResponseBody> {
     let request_id = headers::request_id(request.headers());
     let mut exchange =
         Exchange::new(Arc::clone(&shared.metrics), request.method().clone(), request.uri().path(), request_id, peer.to_canonical());
     let form = Form::wanted_by(request.headers());
     let is_head = request.method() == Method::HEAD;
-    match pass(&shared, request, &client, &mut exchange).await {
+    match pass(&shared, &worker.pool, request, &client, &mut exchange).await {
         Ok(Answer::Odoo(answer, carrier, after)) => {
             let (mut head, body) = answer.into_parts();
             headers::prepare_response(&mut head.headers, &exchange.request_id);
@@ -65,7 +72,13 @@ enum Answer {
     Websocket(Response<Incoming>, hyper::upgrade::OnUpgrade),
 }
 
-async fn pass(shared: &Shared, request: Request<Incoming>, connection: &Client, exchange: &mut Exchange) -> Result<Answer, Page> {
+async fn pass(
+    shared: &Shared,
+    pool: &Arc<Pool>,
+    request: Request<Incoming>,
+    connection: &Client,
+    exchange: &mut Exchange,
+) -> Result<Answer, Page> {
     let (head, body) = request.into_parts();
     // From here on, a body that nobody wants is drained, however this ends.
     let patience = Patience { pause: shared.config.body_timeout, rate: shared.config.body_rate };
@@ -125,7 +138,7 @@ async fn pass(shared: &Shared, request: Request<Incoming>, connection: &Client, 
 
     let outbound = Outbound { head, body, is_websocket: client.is_some(), body_limit };
     let (Delivered { answer, carrier }, after, destination) =
-        deliver(shared, outbound, destination, &origin.host.name, connection, exchange).await?;
+        deliver(shared, pool, outbound, destination, &origin.host.name, connection, exchange).await?;
     match client {
         Some(client) if answer.status() == StatusCode::SWITCHING_PROTOCOLS => {
             if upgrade::asks_for_websocket(answer.headers()) {
@@ -220,6 +233,7 @@ impl Outbound {
 /// as the request may be sent again and the route leads elsewhere by now.
 async fn deliver(
     shared: &Shared,
+    pool: &Arc<Pool>,
     outbound: Outbound,
     destination: Arc<Destination>,
     host: &HostName,
@@ -236,7 +250,7 @@ async fn deliver(
         exchange.slot.clone_from(&destination.slot);
         // Of one that is repeated the body is none, and its end says nothing.
         let (watch, sent_at) = ((!outbound.is_repeatable()).then(|| outbound.body.watch()), Instant::now());
-        let failed = match send(shared, outbound, address, route, exchange).await {
+        let failed = match send(shared, pool, outbound, address, route, exchange).await {
             Ok(delivered) => {
                 visit.answered();
                 let whole_at = watch.and_then(|watch| watch.over()).map_or(sent_at, |over| over.max(sent_at));
@@ -284,6 +298,7 @@ struct Failed {
 /// Sends a request to a slot and waits for the head of the answer.
 async fn send(
     shared: &Shared,
+    pool: &Arc<Pool>,
     outbound: Outbound,
     address: SocketAddr,
     route: &Route,
@@ -291,8 +306,8 @@ async fn send(
 ) -> Result<Delivered, Box<Failed>> {
     let give_up = |page: Page| Err(Box::new(Failed { page, again: None, was_refused: false }));
     if outbound.is_repeatable() {
-        while let Some(connection) = shared.pool.take_idle(address) {
-            match exchange_on(shared, connection, outbound.repeated(), None).await {
+        while let Some(connection) = pool.take_idle(address) {
+            match exchange_on(shared, pool, connection, outbound.repeated(), None).await {
                 Ok(answer) => return Ok(answer),
                 Err(Failure::TimedOut) => return give_up(timed_out(shared, route, exchange)),
                 Err(Failure::Broken(error)) => {
@@ -304,7 +319,7 @@ async fn send(
     }
 
     let driven_by = if outbound.is_repeatable() { DrivenBy::Asker } else { DrivenBy::Itself };
-    let connection = match shared.pool.connect(address, driven_by).await {
+    let connection = match pool.connect(address, driven_by).await {
         Ok(connection) => connection,
         Err(error) => {
             let was_refused = error.is_refusal();
@@ -314,7 +329,7 @@ async fn send(
     let watch = outbound.body.watch();
     let outbound_limit = outbound.body_limit;
     let (request, again) = if outbound.is_repeatable() { (outbound.repeated(), Some(outbound)) } else { (outbound.into_request(), None) };
-    match exchange_on(shared, connection, request, again.is_none().then_some(&watch)).await {
+    match exchange_on(shared, pool, connection, request, again.is_none().then_some(&watch)).await {
         Ok(answer) => Ok(answer),
         Err(failure) => match (watch.fault(), failure) {
             (Some(fault), _) => {
@@ -343,6 +358,7 @@ enum Failure {
 /// One request on one connection. The time for the answer counts from the end of the body.
 async fn exchange_on(
     shared: &Shared,
+    pool: &Arc<Pool>,
     mut connection: Connection,
     request: Request<RequestBody>,
     body: Option<&BodyWatch>,
@@ -368,9 +384,9 @@ async fn exchange_on(
         return Ok(Delivered { answer, carrier: None });
     }
     if connection.is_driven() {
-        return Ok(Delivered { answer, carrier: Some(Carrier::new(connection, Arc::clone(&shared.pool))) });
+        return Ok(Delivered { answer, carrier: Some(Carrier::new(connection, Arc::clone(pool))) });
     }
-    shared.pool.give_back(connection);
+    pool.give_back(connection);
     Ok(Delivered { answer, carrier: None })
 }
 

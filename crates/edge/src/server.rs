@@ -25,7 +25,10 @@ use tokio::{
     task::JoinSet,
     time::{MissedTickBehavior, interval, sleep, timeout},
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
 
 use crate::{
     access, admin,
@@ -37,13 +40,13 @@ use crate::{
     headers,
     metrics::Metrics,
     pages::Page,
-    pool::Pool,
     predecessor::Predecessor,
     proxy,
     routes::Routes,
     slots::Slot,
     snapshot_file::SnapshotFile,
     traffic::Traffic,
+    workers::{Carried, Workers},
 };
 
 /// hyper's own default, which it holds on the stack.
@@ -59,7 +62,7 @@ pub(crate) struct Shared {
     pub(crate) config: EdgeConfig,
     pub(crate) routes: Routes,
     pub(crate) traffic: Arc<Traffic>,
-    pub(crate) pool: Arc<Pool>,
+    pub(crate) workers: Workers,
     pub(crate) metrics: Arc<Metrics>,
     /// Where it listens for the world.
     pub(crate) addresses: Vec<SocketAddr>,
@@ -138,6 +141,8 @@ impl Shared {
 /// An edge whose sockets are open; connections wait in the kernel until [`Edge::serve`].
 pub struct Edge {
     shared: Arc<Shared>,
+    /// Ends the workers.
+    threads: DropGuard,
     listeners: Vec<Arc<TcpListener>>,
     admin: Admin,
     handover: UnixListener,
@@ -151,9 +156,9 @@ struct Admin {
     own: UnixListener,
 }
 
-/// The runtime for an edge process of its own: two workers, few threads for the disk.
+/// The runtime for an edge process of its own, beside its workers: takes connections, is administered, and writes to the disk.
 pub fn runtime() -> io::Result<Runtime> {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).max_blocking_threads(4).thread_name("ocore-edge").enable_all().build()
+    tokio::runtime::Builder::new_current_thread().max_blocking_threads(4).enable_all().build()
 }
 
 /// Runs an edge until `shutdown`, then lets the requests under way end within [`EdgeConfig::shutdown_timeout`]. Ends as well, in its own time, when a
@@ -196,8 +201,9 @@ impl Edge {
         };
         let metrics = Metrics::new().map_err(|error| EdgeError::Admin(io::Error::other(error)))?;
         let addresses = listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect();
+        let (workers, threads) = Workers::start(config.connect_timeout).map_err(EdgeError::Workers)?;
         let shared = Shared {
-            pool: Arc::new(Pool::new(config.connect_timeout)),
+            workers,
             config,
             routes,
             traffic,
@@ -215,7 +221,7 @@ impl Edge {
             handed_over: CancellationToken::new(),
         };
         let taken = taken.map(|taken| (taken, public_socket));
-        Ok(Self { shared: Arc::new(shared), listeners, admin, handover, taken })
+        Ok(Self { shared: Arc::new(shared), threads, listeners, admin, handover, taken })
     }
 
     /// Where it listens; the ports that were asked for as 0 are real here.
@@ -233,7 +239,7 @@ impl Edge {
     }
 
     async fn serve_and_finish(self, shutdown: CancellationToken) -> Result<(), EdgeError> {
-        let Self { shared, listeners, admin, handover, taken } = self;
+        let Self { shared, threads: _threads, listeners, admin, handover, taken } = self;
         // One token for this edge's own tasks: they end when we are asked to, and when one of them fails.
         let stop = shutdown.child_token();
         let mut tasks: JoinSet<Result<(), EdgeError>> = JoinSet::new();
@@ -380,6 +386,7 @@ async fn accept(
     if shared.config.header_count_limit != DEFAULT_HEADER_COUNT {
         server.max_headers(shared.config.header_count_limit);
     }
+    let server = Arc::new(server);
     let next = async || {
         // The semaphore is never closed.
         let slot = Arc::clone(&slots).acquire_owned().await.map_err(io::Error::other)?;
@@ -406,11 +413,21 @@ async fn accept(
             turn_away(stream, address, limit);
             continue;
         };
-        let connection = serve_connection(&shared, &server, stream, peer, member, stop.clone());
-        shared.connections.spawn(async move {
+        let handed = stream.into_std().and_then(|stream| Ok((stream, shared.workers.carry().ok_or(io::ErrorKind::NotFound)?)));
+        let (stream, carried) = match handed {
+            Ok(handed) => handed,
+            Err(error) => {
+                tracing::warn!(%peer, %error, "a connection could not be given to a worker");
+                continue;
+            }
+        };
+        let handle = carried.handle().clone();
+        let connection = serve_connection(Arc::clone(&shared), Arc::clone(&server), stream, peer, member, carried, stop.clone());
+        let connection = async move {
             connection.await;
             drop(slot);
-        });
+        };
+        shared.connections.spawn_on(connection, &handle);
     }
 }
 
@@ -421,53 +438,57 @@ fn turn_away(stream: TcpStream, address: IpAddr, limit: usize) {
     let _ = stream.try_write(&Page::too_many_connections(limit).bytes(&request_id));
 }
 
-/// One client connection, from its first request to its last. `stop` lets the request under way end.
-fn serve_connection(
-    shared: &Arc<Shared>,
-    server: &http1::Builder,
-    stream: TcpStream,
+/// One client connection, from its first request to its last, on its worker. `stop` lets the request under way end.
+async fn serve_connection(
+    shared: Arc<Shared>,
+    server: Arc<http1::Builder>,
+    stream: std::net::TcpStream,
     peer: SocketAddr,
     member: Member,
+    carried: Carried,
     stop: CancellationToken,
-) -> impl Future<Output = ()> + use<> {
-    let counted = shared.traffic.connection();
-    let cut = shared.cut.clone();
+) {
+    let _counted = shared.traffic.connection();
+    let stream = match TcpStream::from_std(stream) {
+        Ok(stream) => stream,
+        Err(error) => {
+            tracing::warn!(%peer, %error, "a connection could not be taken by a worker");
+            return;
+        }
+    };
     // Only a socket that is already gone refuses this.
     let _ = stream.set_nodelay(true);
-    let (shared, metrics) = (Arc::clone(shared), Arc::clone(&shared.metrics));
+    let (cut, metrics) = (shared.cut.clone(), Arc::clone(&shared.metrics));
     let (stream, client) = ClientStream::new(stream, shared.config.write_timeout, member);
     let last = client.clone();
+    let worker = Arc::clone(carried.worker());
     let service = service_fn(move |request: Request<Incoming>| {
-        let (shared, client) = (Arc::clone(&shared), client.clone());
-        async move { Ok::<_, Infallible>(proxy::handle(shared, request, peer.ip(), client).await) }
+        let (shared, worker, client) = (Arc::clone(&shared), Arc::clone(&worker), client.clone());
+        async move { Ok::<_, Infallible>(proxy::handle(shared, worker, request, peer.ip(), client).await) }
     });
-    let connection = server.serve_connection(TokioIo::new(stream), service).with_upgrades();
-    async move {
-        let mut connection = pin!(connection);
-        let ended = tokio::select! {
-            ended = connection.as_mut() => ended,
-            () = stop.cancelled() => {
-                connection.as_mut().graceful_shutdown();
-                tokio::select! {
-                    ended = connection => ended,
-                    () = cut.cancelled() => Ok(()),
-                }
+    let mut connection = pin!(server.serve_connection(TokioIo::new(stream), service).with_upgrades());
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            tokio::select! {
+                ended = connection => ended,
+                () = cut.cancelled() => Ok(()),
             }
-        };
-        if let Err(error) = ended {
-            let request_id = headers::new_request_id();
-            let answered = if error.is_timeout() {
-                // An idle connection ends so, too; nobody asked anything on that.
-                last.say_at_last(|| Page::headers_stalled().bytes(&request_id)).then_some(StatusCode::REQUEST_TIMEOUT)
-            } else {
-                answered_by_hyper(&error)
-            };
-            if let Some(status) = answered {
-                access::refused(&metrics, peer.ip().to_canonical(), &request_id, status, &error.to_string());
-            }
-            tracing::debug!(%peer, %error, request_id, "a client connection ended");
         }
-        drop(counted);
+    };
+    if let Err(error) = ended {
+        let request_id = headers::new_request_id();
+        let answered = if error.is_timeout() {
+            // An idle connection ends so, too; nobody asked anything on that.
+            last.say_at_last(|| Page::headers_stalled().bytes(&request_id)).then_some(StatusCode::REQUEST_TIMEOUT)
+        } else {
+            answered_by_hyper(&error)
+        };
+        if let Some(status) = answered {
+            access::refused(&metrics, peer.ip().to_canonical(), &request_id, status, &error.to_string());
+        }
+        tracing::debug!(%peer, %error, request_id, "a client connection ended");
     }
 }
 
@@ -487,7 +508,7 @@ async fn upkeep(shared: Arc<Shared>, stop: CancellationToken) -> Result<(), Edge
             () = stop.cancelled() => return Ok(()),
             _ = ticks.tick() => {}
         }
-        shared.pool.sweep();
+        shared.workers.sweep();
         shared.metrics.fold();
         shared.routes.store_if_needed().await;
     }

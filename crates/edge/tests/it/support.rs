@@ -2,11 +2,11 @@
 
 use std::{
     io::{BufRead, BufReader},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
-        Arc, Mutex,
+        Arc, LazyLock, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -28,7 +28,7 @@ use ocore_model::{
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     task::JoinHandle,
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -96,7 +96,14 @@ impl TestEdge {
 
     /// Bytes in, everything that comes back until the connection is closed.
     pub(crate) async fn raw(&self, bytes: &[u8]) -> String {
-        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        self.raw_from([127, 0, 0, 1], bytes).await
+    }
+
+    /// The same as a client with that address.
+    pub(crate) async fn raw_from(&self, client: impl Into<IpAddr>, bytes: &[u8]) -> String {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind((client, 0).into()).unwrap();
+        let mut stream = socket.connect(self.address).await.unwrap();
         stream.write_all(bytes).await.unwrap();
         let mut answer = Vec::new();
         // A reset after the answer is an end, too.
@@ -383,9 +390,20 @@ impl Drop for EdgeProcess {
     }
 }
 
-/// The lines of the access log that are written in this thread: `name=value` of each field.
+/// The lines of the access log of all edges of this process: `name=value` of each field.
 #[derive(Clone, Default)]
-pub(crate) struct AccessLog(pub(crate) Arc<Mutex<Vec<String>>>);
+struct AccessLog(Arc<Mutex<Vec<String>>>);
+
+/// What the access log says about a client from now on.
+pub(crate) fn access_log_of(client: [u8; 4]) -> impl Fn() -> Vec<String> {
+    static LOG: LazyLock<AccessLog> = LazyLock::new(|| {
+        let log = AccessLog::default();
+        tracing::subscriber::set_global_default(log.clone()).unwrap();
+        log
+    });
+    let (log, client) = (&*LOG, format!("client={} ", IpAddr::from(client)));
+    move || log.0.lock().unwrap().iter().filter(|line| line.contains(&client)).cloned().collect()
+}
 
 impl tracing::Subscriber for AccessLog {
     fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
