@@ -27,7 +27,6 @@ use crate::{
     routes::Destination,
     server::Shared,
     upgrade,
-    workers::Worker,
 };
 
 /// An Odoo with workers opens its port for websockets some half a second after the other one; a slot goes live without waiting for it.
@@ -37,7 +36,7 @@ const WEBSOCKET_PORT_INTERVAL: Duration = Duration::from_millis(50);
 /// Answers one request of one client connection.
 pub(crate) async fn handle(
     shared: Arc<Shared>,
-    worker: Arc<Worker>,
+    pool: Arc<Pool>,
     request: Request<Incoming>,
     peer: IpAddr,
     client: Client,
@@ -47,7 +46,7 @@ pub(crate) async fn handle(
         Exchange::new(Arc::clone(&shared.metrics), request.method().clone(), request.uri().path(), request_id, peer.to_canonical());
     let form = Form::wanted_by(request.headers());
     let is_head = request.method() == Method::HEAD;
-    match pass(&shared, &worker.pool, request, &client, &mut exchange).await {
+    match pass(&shared, &pool, request, &client, &mut exchange).await {
         Ok(Answer::Odoo(answer, carrier, after)) => {
             let (mut head, body) = answer.into_parts();
             headers::prepare_response(&mut head.headers, &exchange.request_id);

@@ -413,14 +413,14 @@ async fn accept(
             turn_away(stream, address, limit);
             continue;
         };
-        let handed = stream.into_std().and_then(|stream| Ok((stream, shared.workers.carry().ok_or(io::ErrorKind::NotFound)?)));
-        let (stream, carried) = match handed {
-            Ok(handed) => handed,
+        let stream = match stream.into_std() {
+            Ok(stream) => stream,
             Err(error) => {
                 tracing::warn!(%peer, %error, "a connection could not be given to a worker");
                 continue;
             }
         };
+        let carried = shared.workers.carry();
         let handle = carried.handle().clone();
         let connection = serve_connection(Arc::clone(&shared), Arc::clone(&server), stream, peer, member, carried, stop.clone());
         let connection = async move {
@@ -461,10 +461,10 @@ async fn serve_connection(
     let (cut, metrics) = (shared.cut.clone(), Arc::clone(&shared.metrics));
     let (stream, client) = ClientStream::new(stream, shared.config.write_timeout, member);
     let last = client.clone();
-    let worker = Arc::clone(carried.worker());
+    let pool = Arc::clone(carried.pool());
     let service = service_fn(move |request: Request<Incoming>| {
-        let (shared, worker, client) = (Arc::clone(&shared), Arc::clone(&worker), client.clone());
-        async move { Ok::<_, Infallible>(proxy::handle(shared, worker, request, peer.ip(), client).await) }
+        let (shared, pool, client) = (Arc::clone(&shared), Arc::clone(&pool), client.clone());
+        async move { Ok::<_, Infallible>(proxy::handle(shared, pool, request, peer.ip(), client).await) }
     });
     let mut connection = pin!(server.serve_connection(TokioIo::new(stream), service).with_upgrades());
     let ended = tokio::select! {

@@ -20,15 +20,11 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::pool::Pool;
 
-/// One passes on some ten thousand requests a second, far more than the Odoos of a server answer; a second one serves while the kernel lets the
-/// first one wait.
-const COUNT: usize = 2;
-
 /// One thread.
-pub(crate) struct Worker {
+struct Worker {
     handle: Handle,
     /// Its connections to Odoo. They are of use here only: whoever reads them elsewhere has this thread wake that one.
-    pub(crate) pool: Arc<Pool>,
+    pool: Arc<Pool>,
     /// Its connections to clients, websockets apart.
     carried: AtomicUsize,
 }
@@ -41,8 +37,8 @@ impl Carried {
         &self.0.handle
     }
 
-    pub(crate) fn worker(&self) -> &Arc<Worker> {
-        &self.0
+    pub(crate) fn pool(&self) -> &Arc<Pool> {
+        &self.0.pool
     }
 }
 
@@ -52,29 +48,31 @@ impl Drop for Carried {
     }
 }
 
-pub(crate) struct Workers(Vec<Arc<Worker>>);
+/// One passes on some ten thousand requests a second, far more than the Odoos of a server answer; the second one serves while the kernel lets the
+/// first one wait.
+pub(crate) struct Workers([Arc<Worker>; 2]);
 
 impl Workers {
     /// The threads end, with all that they carry, when the guard is dropped.
     pub(crate) fn start(connect_timeout: Duration) -> io::Result<(Self, DropGuard)> {
         let end = CancellationToken::new();
-        let start = |number: usize| {
+        let guard = end.clone().drop_guard();
+        let start = |number: usize| -> io::Result<_> {
             let runtime = Builder::new_current_thread().enable_all().build()?;
             let handle = runtime.handle().clone();
             let ended = end.clone().cancelled_owned();
             thread::Builder::new().name(format!("ocore-edge-{number}")).spawn(move || runtime.block_on(ended))?;
             Ok(Arc::new(Worker { handle, pool: Arc::new(Pool::new(connect_timeout)), carried: AtomicUsize::new(0) }))
         };
-        let workers = (0..COUNT).map(start).collect::<io::Result<_>>();
-        let guard = end.clone().drop_guard();
-        Ok((Self(workers?), guard))
+        Ok((Self([start(0)?, start(1)?]), guard))
     }
 
     /// Gives a connection to the one that carries the fewest.
-    pub(crate) fn carry(&self) -> Option<Carried> {
-        let worker = self.0.iter().min_by_key(|worker| worker.carried.load(Relaxed))?;
+    pub(crate) fn carry(&self) -> Carried {
+        let [first, second] = &self.0;
+        let worker = if second.carried.load(Relaxed) < first.carried.load(Relaxed) { second } else { first };
         worker.carried.fetch_add(1, Relaxed);
-        Some(Carried(Arc::clone(worker)))
+        Carried(Arc::clone(worker))
     }
 
     /// [`Pool::keep_only`] of all.

@@ -394,7 +394,7 @@ impl Drop for EdgeProcess {
 #[derive(Clone, Default)]
 struct AccessLog(Arc<Mutex<Vec<String>>>);
 
-/// What the access log says about a client from now on.
+/// Looks up what the access log says about a client, which should be of one test only. Lines before the first call are not kept.
 pub(crate) fn access_log_of(client: [u8; 4]) -> impl Fn() -> Vec<String> {
     static LOG: LazyLock<AccessLog> = LazyLock::new(|| {
         let log = AccessLog::default();
