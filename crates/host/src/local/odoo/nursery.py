@@ -13,6 +13,7 @@ It runs as root, since its children become other users. Its rules:
    memory that the next child gets. It opens no database and has one thread.
 3. A child keeps nothing of it: not the socket, not the other children's connections.
 4. Nobody depends on it. A child lives on without it; whoever cannot reach it, or gets `no`, starts Odoo bare.
+5. It leaves Odoo's code as it is, but for `list_modules_once`, which saves time and changes no outcome.
 
 A conversation, in lines: the request as JSON; `ready <pid>` or `no <reason>`; `go` (a connection that ends instead ends the child); then, when
 the request says `wait`, `ending <exit code>` from the child and `ended <wait status>` from the parent, which knows.
@@ -182,7 +183,7 @@ def warm_up(program, without):
 
 def list_modules_once():
     """An update goes through the manifests of all of Odoo's modules and compares them with the database, and does it again for the modules to
-    update, before any code but `base` is loaded: most of a small update's time. The files of a release do not change, nor has anything else
+    update, before any code but `base` is loaded: both together are most of a small update's time. The files of a release do not change, nor has anything else
     happened in that transaction, so the second time would find what the first one wrote; it is left out. Versions of Odoo that do this in another
     way keep their way."""
     from odoo.addons.base.models import ir_module

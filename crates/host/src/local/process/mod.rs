@@ -382,12 +382,17 @@ mod tests {
         assert_eq!((entry.state, entry.parent, entry.group, entry.session, entry.start_ticks), ('S', 1, 2, 3, 777));
     }
 
+    /// A process that waits, with its directory and its record.
+    async fn sleeper() -> (tempfile::TempDir, PathBuf, Process) {
+        let directory = tempfile::tempdir().unwrap();
+        let (record, log) = (directory.path().join("record.json"), directory.path().join("log"));
+        let process = Process::start(new(directory.path(), Program::new("sleep").arg("1000")), &log).await.unwrap();
+        (directory, record, process)
+    }
+
     #[tokio::test]
     async fn a_detached_process_leads_its_session_is_found_by_its_record_and_stopped() {
-        let directory = tempfile::tempdir().unwrap();
-        let record = directory.path().join("record.json");
-        let started =
-            Process::start(new(directory.path(), Program::new("sleep").arg("1000")), &directory.path().join("log")).await.unwrap();
+        let (_directory, record, started) = sleeper().await;
         let found = Process::find(&record).unwrap().unwrap();
         assert_eq!(found.record, started.record);
         // `setsid` itself may not have run yet.
@@ -415,10 +420,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_recycled_pid_is_not_adopted() {
-        let directory = tempfile::tempdir().unwrap();
-        let record = directory.path().join("record.json");
-        let process =
-            Process::start(new(directory.path(), Program::new("sleep").arg("1000")), &directory.path().join("log")).await.unwrap();
+        let (_directory, record, process) = sleeper().await;
         let mut other = process.record.clone();
         other.identity.start_ticks -= 1;
         durable::write_json(&record, &other).unwrap();
