@@ -89,8 +89,9 @@ async fn parcels_in(project: &Project, data_set: DataSetId) -> usize {
     usize::try_from(count).unwrap()
 }
 
+/// `-` when it does not run. Who forked it reaps it in its own time.
 fn state(slot: &RunningSlot) -> char {
-    process::ProcEntry::read(slot.pid).map_or('-', |entry| entry.state)
+    process::ProcEntry::read(slot.pid).filter(|entry| !entry.is_dead()).map_or('-', |entry| entry.state)
 }
 
 async fn a_copy_has_what_was_written_and_the_odoo_goes_on(workers: u16) {

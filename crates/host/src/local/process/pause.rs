@@ -5,7 +5,7 @@ use std::{fs, time::Duration};
 use rustix::process::Signal;
 use tokio::time::Instant;
 
-use super::{Identity, KILL_DEADLINE, ProcEntry, Process, parse_stat, scan};
+use super::{KILL_DEADLINE, ProcEntry, Process, parse_stat, scan};
 use crate::error::{HostError, Result};
 
 const PAUSE_LOOK_INTERVAL: Duration = Duration::from_millis(2);
@@ -15,21 +15,23 @@ const SIGN_OF_LIFE: Duration = Duration::from_millis(300);
 impl Process {
     /// Stops it and all that it has started where they stand (SIGSTOP), with all that they have open, until [`Process::resume`]. Paused already is
     /// done, gone too. Nothing but SIGKILL ends what is paused.
+    ///
+    /// A parent is stopped before its children: while it waits for a child that it has made with vfork(2) to begin its program, it cannot be stopped,
+    /// and a child that is stopped would never begin it.
     pub async fn pause(&self) -> Result<()> {
         let deadline = Instant::now() + KILL_DEADLINE;
         loop {
             // One that forks meanwhile is caught at the next look.
-            let running: Vec<Identity> =
-                scan().iter().filter(|entry| self.is_of(entry) && !entry.is_paused()).map(ProcEntry::identity).collect();
+            let running: Vec<ProcEntry> = scan().into_iter().filter(|entry| self.is_of(entry) && !entry.is_paused()).collect();
             if running.is_empty() {
                 return Ok(());
             }
+            let pids: Vec<i32> = running.iter().map(|entry| entry.pid).collect();
             if Instant::now() > deadline {
-                let pids: Vec<i32> = running.iter().map(|identity| identity.pid).collect();
                 return Err(HostError::machine(format!("the processes {pids:?} do not stop; they probably wait for a disk: see `dmesg`")));
             }
-            for identity in running {
-                identity.signal(Signal::STOP);
+            for entry in running.iter().filter(|entry| !pids.contains(&entry.parent)) {
+                entry.identity().signal(Signal::STOP);
             }
             tokio::time::sleep(PAUSE_LOOK_INTERVAL).await;
         }
@@ -115,5 +117,40 @@ mod tests {
         assert!(!scan().iter().any(marked));
         process.pause().await.unwrap();
         process.resume().await.unwrap();
+    }
+
+    /// Makes children one after the other as vfork(2) does, but each takes its time before it begins its program. `clone` is called by its number.
+    const VFORKS: &str = r#"
+import ctypes, os, platform, signal, sys, time
+
+number = {"x86_64": 56, "aarch64": 220}[platform.machine()]
+CLONE_VFORK = 0x4000
+system = ctypes.CDLL(None)
+while True:
+    if system.syscall(number, CLONE_VFORK | signal.SIGCHLD, 0, 0, 0, 0) == 0:
+        with open(sys.argv[1], "a") as file:
+            file.write("x")
+        time.sleep(0.2)
+        os.execv("/bin/true", ["true"])
+    os.wait()
+"#;
+
+    #[tokio::test]
+    async fn who_waits_for_a_child_to_begin_its_program_is_paused_when_it_has_begun() {
+        let directory = tempfile::tempdir().unwrap();
+        let begun = directory.path().join("begun");
+        let program = Program::new("python3").args(["-c", VFORKS]).arg(&begun);
+        let process = Process::start(new(directory.path(), program), &directory.path().join("log")).await.unwrap();
+        let children = || fs::metadata(&begun).map_or(0, |metadata| metadata.len());
+        for _ in 0..3 {
+            let before = children();
+            while children() == before {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            process.pause().await.unwrap();
+            assert!(process.is_paused());
+            process.resume().await.unwrap();
+        }
+        process.stop(&[]).await.unwrap();
     }
 }
