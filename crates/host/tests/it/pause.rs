@@ -13,13 +13,14 @@ use std::{
 
 use ocore_host::{DataSource, Host, OdooSettings, Release, RunningSlot, local::process, testing::progress};
 use ocore_model::{ids::DataSetId, instance::Color};
+use sqlx::{Connection as _, PgConnection};
 use tokio::task::JoinHandle;
 
 use crate::project::{Files, Project, changed, page, parcels};
 
-/// `/write` makes a parcel; `/slow/<seconds>` makes one and keeps its transaction open for so long.
+/// `/write` makes a parcel; `/slow` makes one and keeps its transaction open until it gets an advisory lock.
 fn writing() -> Files {
-    let controller = "from odoo import http\n\n\nclass Pages(http.Controller):\n    @http.route('/write', auth='public')\n    def write(self):\n        http.request.env['parcels.parcel'].sudo().create({'name': 'written'})\n        return 'written'\n\n    @http.route('/slow/<int:seconds>', auth='public')\n    def slow(self, seconds):\n        http.request.env['parcels.parcel'].sudo().create({'name': 'slow'})\n        http.request.env.flush_all()\n        http.request.env.cr.execute('select pg_sleep(%s)', [seconds])\n        return 'slow'\n";
+    let controller = "from odoo import http\n\n\nclass Pages(http.Controller):\n    @http.route('/write', auth='public')\n    def write(self):\n        http.request.env['parcels.parcel'].sudo().create({'name': 'written'})\n        return 'written'\n\n    @http.route('/slow', auth='public')\n    def slow(self):\n        http.request.env['parcels.parcel'].sudo().create({'name': 'slow'})\n        http.request.env.flush_all()\n        http.request.env.cr.execute('select pg_advisory_xact_lock(7)')\n        return 'slow'\n";
     let mut files = changed(parcels(), "parcels/__init__.py", "from", "from . import pages\nfrom");
     files.insert("parcels/pages.py".to_owned(), controller.to_owned());
     files
@@ -151,28 +152,35 @@ async fn an_odoo_with_workers_stands_still_between_two_transactions_and_goes_on(
     a_copy_has_what_was_written_and_the_odoo_goes_on(2).await;
 }
 
-/// Asks for `/slow`, and waits until its transaction is open.
-async fn goes_slow(project: &Project, live: DataSetId, slot: &RunningSlot, seconds: u32) -> JoinHandle<u16> {
-    let http = slot.http;
-    let slow = tokio::spawn(async move { page(http, &format!("/slow/{seconds}")).await.0 });
+/// Asks for `/slow`, and waits until its transaction has been open for two seconds. It ends when the connection gives its lock away.
+async fn goes_slow(project: &Project, live: DataSetId, slot: &RunningSlot) -> (JoinHandle<u16>, PgConnection) {
     let cluster = project.host.run_cluster(project.instance, live).await.unwrap();
     let mut connection = cluster.connect().await.unwrap();
-    let sleeps = "select exists (select from pg_stat_activity where wait_event = 'PgSleep')";
-    while !sqlx::query_scalar::<_, bool>(sleeps).fetch_one(&mut connection).await.unwrap() {
+    sqlx::query("select pg_advisory_lock(7)").execute(&mut connection).await.unwrap();
+    let http = slot.http;
+    let slow = tokio::spawn(async move { page(http, "/slow").await.0 });
+    let waits =
+        "select exists (select from pg_stat_activity where wait_event = 'advisory' and xact_start < clock_timestamp() - interval '2 s')";
+    while !sqlx::query_scalar::<_, bool>(waits).fetch_one(&mut connection).await.unwrap() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    slow
+    (slow, connection)
 }
 
 #[tokio::test]
 async fn a_long_transaction_is_waited_for_before_anybody_has_to_wait() {
     let (project, release, live, slot) = serving(OdooSettings::default()).await;
-    let slow = goes_slow(&project, live, &slot, 6).await;
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    let (slow, lock) = goes_slow(&project, live, &slot).await;
     let (fence, copy) = (project.fence(), DataSetId::new());
     let (watched, lines) = progress();
-    project.host.prepare_copy(project.instance, copy, live, fence, watched).await.unwrap();
-    assert!(lines.all().concat().contains("its end is waited for"), "{:?}", lines.all());
+    let prepared = project.host.prepare_copy(project.instance, copy, live, fence, watched);
+    let end = async {
+        while !lines.all().concat().contains("its end is waited for") {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        lock.close().await.unwrap();
+    };
+    tokio::join!(prepared, end).0.unwrap();
     project.host.create_data_set(project.instance, copy, DataSource::CopyOf(live), fence, progress().0).await.unwrap();
     assert_eq!(parcels_in(&project, copy).await, 1, "it ended well");
     project.start(Color::Blue, live, &release).await.unwrap();
@@ -182,7 +190,7 @@ async fn a_long_transaction_is_waited_for_before_anybody_has_to_wait() {
 #[tokio::test]
 async fn a_transaction_that_does_not_end_in_time_is_rolled_back() {
     let (project, release, live, slot) = serving(OdooSettings::default()).await;
-    let slow = goes_slow(&project, live, &slot, 120).await;
+    let (slow, _lock) = goes_slow(&project, live, &slot).await;
     let copy = project.data_set(DataSource::CopyOf(live)).await;
     assert_eq!((parcels_in(&project, live).await, parcels_in(&project, copy).await), (0, 0));
     let again = project.start(Color::Blue, live, &release).await.unwrap();
