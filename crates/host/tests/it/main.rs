@@ -16,6 +16,7 @@ mod quarantine;
 mod rehearsal;
 mod releases;
 mod set_aside;
+mod slots;
 mod snapshot_consistency;
 mod snapshot_damage;
 mod snapshot_space;

@@ -103,7 +103,7 @@ async fn a_forked_odoo_is_its_own_user_keeps_nothing_of_its_nursery_and_outlives
     assert_eq!(entry.mark().unwrap(), format!("{}/slot-blue", project.instance));
     assert_eq!(entry.cwd().unwrap(), PathBuf::from("/"));
     let command = String::from_utf8_lossy(&fs::read(format!("/proc/{}/cmdline", slot.pid)).unwrap()).into_owned();
-    assert!(command.contains("/take_turns.py --config ") && command.contains(&project.instance.to_string()), "{command}");
+    assert!(command.contains("/slot.py --config ") && command.contains(&project.instance.to_string()), "{command}");
     for procs_file in project.host.cgroups.prepare(project.instance, Part::Slot(Color::Blue), false) {
         let members = fs::read_to_string(&procs_file).unwrap();
         assert!(members.lines().any(|pid| pid == slot.pid.to_string()), "{}", procs_file.display());

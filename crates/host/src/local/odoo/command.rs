@@ -19,7 +19,7 @@ use crate::{
     },
 };
 
-const TAKE_TURNS: &str = include_str!("take_turns.py");
+const SLOT: &str = include_str!("slot.py");
 const SEARCH_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 
 /// Odoo's program without any option.
@@ -27,7 +27,7 @@ pub(super) fn odoo(distribution: &InstalledDistribution, record: &ReleaseRecord,
     python(record, user, &settings.env_vars).arg(&distribution.program)
 }
 
-/// The same for an Odoo that serves: its crons wait until those of the instance's other slot are gone (`take_turns.py`).
+/// The same for an Odoo that serves: its crons wait until those of the instance's other slot are gone (`slot.py`).
 pub(super) fn serving(
     distribution: &InstalledDistribution,
     record: &ReleaseRecord,
@@ -50,9 +50,9 @@ pub(super) struct Turns {
 impl Turns {
     /// Writes the script; the lock is made once and never replaced, since its holder has it open.
     pub(super) fn prepare(instance_directory: &Path, user: &OsUser) -> Result<Self> {
-        let turns = Self { script: instance_directory.join("take_turns.py"), lock: instance_directory.join("crons.lock") };
+        let turns = Self { script: instance_directory.join("slot.py"), lock: instance_directory.join("crons.lock") };
         let prepare = || -> std::io::Result<()> {
-            durable::write(&turns.script, TAKE_TURNS.as_bytes())?;
+            durable::write(&turns.script, SLOT.as_bytes())?;
             OpenOptions::new().append(true).create(true).mode(0o440).open(&turns.lock)?;
             for path in [&turns.script, &turns.lock] {
                 chown(path, Some(0), Some(user.uid))?;

@@ -20,7 +20,6 @@ use crate::{
 };
 
 const ASSETS: &str = "/web/assets/";
-const LOGIN: &str = "/web/login";
 const REDIRECTIONS: usize = 4;
 /// Of the log, when a page fails.
 const EXCERPT_LINES: usize = 40;
@@ -80,16 +79,15 @@ impl LocalHost {
         Ok(probed)
     }
 
-    /// Asks for the pages so often at once that each worker gets one: what it keeps in memory it has from then on, and the first users do not wait
-    /// for that. What comes of it does not matter.
+    /// Asks for the project's pages so often at once that each worker gets one: what it keeps in memory it has from then on, and the first users do not
+    /// wait for that. What comes of it does not matter. What all pages need it has since its start (`slot.py`).
     async fn warm_workers(&self, details: &SlotDetails, paths: &[String]) {
         let times = match details.settings.workers {
             ..=1 => return,
             workers => usize::from(workers) * 2,
         };
-        let pages = paths.iter().map(String::as_str).filter(|path| !path.starts_with(ASSETS)).chain([LOGIN]);
         let warming = async {
-            for page in pages {
+            for page in paths.iter().filter(|path| !path.starts_with(ASSETS)) {
                 futures::future::join_all((0..times).map(|_| health::get(details.http, page))).await;
             }
         };

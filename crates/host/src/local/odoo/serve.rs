@@ -14,6 +14,7 @@ use ocore_model::{
     instance::Color,
 };
 use rustix::process::Signal;
+use tokio::net::TcpStream;
 
 use super::{
     command::{self, Turns},
@@ -51,6 +52,8 @@ const PROOF_PATIENCE: Duration = Duration::from_secs(20);
 const PORT_ATTEMPTS: usize = 5;
 /// How much of the log of a failed start is read, in bytes.
 const LOG_LIMIT: u64 = 8 * 1024 * 1024;
+/// How long websockets stay with the slot that serves because the new one does not take them yet.
+const WEBSOCKET_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How a start ended that did not succeed.
 enum Setback {
@@ -208,6 +211,7 @@ impl LocalHost {
                 }
                 if !is_alone {
                     self.print_from(&cluster, instance, http).await;
+                    takes_websockets(&details, progress).await;
                 }
                 Ok(slots::describe(spec.color, &process, &details))
             }
@@ -229,8 +233,8 @@ impl LocalHost {
         }
     }
 
-    /// Until the login page comes: some time after it has loaded the database, for which it has `load`. The port for websockets opens half a second
-    /// later, which the edge bears.
+    /// Until the login page comes: some time after it has loaded the database, for which it has `load`. The port for websockets opens about a second
+    /// later, since Odoo starts a program of its own for them; requests that wait do not wait for that.
     async fn wait_until_it_answers(
         &self,
         claim: &Claim,
@@ -331,6 +335,23 @@ impl LocalHost {
     /// Where both slots of an instance log.
     pub(in crate::local) fn odoo_log_path(&self, instance: InstanceId) -> PathBuf {
         self.layout.logs(instance).join("odoo.log")
+    }
+}
+
+/// Until the port for websockets is open, for some seconds, where users are served meanwhile: whom the old slot sends away the new one takes at once.
+async fn takes_websockets(details: &SlotDetails, progress: &Progress) {
+    let Some(address) = details.websocket else { return };
+    let opened = async {
+        while TcpStream::connect(address).await.is_err() {
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
+    };
+    tokio::select! {
+        () = opened => {}
+        () = progress.cancel.cancelled() => {}
+        () = tokio::time::sleep(WEBSOCKET_PATIENCE) => {
+            progress.log.line("Odoo answers, but has not opened its port for websockets yet; they wait for it.");
+        }
     }
 }
 

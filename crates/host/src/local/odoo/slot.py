@@ -1,0 +1,136 @@
+"""Runs Odoo's program with its arguments, as one of the two slots of an instance: its crons take turns with the other's, and it is warm when it answers.
+
+    OCORE_ODOO_PROGRAM=…/odoo OCORE_CRONS_LOCK=… python slot.py --config …
+
+*Crons.* While one slot takes over from the other, both serve the same data. Crons run in one of them only: in the one that holds the lock of the
+instance, for as long as any of its processes lives. The kernel gives it away when the last of them is gone, whatever ended them. So the slot that comes
+needs no word from anybody to begin with its crons, and nobody can forget to give it.
+
+*Warm.* Odoo makes much when it is first needed: the templates and the routes of a page, the tree of which field depends on which, the connection to the
+database. The first page, and the first record that is written, took 40 to 150 ms for that, in each worker, beside 6 later on. It is made before anybody
+is let in: once in the process that the workers are forked from, and by each worker what cannot be shared.
+
+A reload executes this file again by its place in `sys.argv`, as do the processes for websockets, which have neither crons nor pages.
+"""
+import fcntl
+import logging
+import os
+import sys
+import threading
+import wsgiref.util
+
+PROGRAM, LOCK = os.environ["OCORE_ODOO_PROGRAM"], os.environ["OCORE_CRONS_LOCK"]
+# The one that proves that an Odoo serves, too.
+PAGE = "/web/login"
+
+
+class Turn:
+    """Ours from the first success on. Forks inherit it; programs that are executed do not."""
+
+    def __init__(self):
+        self.descriptor = None
+
+    def take(self, waits):
+        if self.descriptor is None:
+            descriptor = os.open(LOCK, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
+            except BlockingIOError:
+                os.close(descriptor)
+                return False
+            self.descriptor = descriptor
+        return True
+
+
+def take_turns(server, config):
+    turn = Turn()
+    spawn_threads = server.ThreadedServer.cron_spawn
+    spawn_workers = server.PreforkServer.process_spawn
+
+    def cron_spawn(self):
+        def wait():
+            turn.take(waits=True)
+            spawn_threads(self)
+
+        if config["max_cron_threads"]:
+            threading.Thread(target=wait, name="ocore.crons", daemon=True).start()
+
+    def process_spawn(self):
+        wanted = config["max_cron_threads"]
+        if not wanted or turn.take(waits=False):
+            return spawn_workers(self)
+        # It is called again with each beat of the master.
+        config["max_cron_threads"] = 0
+        try:
+            return spawn_workers(self)
+        finally:
+            config["max_cron_threads"] = wanted
+
+    server.ThreadedServer.cron_spawn = cron_spawn
+    server.PreforkServer.process_spawn = process_spawn
+
+
+def begin_warm(server):
+    preload = server.preload_registries
+    start_worker = server.WorkerHTTP.start
+
+    def preload_registries(names):
+        code = preload(names)
+        if not code:
+            for name in names or []:
+                without_harm(share, name)
+        return code
+
+    def start(self):
+        start_worker(self)
+        without_harm(ask, PAGE)
+
+    server.preload_registries = preload_registries
+    server.WorkerHTTP.start = start
+
+
+def without_harm(make, argument):
+    """Whoever needs it first makes it as ever."""
+    try:
+        make(argument)
+    except Exception:
+        logging.getLogger("ocore.slot").info("could not be made before it is needed", exc_info=True)
+
+
+def share(name):
+    from odoo.modules.registry import Registry
+    from odoo.tools.mimetypes import guess_mimetype
+
+    ask(PAGE)
+    # A property that is computed at the first write, and the C library's database of file types.
+    getattr(Registry(name), "_field_triggers", None)
+    guess_mimetype(b"")
+
+
+def ask(path):
+    """A request within the process, by way of all that one from outside goes through."""
+    import odoo.http
+
+    environ = {"PATH_INFO": path, "REMOTE_ADDR": "127.0.0.1"}
+    wsgiref.util.setup_testing_defaults(environ)
+    answer = odoo.http.root(environ, lambda status, headers, failure=None: None)
+    try:
+        for _ in answer:
+            pass
+    finally:
+        getattr(answer, "close", lambda: None)()
+
+
+if sys.path[:1] == [os.path.dirname(os.path.abspath(__file__))]:
+    # As if Python had been given the program itself.
+    sys.path[0] = os.path.dirname(PROGRAM)
+if sys.argv[1:2] != ["gevent"]:
+    import odoo.cli  # noqa: F401
+    from odoo.service import server
+    from odoo.tools import config
+
+    take_turns(server, config)
+    begin_warm(server)
+with open(PROGRAM, "rb") as file:
+    code = compile(file.read(), PROGRAM, "exec")
+exec(code, {"__name__": "__main__", "__file__": PROGRAM, "__builtins__": __builtins__})
