@@ -56,9 +56,4 @@ async fn each_worker_is_warm_when_one_answers_and_beside_another_slot_websockets
         }
         assert!(!workers.contains(&slot.pid));
     }
-
-    // In one process the threads have it in common.
-    let slot = project.start_with(Color::Blue, data_set, &release, OdooSettings::default()).await.unwrap();
-    let state = state(&page(slot.http, "/state").await.1);
-    assert_eq!((state.worker, state.asked.first(), state.has_tree), (slot.pid, Some(&slot.pid), true));
 }

@@ -302,6 +302,15 @@ impl LocalHost {
         Ok(())
     }
 
+    /// Whether users are served by another Odoo of the instance.
+    fn serves_beside(&self, instance: InstanceId, process: &Process) -> Result<bool> {
+        let mut slots = Vec::new();
+        for color in Color::ALL {
+            slots.extend(slots::find(&self.layout, instance, *color)?);
+        }
+        Ok(slots.iter().any(|(other, _)| other.pid() != process.pid() && !other.is_paused()))
+    }
+
     /// Whether users are served by the instance's other slot.
     pub(super) fn is_beside_a_serving_one(&self, instance: InstanceId, color: Color) -> Result<bool> {
         Ok(slots::find(&self.layout, instance, color.other())?.is_some_and(|(process, _)| !process.is_paused()))
@@ -326,7 +335,8 @@ impl LocalHost {
         }
         let cluster = Process::find(&self.layout.record(instance, Unit::Cluster(details.data_set)))?;
         let work = Work { http: details.http, postmaster: cluster.map(|cluster| cluster.pid()) };
-        if !stop::stop(process, Some(work)).await? {
+        let beside = self.serves_beside(instance, process)?;
+        if !stop::stop(process, work, beside).await? {
             tracing::warn!(pid = process.pid(), "an Odoo did not end its requests in time and was ended by force");
         }
         Ok(())

@@ -7,8 +7,9 @@ instance, for as long as any of its processes lives. The kernel gives it away wh
 needs no word from anybody to begin with its crons, and nobody can forget to give it.
 
 *Warm.* Odoo makes much when it is first needed: the templates and the routes of a page, the tree of which field depends on which, the connection to the
-database. The first page, and the first record that is written, took 40 to 150 ms for that, in each worker, beside 6 later on. It is made before anybody
-is let in: once in the process that the workers are forked from, and by each worker what cannot be shared.
+database. The first page, and the first record that is written, took 40 to 150 ms for that, in each worker, beside 6 later on. Where there are workers,
+it is made before anybody is let in: once in the process that they are forked from, and by each of them what cannot be shared. An Odoo without workers
+is asked for that page anyway before it counts as started.
 
 A reload executes this file again by its place in `sys.argv`, as do the processes for websockets, which have neither crons nor pages.
 """
@@ -70,13 +71,13 @@ def take_turns(server, config):
     server.PreforkServer.process_spawn = process_spawn
 
 
-def begin_warm(server):
+def begin_warm(server, config):
     preload = server.preload_registries
     start_worker = server.WorkerHTTP.start
 
     def preload_registries(names):
         code = preload(names)
-        if not code:
+        if config["workers"] and not code:
             for name in names or []:
                 without_harm(share, name)
         return code
@@ -130,7 +131,7 @@ if sys.argv[1:2] != ["gevent"]:
     from odoo.tools import config
 
     take_turns(server, config)
-    begin_warm(server)
+    begin_warm(server, config)
 with open(PROGRAM, "rb") as file:
     code = compile(file.read(), PROGRAM, "exec")
 exec(code, {"__name__": "__main__", "__file__": PROGRAM, "__builtins__": __builtins__})

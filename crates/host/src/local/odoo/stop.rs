@@ -30,47 +30,56 @@ pub(in crate::local) struct Work {
     pub postmaster: Option<i32>,
 }
 
-/// Stops it and all that it has started. Returns whether everything that it had begun had ended.
-pub(in crate::local) async fn stop(process: &Process, work: Option<Work>) -> Result<bool> {
+/// Stops it and all that it has started. Returns whether everything that it had begun had ended. Where another Odoo serves `beside` it, taking itself
+/// apart gives way to that one; what it still does for users does not.
+pub(in crate::local) async fn stop(process: &Process, work: Work, beside: bool) -> Result<bool> {
+    let yielding = (beside && work.is_over(Listening::Allowed)).then(|| process.yield_processor());
     process.signal(Signal::TERM);
     let ended = tokio::select! {
         exited = process.exited() => { exited?; true }
         () = quiet(work) => true,
         () = tokio::time::sleep(PATIENCE) => false,
     };
+    let _yielding = yielding.or_else(|| beside.then(|| process.yield_processor()));
     process.stop(&[]).await?;
     Ok(ended)
 }
 
-/// Until there is nothing to lose. Without knowing what it works with, never.
-async fn quiet(work: Option<Work>) {
-    let Some(work) = work else { return std::future::pending().await };
+/// Until there is nothing to lose.
+async fn quiet(work: Work) {
     let mut looks = 0;
     while looks < QUIET_LOOKS {
         tokio::time::sleep(LOOK_INTERVAL).await;
-        looks = if work.is_over() { looks + 1 } else { 0 };
+        looks = if work.is_over(Listening::Over) { looks + 1 } else { 0 };
     }
+}
+
+/// Whether it may still take requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Listening {
+    Allowed,
+    Over,
 }
 
 impl Work {
-    fn is_over(self) -> bool {
-        !has_clients(self.http) && self.postmaster.is_none_or(|postmaster| !has_transactions(postmaster))
+    fn is_over(self, listening: Listening) -> bool {
+        !has_clients(self.http, listening) && self.postmaster.is_none_or(|postmaster| !has_transactions(postmaster))
     }
 }
 
-/// Whether somebody listens on the port or is connected to it (proc(5), `/proc/net/tcp`). What cannot be read is busy.
-fn has_clients(http: SocketAddr) -> bool {
+/// Whether somebody is connected to the port, or may be (proc(5), `/proc/net/tcp`). What cannot be read is busy.
+fn has_clients(http: SocketAddr, listening: Listening) -> bool {
     let Ok(table) = std::fs::read_to_string("/proc/net/tcp") else { return true };
-    table.lines().skip(1).any(|line| is_busy(line, http.port()))
+    table.lines().skip(1).any(|line| is_busy(line, http.port(), listening))
 }
 
-fn is_busy(line: &str, port: u16) -> bool {
+fn is_busy(line: &str, port: u16, listening: Listening) -> bool {
     const ESTABLISHED: &str = "01";
     const LISTEN: &str = "0A";
     let mut words = line.split_whitespace().skip(1);
     let (Some(local), Some(_), Some(state)) = (words.next(), words.next(), words.next()) else { return false };
     let local = local.rsplit_once(':').and_then(|(_, digits)| u16::from_str_radix(digits, 16).ok());
-    local == Some(port) && matches!(state, ESTABLISHED | LISTEN)
+    local == Some(port) && (state == ESTABLISHED || state == LISTEN && listening == Listening::Over)
 }
 
 /// Whether one of Odoo's sessions does anything, by the titles that PostgreSQL gives its processes (`update_process_title`):
@@ -103,9 +112,11 @@ mod tests {
     #[test]
     fn a_port_is_busy_while_somebody_listens_or_is_connected() {
         let line = |port: &str, state: &str| format!("   3: 0100007F:{port} 0100007F:A2B4 {state} 00000000:00000000 00:00000000 00000000");
-        assert!(is_busy(&line("4E20", "01"), 20_000));
-        assert!(is_busy(&line("4E20", "0A"), 20_000));
-        assert!(!is_busy(&line("4E20", "06"), 20_000));
-        assert!(!is_busy(&line("4E21", "01"), 20_000));
+        for listening in [Listening::Allowed, Listening::Over] {
+            assert!(is_busy(&line("4E20", "01"), 20_000, listening));
+            assert_eq!(is_busy(&line("4E20", "0A"), 20_000, listening), listening == Listening::Over);
+            assert!(!is_busy(&line("4E20", "06"), 20_000, listening));
+            assert!(!is_busy(&line("4E21", "01"), 20_000, listening));
+        }
     }
 }
