@@ -302,13 +302,14 @@ impl LocalHost {
         Ok(())
     }
 
-    /// Whether users are served by another Odoo of the instance.
-    fn serves_beside(&self, instance: InstanceId, process: &Process) -> Result<bool> {
-        let mut slots = Vec::new();
+    /// The other Odoos of the instance that serve users.
+    fn serving_beside(&self, instance: InstanceId, process: &Process) -> Result<Vec<Process>> {
+        let mut beside = Vec::new();
         for color in Color::ALL {
-            slots.extend(slots::find(&self.layout, instance, *color)?);
+            let found = slots::find(&self.layout, instance, *color)?.map(|(other, _)| other);
+            beside.extend(found.filter(|other| other.pid() != process.pid() && !other.is_paused()));
         }
-        Ok(slots.iter().any(|(other, _)| other.pid() != process.pid() && !other.is_paused()))
+        Ok(beside)
     }
 
     /// Whether users are served by the instance's other slot.
@@ -333,10 +334,9 @@ impl LocalHost {
         if process.is_paused() {
             return process.stop(&[]).await.map(drop);
         }
-        let cluster = Process::find(&self.layout.record(instance, Unit::Cluster(details.data_set)))?;
-        let work = Work { http: details.http, postmaster: cluster.map(|cluster| cluster.pid()) };
-        let beside = self.serves_beside(instance, process)?;
-        if !stop::stop(process, work, beside).await? {
+        let cluster = self.cluster(&self.allocation(instance).await?, instance, details.data_set)?;
+        let work = Work { http: details.http, cluster, beside: self.serving_beside(instance, process)? };
+        if !stop::stop(process, work).await? {
             tracing::warn!(pid = process.pid(), "an Odoo did not end its requests in time and was ended by force");
         }
         Ok(())

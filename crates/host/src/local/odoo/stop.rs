@@ -7,12 +7,14 @@
 use std::{net::SocketAddr, time::Duration};
 
 use rustix::process::Signal;
+use sqlx::PgConnection;
 
 use crate::{
     error::Result,
     local::{
+        cluster::Cluster,
         data_sets::ODOO_ROLE,
-        process::{self, Process},
+        process::{self, ProcEntry, Process},
     },
 };
 
@@ -21,37 +23,33 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 pub(super) const LOOK_INTERVAL: Duration = Duration::from_millis(25);
 /// Nothing to lose at so many looks in a row: between the end of a transaction and the answer's first byte a request shows nothing.
 const QUIET_LOOKS: u32 = 8;
+/// How long PostgreSQL may take to tell what its sessions are at.
+const SESSIONS_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What an Odoo may still be at.
-#[derive(Debug, Clone, Copy)]
 pub(in crate::local) struct Work {
     pub http: SocketAddr,
-    /// The postmaster of its cluster; `None` when that does not run.
-    pub postmaster: Option<i32>,
+    /// Where its database is.
+    pub cluster: Cluster,
+    /// Odoos of the instance that serve beside it, perhaps the same data.
+    pub beside: Vec<Process>,
 }
 
-/// Stops it and all that it has started. Returns whether everything that it had begun had ended. Where another Odoo serves `beside` it, taking itself
-/// apart gives way to that one; what it still does for users does not.
-pub(in crate::local) async fn stop(process: &Process, work: Work, beside: bool) -> Result<bool> {
-    let yielding = (beside && work.is_over(Listening::Allowed)).then(|| process.yield_processor());
+/// Stops it and all that it has started. Returns whether everything that it had begun had ended. Where another Odoo serves beside it, taking itself apart
+/// gives way to that one; what it still does for users does not.
+pub(in crate::local) async fn stop(process: &Process, work: Work) -> Result<bool> {
+    let gives_way = !work.beside.is_empty();
+    let mut looks = Looks { work, connection: None };
+    let yielding = (gives_way && looks.is_over(Listening::Allowed).await).then(|| process.yield_processor());
     process.signal(Signal::TERM);
     let ended = tokio::select! {
         exited = process.exited() => { exited?; true }
-        () = quiet(work) => true,
+        () = looks.until_quiet() => true,
         () = tokio::time::sleep(PATIENCE) => false,
     };
-    let _yielding = yielding.or_else(|| beside.then(|| process.yield_processor()));
+    let _yielding = yielding.or_else(|| gives_way.then(|| process.yield_processor()));
     process.stop(&[]).await?;
     Ok(ended)
-}
-
-/// Until there is nothing to lose.
-async fn quiet(work: Work) {
-    let mut looks = 0;
-    while looks < QUIET_LOOKS {
-        tokio::time::sleep(LOOK_INTERVAL).await;
-        looks = if work.is_over(Listening::Over) { looks + 1 } else { 0 };
-    }
 }
 
 /// Whether it may still take requests.
@@ -61,10 +59,55 @@ enum Listening {
     Over,
 }
 
-impl Work {
-    fn is_over(self, listening: Listening) -> bool {
-        !has_clients(self.http, listening) && self.postmaster.is_none_or(|postmaster| !has_transactions(postmaster))
+/// Looks at what an Odoo is still at.
+struct Looks {
+    work: Work,
+    /// Made when it is first needed.
+    connection: Option<PgConnection>,
+}
+
+impl Looks {
+    /// Until there is nothing to lose.
+    async fn until_quiet(&mut self) {
+        let mut looks = 0;
+        while looks < QUIET_LOOKS {
+            tokio::time::sleep(LOOK_INTERVAL).await;
+            looks = if self.is_over(Listening::Over).await { looks + 1 } else { 0 };
+        }
     }
+
+    /// What cannot be looked at is not over.
+    async fn is_over(&mut self, listening: Listening) -> bool {
+        if has_clients(self.work.http, listening) {
+            return false;
+        }
+        let Ok(postmaster) = self.work.cluster.find() else { return false };
+        let Some(postmaster) = postmaster else { return true };
+        !has_transactions(postmaster.pid()) || !self.work.beside.is_empty() && self.are_transactions_of_others().await
+    }
+
+    /// Whether those who serve beside it have all the transactions that are open. The process titles do not say whose they are.
+    async fn are_transactions_of_others(&mut self) -> bool {
+        let look = async {
+            let connection = match &mut self.connection {
+                Some(connection) => connection,
+                none => none.insert(self.work.cluster.connect().await.ok()?),
+            };
+            let query = "select application_name from pg_stat_activity where usename = $1 and state is distinct from 'idle'";
+            sqlx::query_scalar::<_, String>(query).bind(ODOO_ROLE).fetch_all(connection).await.ok()
+        };
+        let Ok(Some(names)) = tokio::time::timeout(SESSIONS_PATIENCE, look).await else {
+            self.connection = None;
+            return false;
+        };
+        names.iter().all(|name| self.work.beside.iter().any(|other| is_session_of(other, name)))
+    }
+}
+
+/// Odoo calls its sessions by the process that has them (`db_app_name`).
+fn is_session_of(odoo: &Process, application_name: &str) -> bool {
+    let pid = application_name.strip_prefix("odoo-").and_then(|digits| digits.parse().ok());
+    pid.and_then(ProcEntry::read).is_some_and(|entry| odoo.is_of(&entry))
 }
 
 /// Whether somebody is connected to the port, or may be (proc(5), `/proc/net/tcp`). What cannot be read is busy.
@@ -99,6 +142,27 @@ fn is_working(title: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::local::{exec::Program, process::tests::new};
+
+    #[tokio::test]
+    async fn a_session_is_of_the_odoo_whose_process_it_is_called_by() {
+        let directory = tempfile::tempdir().unwrap();
+        let program = Program::new("sh").args(["-c", "sleep 1000 & echo $! >$0; wait"]).arg(directory.path().join("child"));
+        let odoo = Process::start(new(directory.path(), program), &directory.path().join("log")).await.unwrap();
+        let child = loop {
+            let text = std::fs::read_to_string(directory.path().join("child")).unwrap_or_default();
+            if text.ends_with('\n') {
+                break text.trim().to_owned();
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        };
+        assert!(is_session_of(&odoo, &format!("odoo-{}", odoo.pid())) && is_session_of(&odoo, &format!("odoo-{child}")));
+        for stranger in [&format!("odoo-{}", std::process::id()), "odoo-", "odoo", &child, ""] {
+            assert!(!is_session_of(&odoo, stranger), "{stranger}");
+        }
+        odoo.stop(&[]).await.unwrap();
+        assert!(!is_session_of(&odoo, &format!("odoo-{child}")));
+    }
 
     #[test]
     fn a_session_of_odoo_works_unless_it_is_idle() {

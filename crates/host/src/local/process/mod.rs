@@ -197,8 +197,8 @@ impl Process {
         Ok(gracefully)
     }
 
-    /// The living processes that it leads, itself among them: of its session, or with its mark.
-    fn is_of(&self, entry: &ProcEntry) -> bool {
+    /// Whether it leads that living process, or is it: of its session, or with its mark.
+    pub fn is_of(&self, entry: &ProcEntry) -> bool {
         !entry.is_dead()
             && (entry.session == self.pid() && entry.start_ticks >= self.record.identity.start_ticks
                 || entry.mark().is_some_and(|found| found == self.record.mark))
@@ -362,10 +362,10 @@ fn parse_stat(pid: i32, stat: &str) -> Option<ProcEntry> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(in crate::local) mod tests {
     use super::*;
 
-    pub(super) fn new(directory: &Path, program: Program) -> NewProcess {
+    pub fn new(directory: &Path, program: Program) -> NewProcess {
         NewProcess {
             program,
             record: directory.join("record.json"),
