@@ -78,6 +78,7 @@ def begin_warm(server, config):
     def preload_registries(names):
         code = preload(names)
         if config["workers"] and not code:
+            without_harm(begin_websockets, server.server)
             for name in names or []:
                 without_harm(share, name)
         return code
@@ -96,6 +97,12 @@ def without_harm(make, argument):
         make(argument)
     except Exception:
         logging.getLogger("ocore.slot").info("could not be made before it is needed", exc_info=True)
+
+
+def begin_websockets(prefork):
+    """Their process starts bare, which takes longer than all that follows here; Odoo would begin with it last."""
+    if not prefork.long_polling_pid:
+        prefork.long_polling_spawn()
 
 
 def share(name):
