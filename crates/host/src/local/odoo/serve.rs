@@ -53,7 +53,7 @@ const PORT_ATTEMPTS: usize = 5;
 /// How much of the log of a failed start is read, in bytes.
 const LOG_LIMIT: u64 = 8 * 1024 * 1024;
 /// How long websockets stay with the slot that serves because the new one does not take them yet.
-const WEBSOCKET_PATIENCE: Duration = Duration::from_secs(10);
+const WEBSOCKET_PATIENCE: Duration = Duration::from_secs(20);
 
 /// How a start ended that did not succeed.
 enum Setback {
@@ -302,14 +302,10 @@ impl LocalHost {
         Ok(())
     }
 
-    /// The other Odoos of the instance that serve users.
-    fn serving_beside(&self, instance: InstanceId, process: &Process) -> Result<Vec<Process>> {
-        let mut beside = Vec::new();
-        for color in Color::ALL {
-            let found = slots::find(&self.layout, instance, *color)?.map(|(other, _)| other);
-            beside.extend(found.filter(|other| other.pid() != process.pid() && !other.is_paused()));
-        }
-        Ok(beside)
+    /// The other Odoos of the instance that serve users. One whose record cannot be read keeps nobody from stopping this one.
+    fn serving_beside(&self, instance: InstanceId, process: &Process) -> Vec<Process> {
+        let slots = Color::ALL.iter().filter_map(|color| slots::find(&self.layout, instance, *color).ok()?);
+        slots.map(|(other, _)| other).filter(|other| other.pid() != process.pid() && !other.is_paused()).collect()
     }
 
     /// Whether users are served by the instance's other slot.
@@ -331,11 +327,13 @@ impl LocalHost {
 
     /// Gracefully, and by force after a while. A paused one does not run again: what it would write now is in no copy of its data.
     pub(in crate::local) async fn stop_odoo(&self, instance: InstanceId, process: &Process, details: &SlotDetails) -> Result<()> {
+        let beside = self.serving_beside(instance, process);
         if process.is_paused() {
+            let _yielding = (!beside.is_empty()).then(|| process.yield_processor());
             return process.stop(&[]).await.map(drop);
         }
         let cluster = self.cluster(&self.allocation(instance).await?, instance, details.data_set)?;
-        let work = Work { http: details.http, cluster, beside: self.serving_beside(instance, process)? };
+        let work = Work { http: details.http, cluster, beside };
         if !stop::stop(process, work).await? {
             tracing::warn!(pid = process.pid(), "an Odoo did not end its requests in time and was ended by force");
         }

@@ -365,7 +365,7 @@ fn parse_stat(pid: i32, stat: &str) -> Option<ProcEntry> {
 pub(in crate::local) mod tests {
     use super::*;
 
-    pub fn new(directory: &Path, program: Program) -> NewProcess {
+    pub(in crate::local) fn new(directory: &Path, program: Program) -> NewProcess {
         NewProcess {
             program,
             record: directory.join("record.json"),
