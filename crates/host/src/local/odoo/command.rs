@@ -27,7 +27,8 @@ pub(super) fn odoo(distribution: &InstalledDistribution, record: &ReleaseRecord,
     python(record, user, &settings.env_vars).arg(&distribution.program)
 }
 
-/// The same for an Odoo that serves: its crons wait until those of the instance's other slot are gone (`slot.py`).
+/// The same for an Odoo that serves: its crons wait until those of the instance's other slot are gone, and its workers begin
+/// warm (`slot.py`).
 pub(super) fn serving(
     distribution: &InstalledDistribution,
     record: &ReleaseRecord,

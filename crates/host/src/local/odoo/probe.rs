@@ -35,7 +35,7 @@ impl LocalHost {
         let Some((process, details)) = slots::find(&self.layout, instance, color)? else {
             return Err(HostError::rejected("Odoo ended before it was asked for its pages"));
         };
-        let yielding = self.is_beside_a_serving_one(instance, color)?.then(|| process.yield_processor());
+        let yielding = (!self.serving_beside(instance, &process).is_empty()).then(|| process.yield_processor());
         let log = self.odoo_log_path(instance);
         let begin = fs::metadata(&log).map_or(0, |metadata| metadata.len());
         let mut probed = Vec::new();

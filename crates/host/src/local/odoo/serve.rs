@@ -199,7 +199,7 @@ impl LocalHost {
         let output = self.layout.logs(instance).join(format!("odoo-{}.out", spec.color));
         let output_start = fs::metadata(&output).map_or(0, |metadata| metadata.len());
         let process = Process::start(new, &output).await?;
-        let _yielding = self.is_beside_a_serving_one(instance, spec.color)?.then(|| process.yield_processor());
+        let _yielding = (!self.serving_beside(instance, &process).is_empty()).then(|| process.yield_processor());
         let source = self.release_tree(&spec.release)?;
         // An update is ended by its guard.
         let load = if update.is_some() { Duration::MAX } else { self.config.patience.start };
@@ -303,14 +303,9 @@ impl LocalHost {
     }
 
     /// The other Odoos of the instance that serve users. One whose record cannot be read keeps nobody from stopping this one.
-    fn serving_beside(&self, instance: InstanceId, process: &Process) -> Vec<Process> {
+    pub(super) fn serving_beside(&self, instance: InstanceId, process: &Process) -> Vec<Process> {
         let slots = Color::ALL.iter().filter_map(|color| slots::find(&self.layout, instance, *color).ok()?);
         slots.map(|(other, _)| other).filter(|other| other.pid() != process.pid() && !other.is_paused()).collect()
-    }
-
-    /// Whether users are served by the instance's other slot.
-    pub(super) fn is_beside_a_serving_one(&self, instance: InstanceId, color: Color) -> Result<bool> {
-        Ok(slots::find(&self.layout, instance, color.other())?.is_some_and(|(process, _)| !process.is_paused()))
     }
 
     /// Where the instance's other slot answers, when it serves the same data.
