@@ -85,10 +85,7 @@ async fn each_failure_of_an_install_or_update_is_rejected_with_its_place() {
 
 #[tokio::test]
 async fn a_start_that_fails_says_why() {
-    let project = Project::new().await;
-    let good = project.release(&parcels()).await.unwrap();
-    let data_set = project.data_set(DataSource::Fresh).await;
-    project.run(data_set, &good, &["parcels"], &[]).await.unwrap();
+    let (project, _, data_set) = Project::with_parcels(&parcels()).await;
     let broken = project.release(&changed(parcels(), "parcels/__init__.py", "models", "models, wizards")).await.unwrap();
     let error = rejected(project.start(Color::Blue, data_set, &broken).await);
     assert_eq!(

@@ -93,10 +93,7 @@ async fn the_example_is_installed_serves_is_updated_beside_and_is_adopted_by_ano
 
 #[tokio::test]
 async fn a_start_survives_a_taken_port_a_killed_odoo_and_workers() {
-    let project = Project::new().await;
-    let release = project.release(&parcels()).await.unwrap();
-    let data_set = project.data_set(DataSource::Fresh).await;
-    project.run(data_set, &release, &["parcels"], &[]).await.unwrap();
+    let (project, release, data_set) = Project::with_parcels(&parcels()).await;
     let ports = project.host.ledger.find(project.instance).await.unwrap().unwrap().ports.blue;
     let _taken = std::net::TcpListener::bind(("127.0.0.1", ports.http)).unwrap();
     let slot = project.start(Color::Blue, data_set, &release).await.unwrap();

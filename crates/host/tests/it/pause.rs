@@ -28,10 +28,7 @@ fn writing() -> Files {
 
 /// A project whose blue Odoo serves that, with its data.
 async fn serving(settings: OdooSettings) -> (Project, Release, DataSetId, RunningSlot) {
-    let project = Project::new().await;
-    let release = project.release(&writing()).await.unwrap();
-    let live = project.data_set(DataSource::Fresh).await;
-    project.run(live, &release, &["parcels"], &[]).await.unwrap();
+    let (project, release, live) = Project::with_parcels(&writing()).await;
     let slot = project.start_with(Color::Blue, live, &release, settings).await.unwrap();
     (project, release, live, slot)
 }

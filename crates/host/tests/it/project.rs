@@ -40,6 +40,15 @@ impl Project {
         Self::with(|_| {}).await
     }
 
+    /// With data in which the module `parcels` of these files is installed.
+    pub(crate) async fn with_parcels(files: &Files) -> (Self, Release, DataSetId) {
+        let project = Self::new().await;
+        let release = project.release(files).await.unwrap();
+        let data_set = project.data_set(DataSource::Fresh).await;
+        project.run(data_set, &release, &["parcels"], &[]).await.unwrap();
+        (project, release, data_set)
+    }
+
     /// With anything else changed in the host's configuration.
     pub(crate) async fn with(change: impl FnOnce(&mut LocalHostConfig)) -> Self {
         let directory = odoo_directory().await;

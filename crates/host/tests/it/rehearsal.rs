@@ -7,10 +7,7 @@ use crate::project::{Project, changed, page, parcels, run_modules};
 
 #[tokio::test]
 async fn an_update_of_live_data_is_rehearsed_beside_them() {
-    let project = Project::new().await;
-    let good = project.release(&parcels()).await.unwrap();
-    let live = project.data_set(DataSource::Fresh).await;
-    project.run(live, &good, &["parcels"], &[]).await.unwrap();
+    let (project, good, live) = Project::with_parcels(&parcels()).await;
     let slot = project.start(Color::Blue, live, &good).await.unwrap();
     let cluster = project.host.run_cluster(project.instance, live).await.unwrap();
     let mut connection = cluster.connect().await.unwrap();

@@ -4,7 +4,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use ocore_host::{DataSource, OdooSettings};
+use ocore_host::OdooSettings;
 use ocore_model::instance::Color;
 use serde::Deserialize;
 use tokio::net::TcpStream;
@@ -33,10 +33,7 @@ fn state(answer: &str) -> State {
 
 #[tokio::test]
 async fn each_worker_is_warm_when_one_answers_and_beside_another_slot_websockets_have_where_to_go() {
-    let project = Project::new().await;
-    let release = project.release(&telling()).await.unwrap();
-    let data_set = project.data_set(DataSource::Fresh).await;
-    project.run(data_set, &release, &["parcels"], &[]).await.unwrap();
+    let (project, release, data_set) = Project::with_parcels(&telling()).await;
     let settings = OdooSettings { workers: 3, ..OdooSettings::default() };
     for color in [Color::Blue, Color::Green] {
         let slot = project.start_with(color, data_set, &release, settings.clone()).await.unwrap();
