@@ -58,7 +58,7 @@ pub async fn run(binary: PathBuf, rounds: usize) -> Result<()> {
     let mut report = Report::new("wake");
     report.rows.push(json!({
         "database": "72 modules", "rounds": rounds, "wake s": rounded(wake), "bare start s": rounded(start), "one more MB": rounded(warm),
-        "of it and its share MB": rounded(share), "one more bare MB": rounded(bare), "asleep MB": rounded(sleeping),
+        "own share MB": rounded(share), "one more bare MB": rounded(bare), "asleep MB": rounded(sleeping),
     }));
     report.targets.push(Target::at_most("wake, ratio to a bare start of Odoo and its cluster", "×", wake / start, 0.7));
     report.targets.push(Target::at_most(format!("memory of each of {SLEEPERS} sleeping environments"), "MB", sleeping, 1.0));

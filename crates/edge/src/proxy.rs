@@ -29,7 +29,7 @@ use crate::{
     upgrade,
 };
 
-/// An Odoo with workers opens its port for websockets some half a second after the other one; a slot goes live without waiting for it.
+/// An Odoo with workers opens its port for websockets about a second after the other one; where requests are held, a slot goes live without waiting for it.
 const WEBSOCKET_PORT_PATIENCE: Duration = Duration::from_secs(5);
 const WEBSOCKET_PORT_INTERVAL: Duration = Duration::from_millis(50);
 
