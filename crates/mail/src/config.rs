@@ -2,6 +2,8 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use ocore_machine::ports::Ports;
+
 /// A catcher's settings. [`MailConfig::new`] gives the defaults that each field names.
 #[derive(Debug, Clone)]
 pub struct MailConfig {
@@ -9,6 +11,8 @@ pub struct MailConfig {
     pub directory: PathBuf,
     /// The administration socket; made with mode 0600.
     pub socket: PathBuf,
+    /// Who holds the mailboxes' ports, also while no catcher runs.
+    pub ports: Ports,
     pub limits: Limits,
     /// A mailbox that nobody has used for this long gives its memory back; 5 min.
     pub idle: Duration,
@@ -42,7 +46,7 @@ impl Default for Limits {
 }
 
 impl MailConfig {
-    pub fn new(directory: impl Into<PathBuf>, socket: impl Into<PathBuf>) -> Self {
-        Self { directory: directory.into(), socket: socket.into(), limits: Limits::default(), idle: Duration::from_mins(5) }
+    pub fn new(directory: impl Into<PathBuf>, socket: impl Into<PathBuf>, ports: Ports) -> Self {
+        Self { directory: directory.into(), socket: socket.into(), ports, limits: Limits::default(), idle: Duration::from_mins(5) }
     }
 }

@@ -167,6 +167,7 @@ impl Mailboxes {
             before.end.cancel();
             // Its writing task must be gone before another one opens the same files.
             close(&before).await;
+            self.nobody_listens(before.spec.port);
         }
         self.start(instance, spec);
         Ok(())
@@ -179,6 +180,7 @@ impl Mailboxes {
         if let Some(slot) = removed {
             slot.end.cancel();
             close(&slot).await;
+            self.nobody_listens(slot.spec.port);
         }
         let directory = self.config.directory.join(instance.to_string());
         // First what makes it a mailbox, so that a half-removed one is none.
@@ -186,6 +188,13 @@ impl Mailboxes {
         match fs::remove_dir_all(&directory) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(MailError::storage(directory, error)),
             _ => Ok(()),
+        }
+    }
+
+    /// The port stays held; who comes is refused instead of waiting for nobody.
+    fn nobody_listens(&self, port: u16) {
+        if let Err(error) = self.config.ports.quiet(port) {
+            tracing::warn!(port, %error, "who comes to the port of a mailbox that is gone waits there");
         }
     }
 

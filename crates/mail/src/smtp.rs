@@ -27,6 +27,8 @@ use crate::{
 const IDLE: Duration = Duration::from_mins(5);
 /// How long a listener whose port is taken waits before it looks again.
 const PAUSE: Duration = Duration::from_secs(1);
+/// Connections that wait to be taken.
+const BACKLOG: i32 = 128;
 const RECIPIENTS: usize = 1000;
 /// Mistakes after which a connection ends.
 const MISTAKES: usize = 20;
@@ -62,11 +64,20 @@ pub(crate) async fn listen(mailboxes: Arc<Mailboxes>, slot: Arc<Slot>) {
     sessions.wait().await;
 }
 
+/// At the socket that is held for the mailbox. It stays open when we end, so that who comes meanwhile waits for the next catcher.
+fn listen_at(mailboxes: &Mailboxes, port: u16) -> std::io::Result<TcpListener> {
+    let socket = mailboxes.config.ports.hold(port)?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    let listener = std::net::TcpListener::from(socket);
+    listener.set_nonblocking(true)?;
+    TcpListener::from_std(listener)
+}
+
 async fn accept(mailboxes: &Arc<Mailboxes>, slot: &Arc<Slot>, sessions: &TaskTracker) {
     let MailboxSpec { port, uid } = slot.spec;
     let each = Arc::new(Semaphore::new(CONNECTIONS_EACH));
     let listener = loop {
-        match TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], port))).await {
+        match listen_at(mailboxes, port) {
             Ok(listener) => break listener,
             Err(error) => {
                 if slot.listening().err().is_none_or(|before| before != error.to_string()) {

@@ -38,17 +38,25 @@ impl Companion {
         Self { command: "mail-catcher", title: "the mail catcher", directory: config.mail_directory(), config_file }
     }
 
+    pub fn ports(config: &Config, config_file: Option<PathBuf>) -> Self {
+        Self { command: "port-keeper", title: "the keeper of the ports", directory: config.port_directory(), config_file }
+    }
+
     pub fn record(&self) -> PathBuf {
         self.directory.join("process.json")
     }
 
-    /// Starts it unless it runs.
-    pub async fn ensure(&self) -> Result<()> {
+    pub fn log(&self) -> PathBuf {
+        self.directory.join(format!("{}.log", self.command))
+    }
+
+    /// Starts it unless it runs. Whether it was started now.
+    pub async fn ensure(&self) -> Result<bool> {
         if Process::find(&self.record())?.is_some() {
-            return Ok(());
+            return Ok(false);
         }
         let mark = format!("{}/{}", self.directory.display(), self.command);
-        self.start(&self.record(), &mark, &[]).await.map(drop)
+        self.start(&self.record(), &mark, &[]).await.map(|_| true)
     }
 
     /// Starts one, whether another runs or not.
@@ -69,8 +77,7 @@ impl Companion {
         }
         let new =
             NewProcess { program, record: record.to_owned(), mark: mark.to_owned(), data_set: None, details: serde_json::Value::Null };
-        let log = self.directory.join(format!("{}.log", self.command));
-        let process = Process::start(new, &log).await.with_context(|| format!("{} cannot be started", self.title))?;
+        let process = Process::start(new, &self.log()).await.with_context(|| format!("{} cannot be started", self.title))?;
         tracing::info!(pid = process.pid(), "{} was started", self.title);
         Ok(process)
     }

@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use ocore_control::{MailRelay, SleepSettings};
 use ocore_host::local::{
-    EgressConfig, EnforceEgress, InstanceLimits, LocalHostConfig, Patience, PoolConfig, distribution::ExternalDistribution,
+    BuildLimits, EgressConfig, EnforceEgress, InstanceLimits, LocalHostConfig, Patience, PoolConfig, distribution::ExternalDistribution,
 };
 use ocore_model::names::OdooVersion;
 use serde::Deserialize;
@@ -154,6 +154,9 @@ pub struct Egress {
 pub struct Limits {
     pub parallel_operations: usize,
     pub instance_memory_bytes: u64,
+    pub instance_processes: u32,
+    pub build_memory_bytes: u64,
+    pub build_processes: u32,
     pub first_uid: u32,
     pub last_uid: u32,
     pub first_port: u16,
@@ -224,6 +227,15 @@ impl Config {
             "limits.instance_memory_bytes must be at least {LEAST_INSTANCE_MEMORY}, with which an Odoo and its PostgreSQL just run, or 0 for three quarters of \
              the machine's"
         );
+        ensure!(
+            self.limits.instance_processes >= 256,
+            "limits.instance_processes must be at least 256, with which an Odoo and its PostgreSQL just run"
+        );
+        ensure!(self.limits.build_processes >= 64, "limits.build_processes must be at least 64, with which pip and a compiler just run");
+        ensure!(
+            self.limits.build_memory_bytes == 0 || self.limits.build_memory_bytes >= LEAST_INSTANCE_MEMORY,
+            "limits.build_memory_bytes must be at least {LEAST_INSTANCE_MEMORY}, with which pip just runs, or 0 for half of the machine's memory"
+        );
         let waits = [("start", self.odoo.start_seconds), ("answer", self.odoo.answer_seconds), ("update", self.odoo.update_seconds)];
         for (what, seconds) in waits {
             ensure!(seconds > 0, "odoo.{what}_seconds must be at least 1");
@@ -267,10 +279,14 @@ impl Config {
         let end = last_uid + 1;
         let builds = end - 64;
         let gids = first_uid + (end - first_uid) / 2;
-        let limits = match self.limits.instance_memory_bytes {
-            0 => InstanceLimits::of_this_machine(),
-            bytes => InstanceLimits { memory_bytes: Some(bytes), ..InstanceLimits::default() },
-        };
+        let mut limits = InstanceLimits { processes: Some(self.limits.instance_processes), ..InstanceLimits::of_this_machine() };
+        if self.limits.instance_memory_bytes > 0 {
+            limits.memory_bytes = Some(self.limits.instance_memory_bytes);
+        }
+        let mut build_limits = BuildLimits { processes: Some(self.limits.build_processes), ..BuildLimits::of_this_machine() };
+        if self.limits.build_memory_bytes > 0 {
+            build_limits.memory_bytes = Some(self.limits.build_memory_bytes);
+        }
         LocalHostConfig {
             pool: PoolConfig {
                 path: self.pool.path.clone(),
@@ -283,10 +299,12 @@ impl Config {
             release_gids: gids..builds,
             build_uids: builds..end,
             ports: first_port..last_port,
+            port_keeper: Some(self.port_socket()),
             distributions: self.odoo.directory.clone(),
             external_distributions: self.odoo.distributions.clone(),
             warm_starts: self.odoo.warm_starts,
             limits,
+            build_limits,
             patience: Patience {
                 start: Duration::from_secs(self.odoo.start_seconds),
                 answer: Duration::from_secs(self.odoo.answer_seconds),
@@ -307,6 +325,14 @@ impl Config {
 
     pub fn edge_socket(&self) -> PathBuf {
         self.edge_directory().join("admin.sock")
+    }
+
+    pub fn port_directory(&self) -> PathBuf {
+        self.home.join("ports")
+    }
+
+    pub fn port_socket(&self) -> PathBuf {
+        self.port_directory().join("keeper.sock")
     }
 
     pub fn mail_directory(&self) -> PathBuf {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use ocore_machine::ports::Ports;
 use ocore_mail::{Limits, MailConfig};
 
 use crate::{config::Config, shutdown};
@@ -10,7 +11,7 @@ use crate::{config::Config, shutdown};
 pub fn run(config: &Config) -> Result<()> {
     let directory = config.mail_directory();
     std::fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
-    let mut mail = MailConfig::new(directory.join("boxes"), directory.join("admin.sock"));
+    let mut mail = MailConfig::new(directory.join("boxes"), directory.join("admin.sock"), Ports::kept_at(config.port_socket()));
     mail.limits = Limits {
         message_bytes: config.mail.message_bytes,
         messages: config.mail.messages,

@@ -12,6 +12,7 @@ mod lock;
 mod logging;
 mod mail_catcher;
 mod odoo;
+mod port_keeper;
 mod serve;
 mod shutdown;
 mod stop;
@@ -56,6 +57,8 @@ enum Command {
     },
     /// Run the mail catcher; `serve` starts it by itself
     MailCatcher,
+    /// Hold the ports of the instances; `serve` starts it by itself
+    PortKeeper,
     /// End everything that runs on this machine; data stays
     Stop,
     /// Remove everything from this machine: environments, data, users, the installed Odoo
@@ -131,6 +134,11 @@ fn run(command_line: CommandLine) -> Result<()> {
             let config = load()?;
             logging::start(&config.log);
             mail_catcher::run(&config)
+        }
+        Command::PortKeeper => {
+            let config = load()?;
+            logging::start(&config.log);
+            port_keeper::run(&config)
         }
         Command::Stop => small_runtime()?.block_on(stop::stop(&load()?)),
         Command::Purge { yes, keep_odoo } => {

@@ -12,7 +12,7 @@ use ocore_model::{clock::SystemClock, ids::ServerId};
 use sqlx::PgPool;
 use tokio::net::TcpListener;
 
-use crate::{companion::Companion, config::Config, lock::ServerLock, shutdown, succession::EdgeProcess};
+use crate::{companion::Companion, config::Config, lock::ServerLock, port_keeper::PortKeeper, shutdown, succession::EdgeProcess};
 
 /// How long everything may take to end once we are asked to stop, and how long answers under way may.
 const GRACE: Duration = Duration::from_secs(20);
@@ -26,7 +26,10 @@ pub async fn run(config: Config, config_file: Option<PathBuf>) -> Result<()> {
         .await
         .with_context(|| format!("cannot listen at {}: another program has that port; set `listen` to another address", config.listen))?;
 
+    let keeper = PortKeeper::new(&config, config_file.clone());
+    keeper.ensure().await?;
     let host = Arc::new(LocalHost::open(config.host()).await?);
+    host.hold_ports().await?;
     let edge = EdgeProcess::new(&config, config_file.clone());
     edge.ensure().await?;
     if edge.is_another_program().unwrap_or(false)
@@ -42,7 +45,7 @@ pub async fn run(config: Config, config_file: Option<PathBuf>) -> Result<()> {
     let control = Control {
         pool: pool.clone(),
         server_id: register(&config, &pool, host.as_ref()).await?,
-        host,
+        host: host.clone(),
         clock: Arc::new(SystemClock),
         settings: Arc::new(settings(&config)?),
         signals: Signals::default(),
@@ -50,7 +53,11 @@ pub async fn run(config: Config, config_file: Option<PathBuf>) -> Result<()> {
 
     let engine = Engine::start(control.clone(), shutdown.clone()).await.context("the operations engine cannot start")?;
     let reconcilers = Reconcilers::start(&control, &shutdown);
-    let patrols = [tokio::spawn(edge.patrol(shutdown.clone())), tokio::spawn(catcher.patrol(shutdown.clone()))];
+    let patrols = [
+        tokio::spawn(keeper.patrol(host, shutdown.clone())),
+        tokio::spawn(edge.patrol(shutdown.clone())),
+        tokio::spawn(catcher.patrol(shutdown.clone())),
+    ];
     let service = ocore_api::router(AppState { control }).into_make_service_with_connect_info::<SocketAddr>();
     tracing::info!(address = %config.listen, "the API listens");
     let stop = shutdown.clone();

@@ -12,7 +12,7 @@ use nix::{
 };
 use ocore_host::local::{LocalHost, PrivateCluster, pool, purge as purge_host};
 
-use crate::{companion::Companion, config::Config, lock::ServerLock, succession::EdgeProcess};
+use crate::{companion::Companion, config::Config, lock::ServerLock, port_keeper::PortKeeper, succession::EdgeProcess};
 
 /// How long the control plane may take to end.
 const GRACE: Duration = Duration::from_secs(30);
@@ -27,6 +27,7 @@ pub async fn stop(config: &Config) -> Result<()> {
     Companion::mail(config, None).stop().await?;
     let host = config.host();
     LocalHost::open(host.clone()).await?.stop_all().await?;
+    PortKeeper::new(config, None).stop().await?;
     if let Some(cluster) = PrivateCluster::find(&host).await? {
         cluster.stop().await?;
     }
@@ -40,6 +41,7 @@ pub async fn purge(config: &Config, keep_odoo: bool) -> Result<()> {
         end_server(config).await?;
         EdgeProcess::new(config, None).stop().await?;
         Companion::mail(config, None).stop().await?;
+        PortKeeper::new(config, None).stop().await?;
         purge_host(&config.host()).await?;
     }
     if !keep_odoo && config.odoo.directory.exists() {

@@ -2,19 +2,25 @@
 //!
 //! A claim is a lock on a file that the kernel lets go when its holder dies, so a crash loses no number. The files are the machine's, not a
 //! home's: two homes must never run builds as one user, since ending one build's processes would end the other's.
+//!
+//! Whatever a build leaves running has the number, too, and so the rights of the next one that gets it. Therefore a build ends as a whole, by its control
+//! group and by its number; a number is lent again only when nothing has it any more, and the one that was lent longest ago comes first.
 
 use std::{
     collections::BTreeSet,
     fs::File,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    time::SystemTime,
 };
 
 use nix::fcntl::{Flock, FlockArg};
 
 use super::{
+    LocalHost,
+    cgroups::{Cgroups, Group},
     durable::{self, blocking},
-    exec::RunAs,
+    exec::{Program, RunAs},
     ledger::{Ledger, open_lock},
     process,
 };
@@ -26,47 +32,89 @@ const CLAIMS: &str = "/run/ocore";
 #[derive(Debug)]
 pub struct BuildUser {
     pub uid: u32,
+    group: Group,
+    cgroups: Cgroups,
     _claim: Flock<File>,
 }
 
 impl BuildUser {
-    /// As a user to run programs as, with these supplementary groups.
-    pub fn run_as(&self, groups: Vec<u32>) -> RunAs {
-        RunAs { uid: self.uid, gid: self.uid, groups }
-    }
-
     /// Ends everything that the build has left running and gives the user back. (When it is dropped, the next one does the ending.)
     pub async fn release(self) -> Result<()> {
+        self.end().await?;
+        self.cgroups.remove_build(&group_name(self.uid));
+        Ok(())
+    }
+
+    async fn end(&self) -> Result<()> {
+        self.group.end().await?;
         process::end_users(&BTreeSet::from([self.uid])).await
     }
 }
 
-impl Ledger {
+impl Program {
+    /// Runs as the build's user, with these supplementary groups, in the build's control group.
+    pub(super) fn of_build(self, user: &BuildUser, groups: Vec<u32>) -> Self {
+        self.run_as(RunAs { uid: user.uid, gid: user.uid, groups }).group(user.group.clone())
+    }
+}
+
+impl LocalHost {
     /// A user for one build that nobody on this machine has now, and that nothing runs as.
     pub async fn claim_build_user(&self) -> Result<BuildUser> {
-        let range = self.build_uids();
-        let user = blocking(move || {
-            for uid in range {
-                if let Some(claim) = try_claim(&build_claim(uid))? {
-                    return Ok(BuildUser { uid, _claim: claim });
-                }
+        let range = self.ledger.build_uids();
+        let mut passed_over = BTreeSet::new();
+        loop {
+            let (range, skipped) = (range.clone(), passed_over.clone());
+            let claimed = blocking(move || claim(range.filter(|uid| !skipped.contains(uid)))).await?;
+            let Some((uid, claim)) = claimed else {
+                return Err(HostError::machine(
+                    "all users for builds are in use; try again when a build has ended, or configure a larger range",
+                ));
+            };
+            let group = self.cgroups.prepare_build(&group_name(uid));
+            let user = BuildUser { uid, group, cgroups: self.cgroups.clone(), _claim: claim };
+            match user.end().await {
+                Ok(()) => return Ok(user),
+                // It may wait for a disk for ever; nobody gets its number until it has gone.
+                Err(error) => tracing::warn!(uid, %error, "what an earlier build has left does not end; its user is not lent"),
             }
-            Err(HostError::machine("all users for builds are in use; try again when a build has ended, or configure a larger range"))
-        })
-        .await?;
-        process::end_users(&BTreeSet::from([user.uid])).await?;
-        Ok(user)
+            passed_over.insert(uid);
+        }
     }
+}
 
-    /// Removes the files of claims that nobody holds. They are the machine's, not the home's: other homes go on with theirs.
-    pub async fn remove_build_claims(&self) -> Result<()> {
-        let range = self.build_uids();
+/// The free one that was lent longest ago.
+fn claim(range: impl Iterator<Item = u32>) -> Result<Option<(u32, Flock<File>)>> {
+    let lent_at = |uid: u32| std::fs::metadata(build_claim(uid)).and_then(|file| file.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
+    let mut all: Vec<(SystemTime, u32)> = range.map(|uid| (lent_at(uid), uid)).collect();
+    all.sort_unstable();
+    for (_, uid) in all {
+        if let Some(claim) = try_claim(&build_claim(uid))? {
+            claim
+                .set_modified(SystemTime::now())
+                .map_err(|error| HostError::machine_from("when a user was lent to a build could not be written down", error))?;
+            return Ok(Some((uid, claim)));
+        }
+    }
+    Ok(None)
+}
+
+/// Unique on this machine, as the number is.
+fn group_name(uid: u32) -> String {
+    format!("build-{uid}")
+}
+
+impl Ledger {
+    /// Removes the files of claims that nobody holds, and the control groups that a build which was broken off has left. They are the machine's, not the home's: other homes go on with theirs.
+    pub(super) async fn remove_build_claims(&self, cgroups: &Cgroups) -> Result<()> {
+        let (range, cgroups) = (self.build_uids(), cgroups.clone());
         blocking(move || {
             for uid in range {
                 let path = build_claim(uid);
                 if path.exists()
                     && let Some(_claim) = try_claim(&path)?
                 {
+                    cgroups.remove_build(&group_name(uid));
                     durable::remove_fleeting(&path)
                         .map_err(|error| HostError::machine_from(format!("{} could not be removed", path.display()), error))?;
                 }

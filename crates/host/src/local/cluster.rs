@@ -24,6 +24,7 @@ use sqlx::{
 use tokio::time::Instant;
 
 use super::{
+    cgroups::Place,
     config,
     durable::{self, blocking},
     exec::{Program, RunAs},
@@ -98,8 +99,8 @@ pub struct Cluster {
     pub tenant: Tenant,
     pub memory: ClusterMemory,
     pub max_connections: u32,
-    /// `cgroup.procs` files for the server process.
-    pub cgroups: Vec<PathBuf>,
+    /// Where its processes belong; `None` for one that is no instance's.
+    pub place: Option<Place>,
 }
 
 impl Cluster {
@@ -128,7 +129,7 @@ impl Cluster {
             .cwd(&self.pgdata)
             .env("PGTZ", "UTC")
             .run_as(self.run_as())
-            .cgroups(self.cgroups.clone());
+            .group(self.place.as_ref().map(Place::prepare).unwrap_or_default());
         let new = NewProcess {
             program,
             record: self.record.clone(),
@@ -153,6 +154,7 @@ impl Cluster {
             }
         }
         self.end_leftovers().await?;
+        self.leave_place();
         durable::remove_fleeting(&self.record)
             .map_err(|error| HostError::machine_from("the record of a cluster could not be removed", error))
     }
@@ -163,6 +165,7 @@ impl Cluster {
             process.stop(&[(Signal::QUIT, IMMEDIATE_STOP)]).await?;
         }
         self.end_leftovers().await?;
+        self.leave_place();
         durable::remove_fleeting(&self.record)
             .map_err(|error| HostError::machine_from("the record of a cluster could not be removed", error))
     }
@@ -212,7 +215,17 @@ impl Cluster {
     /// Server processes in this directory without a living record: children that a killed postmaster left, or a start that was never
     /// recorded. PostgreSQL overwrites its environment and gives each child its own session, but all work in the data directory.
     async fn end_leftovers(&self) -> Result<()> {
+        if let Some(place) = &self.place {
+            place.find().end().await?;
+        }
         process::end_all(|entry| entry.uid() == Some(self.user.uid) && entry.cwd().is_some_and(|cwd| cwd.starts_with(&self.pgdata))).await
+    }
+
+    /// Nothing runs here any more.
+    fn leave_place(&self) {
+        if let Some(place) = &self.place {
+            place.find().remove();
+        }
     }
 
     async fn prepare(&self) -> Result<()> {

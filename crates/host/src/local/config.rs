@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use ocore_machine::ports::Ports;
 use ocore_model::names::OdooVersion;
 use serde::Deserialize;
 
@@ -29,6 +30,8 @@ pub struct LocalHostConfig {
     pub build_uids: Range<u32>,
     /// TCP ports on the loopback interface. Five an instance: two for each slot, one for its mail catcher.
     pub ports: Range<u16>,
+    /// The socket of the process that holds these ports; `None`: this process does, and they are free when it ends.
+    pub port_keeper: Option<PathBuf>,
     /// Where new clusters' programs are; `None` for the newest of Debian's `/usr/lib/postgresql/*/bin`. An existing cluster uses Debian's
     /// programs of its own major version when they are installed.
     pub postgres_bin: Option<PathBuf>,
@@ -42,6 +45,7 @@ pub struct LocalHostConfig {
     pub edge_socket: PathBuf,
     pub logs: LogLimits,
     pub limits: InstanceLimits,
+    pub build_limits: BuildLimits,
     pub patience: Patience,
     pub egress: EgressConfig,
 }
@@ -91,12 +95,34 @@ pub struct InstanceLimits {
     pub memory_bytes: Option<u64>,
     /// Thousandths of one core.
     pub cpu_millis: Option<u32>,
+    /// Processes and threads.
+    pub processes: Option<u32>,
+}
+
+/// What all processes of one build may take together, where control groups are there.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct BuildLimits {
+    pub memory_bytes: Option<u64>,
+    /// Processes and threads.
+    pub processes: Option<u32>,
+}
+
+/// Workers, threads, PostgreSQL's sessions and what prints reports are some hundred in a large instance.
+const INSTANCE_PROCESSES: u32 = 4096;
+/// A compiler for each core, and what starts them.
+const BUILD_PROCESSES: u32 = 1024;
+
+impl BuildLimits {
+    /// Half of the memory, so that two builds at once do not take the machine down.
+    pub fn of_this_machine() -> Self {
+        Self { memory_bytes: facts::memory_total().ok().map(|total| total / 2), processes: Some(BUILD_PROCESSES) }
+    }
 }
 
 impl InstanceLimits {
     /// No instance alone can take this machine down: three quarters of its memory, the rest stays for everything else.
     pub fn of_this_machine() -> Self {
-        Self { memory_bytes: facts::memory_total().ok().map(|total| total / 4 * 3), cpu_millis: None }
+        Self { memory_bytes: facts::memory_total().ok().map(|total| total / 4 * 3), cpu_millis: None, processes: Some(INSTANCE_PROCESSES) }
     }
 }
 
@@ -133,6 +159,7 @@ impl LocalHostConfig {
             release_gids: 30_000..40_000,
             build_uids: 40_000..40_064,
             ports: 20_000..30_000,
+            port_keeper: None,
             postgres_bin: None,
             distributions: home.join("odoo"),
             external_distributions: BTreeMap::new(),
@@ -140,6 +167,7 @@ impl LocalHostConfig {
             edge_socket: home.join("edge").join("admin.sock"),
             logs: LogLimits { max_bytes: 32 * 1024 * 1024, keep: 5 },
             limits: InstanceLimits::of_this_machine(),
+            build_limits: BuildLimits::of_this_machine(),
             patience: Patience::default(),
             egress: EgressConfig { enforce: EnforceEgress::Required, nft: PathBuf::from("nft") },
             home,
@@ -153,6 +181,15 @@ impl LocalHostConfig {
             None => newest_postgres_bin().ok_or_else(|| {
                 HostError::machine("PostgreSQL is not installed: there is no /usr/lib/postgresql/*/bin; install the package `postgresql`")
             }),
+        }
+    }
+
+    /// Who holds the instances' ports.
+    pub fn held_ports(&self) -> Result<Ports> {
+        match &self.port_keeper {
+            Some(socket) => Ok(Ports::kept_at(socket)),
+            None => Ports::of_this_process(&self.home)
+                .map_err(|error| HostError::machine_from(format!("the ports of instances cannot be held: {error}"), error)),
         }
     }
 

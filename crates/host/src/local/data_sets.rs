@@ -308,7 +308,7 @@ impl LocalHost {
             tenant: tenant(&allocation.odoo),
             memory: ClusterMemory::for_machine(facts::memory_total()?),
             max_connections: MAX_CONNECTIONS,
-            cgroups: self.cgroups.prepare(instance, Part::Clusters, false),
+            place: Some(self.cgroups.place(instance, Part::Cluster(data_set))),
         })
     }
 

@@ -28,6 +28,7 @@ use zip::{CompressionMethod, ZipWriter, write::SimpleFileOptions};
 
 use super::{
     LocalHost,
+    cgroups::Group,
     cluster::Cluster,
     copy::{self, WorkDirectory},
     data_sets::ODOO_ROLE,
@@ -77,7 +78,7 @@ impl LocalHost {
             record: self.layout.record(instance, Unit::Run(claim.fence.operation)),
             mark: Layout::mark(instance, Unit::Run(claim.fence.operation)),
             data_set: request.data_set,
-            cgroups: self.prepare_run(instance)?,
+            group: self.prepare_run(instance, claim.fence.operation)?,
         };
         progress.log.line("Dumping the database.");
         let dumped = dump.write(request.format, work.path(), progress).await?;
@@ -153,7 +154,7 @@ struct Dump<'a> {
     record: PathBuf,
     mark: String,
     data_set: DataSetId,
-    cgroups: Vec<PathBuf>,
+    group: Group,
 }
 
 impl Dump<'_> {
@@ -167,7 +168,7 @@ impl Dump<'_> {
             .env("PGPORT", CLUSTER_PORT.to_string())
             .env("PGUSER", self.cluster.tenant.name)
             .env("PGDATABASE", DATABASE)
-            .cgroups(self.cgroups.clone())
+            .group(self.group.clone())
             .time_limit(DUMP_TIME)
             .progress(progress);
         let path = directory.join(match format {

@@ -1,10 +1,18 @@
 //! A process that somebody else has forked for us: it is known by its identity, and its parent tells how it ended.
 
-use std::{io, os::unix::process::ExitStatusExt, path::Path, process::ExitStatus, time::Duration};
+use std::{
+    io::{self, IoSlice},
+    mem::MaybeUninit,
+    os::{fd::BorrowedFd, unix::process::ExitStatusExt},
+    path::Path,
+    process::ExitStatus,
+    time::Duration,
+};
 
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::UnixStream,
+    io::{AsyncReadExt, AsyncWriteExt, Interest},
+    net::{UnixStream, unix::pipe},
     time::timeout,
 };
 
@@ -12,6 +20,10 @@ use super::process::{Identity, scan};
 
 /// No line of a conversation is longer, in bytes.
 const LINE_LIMIT: usize = 64 * 1024;
+/// Descriptors that a conversation passes on at once.
+const DESCRIPTORS: usize = 8;
+/// Of the code that a process says it will end with, in bytes.
+const ANNOUNCEMENT_LIMIT: u64 = 16;
 /// Between the end of a process and its parent's word about it.
 const WORD_LIMIT: Duration = Duration::from_secs(2);
 
@@ -25,6 +37,26 @@ pub(super) struct Conversation {
 impl Conversation {
     pub(super) async fn begin(socket: &Path) -> io::Result<Self> {
         Ok(Self { stream: UnixStream::connect(socket).await?, received: Vec::new() })
+    }
+
+    /// Who listens at the socket, as the kernel knows: root's process, or an error.
+    pub(super) fn listener(&self) -> io::Result<i32> {
+        let peer = self.stream.peer_cred()?;
+        peer.pid().filter(|_| peer.uid() == 0).ok_or_else(|| io::Error::other("another user listens there"))
+    }
+
+    /// Sends descriptors on the first byte of what is said next, which is a space.
+    pub(super) async fn pass_on(&mut self, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let send = || {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            if !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
+                return Err(io::Error::other(format!("more than {DESCRIPTORS} descriptors are not passed on at once")));
+            }
+            sendmsg(&self.stream, &[IoSlice::new(b" ")], &mut control, SendFlags::NOSIGNAL)?;
+            Ok(())
+        };
+        self.stream.async_io(Interest::WRITABLE, send).await
     }
 
     /// Sends a line; the end of it is added.
@@ -50,19 +82,23 @@ impl Conversation {
     }
 }
 
-/// A process on the other end of a connection that its parent holds, too.
+/// A process that was forked for us, and the connection on which its parent tells how it ended. The process itself has that connection until it may run, and
+/// not any more when it does: what it runs is somebody else's code.
 #[derive(Debug)]
 pub(super) struct Forked {
     identity: Identity,
     conversation: Conversation,
-    /// The exit code that it said it would end with.
-    announced: Option<i32>,
+    /// Where it says, just before it ends, with which code: in case that its parent is gone. It may say what it likes.
+    announcement: Option<pipe::Receiver>,
 }
 
 impl Forked {
-    /// `None` when it has ended already.
-    pub(super) fn new(pid: i32, conversation: Conversation) -> Option<Self> {
-        Some(Self { identity: Identity::of(pid)?, conversation, announced: None })
+    pub(super) fn new(identity: Identity, conversation: Conversation) -> Self {
+        Self { identity, conversation, announcement: None }
+    }
+
+    pub(super) fn announces_at(&mut self, pipe: pipe::Receiver) {
+        self.announcement = Some(pipe);
     }
 
     pub(super) fn identity(&self) -> &Identity {
@@ -83,11 +119,11 @@ impl Forked {
             tokio::select! {
                 line = self.conversation.hear() => match line {
                     Ok(Some(line)) => {
-                        if let Some(status) = self.take_in(&line) {
+                        if let Some(status) = parents_word(&line) {
                             return Ok(Some(status));
                         }
                     }
-                    // Both it and its parent have closed their ends.
+                    // Its parent has closed its end, too.
                     Ok(None) | Err(_) => break false,
                 },
                 ended = &mut exited => { ended?; break true; }
@@ -96,7 +132,7 @@ impl Forked {
         if has_ended {
             let last_words = async {
                 while let Ok(Some(line)) = self.conversation.hear().await {
-                    if let Some(status) = self.take_in(&line) {
+                    if let Some(status) = parents_word(&line) {
                         return Some(status);
                     }
                 }
@@ -108,20 +144,21 @@ impl Forked {
         } else {
             exited.await?;
         }
-        Ok(self.announced.map(|code| ExitStatus::from_raw((code & 0xff) << 8)))
+        Ok(self.announced().await.map(|code| ExitStatus::from_raw((code & 0xff) << 8)))
     }
 
-    /// The parent's word counts; the process' own is kept in case that there is no other.
-    fn take_in(&mut self, line: &str) -> Option<ExitStatus> {
-        match line.split_once(' ')? {
-            ("ended", status) => status.parse().ok().map(ExitStatus::from_raw),
-            ("ending", code) => {
-                self.announced = code.parse().ok();
-                None
-            }
-            _ => None,
-        }
+    /// The code that it said it would end with. What it has started may keep the pipe open.
+    async fn announced(&mut self) -> Option<i32> {
+        let mut said = Vec::new();
+        let mut pipe = self.announcement.as_mut()?.take(ANNOUNCEMENT_LIMIT);
+        let _ = timeout(WORD_LIMIT, pipe.read_to_end(&mut said)).await;
+        std::str::from_utf8(&said).ok()?.lines().next()?.parse().ok()
     }
+}
+
+/// `ended <wait status>`.
+fn parents_word(line: &str) -> Option<ExitStatus> {
+    line.strip_prefix("ended ")?.parse().ok().map(ExitStatus::from_raw)
 }
 
 /// Somebody of the group that this process has led is left, so that its number means this group and no other.

@@ -10,13 +10,15 @@ use ocore_model::{ids::InstanceId, instance::Color};
 use rustix::process::Signal;
 
 use super::{
-    LocalHost, copy,
+    LocalHost,
+    cgroups::{Group, Part},
+    copy,
     data_sets::open_to_group,
     durable::{self, blocking},
     fence::Claim,
     layout::{Layout, Unit},
     ledger::Allocation,
-    process::{self, Process},
+    process::{self, ProcEntry, Process},
     slots,
     templates::WORKSHOP,
 };
@@ -76,6 +78,7 @@ impl LocalHost {
             let signal = if is_cluster { Signal::QUIT } else { Signal::TERM };
             process.stop(&[(signal, GRACE)]).await?;
         }
+        self.cgroups.all_of(instance).end().await?;
         if let Some(allocation) = self.ledger.find(instance).await? {
             process::end_users(&BTreeSet::from([allocation.postgres.uid, allocation.odoo.uid])).await?;
         }
@@ -114,18 +117,22 @@ impl LocalHost {
     pub(super) async fn end_strays(&self, instance: InstanceId) -> Result<()> {
         let Some(allocation) = self.ledger.find(instance).await? else { return Ok(()) };
         let _nothing_begins = self.data_locks.own(instance).await;
+        self.end_groups_without_record(instance).await?;
         let mut sessions = BTreeSet::new();
         let mut marks = BTreeSet::new();
         let mut directories = Vec::new();
+        let mut groups = Vec::new();
         for data_set in self.data_sets(instance)? {
-            if Process::find(&self.layout.record(instance, Unit::Cluster(data_set)))?.is_some() {
+            if let Some(process) = Process::find(&self.layout.record(instance, Unit::Cluster(data_set)))? {
                 directories.push(self.layout.pgdata(instance, data_set));
+                groups.push(process.record.group);
             }
         }
         // Somebody may be asking what was set aside.
         for data_set in self.quarantined_in(instance) {
-            if Process::find(&self.layout.record(instance, Unit::Cluster(data_set)))?.is_some() {
+            if let Some(process) = Process::find(&self.layout.record(instance, Unit::Cluster(data_set)))? {
                 directories.push(self.layout.quarantined(instance, data_set).join("pgdata"));
+                groups.push(process.record.group);
             }
         }
         for color in Color::ALL {
@@ -133,9 +140,14 @@ impl LocalHost {
             if let Some(process) = Process::find(&self.layout.record(instance, unit))? {
                 sessions.insert(process.pid());
                 marks.insert(Layout::mark(instance, unit));
+                groups.push(process.record.group);
             }
         }
+        // What a process says of itself counts only where the kernel does not say where it belongs.
+        let is_told = groups.iter().all(Group::is_whole);
+        let belongs = |entry: &ProcEntry| groups.iter().any(|group| group.processes().contains(&entry.pid));
         process::end_all(|entry| match entry.uid() {
+            Some(uid) if is_told && (uid == allocation.postgres.uid || uid == allocation.odoo.uid) => !belongs(entry),
             Some(uid) if uid == allocation.postgres.uid => {
                 !entry.cwd().is_some_and(|cwd| directories.iter().any(|directory| cwd.starts_with(directory)))
             }
@@ -148,6 +160,26 @@ impl LocalHost {
         for run_record in self.run_records(instance) {
             durable::remove_fleeting(&run_record)
                 .map_err(|error| HostError::machine_from("the record of an old program could not be removed", error))?;
+        }
+        Ok(())
+    }
+
+    /// Ends what is left in control groups whose process has ended or was never recorded, whatever it forks meanwhile.
+    async fn end_groups_without_record(&self, instance: InstanceId) -> Result<()> {
+        let runs = self.cgroups.runs(instance);
+        runs.end().await?;
+        runs.remove();
+        for color in Color::ALL {
+            if Process::find(&self.layout.record(instance, Unit::Slot(*color)))?.is_none() {
+                self.cgroups.find(instance, Part::Slot(*color)).end().await?;
+            }
+        }
+        for data_set in self.cgroups.clusters_of(instance) {
+            if Process::find(&self.layout.record(instance, Unit::Cluster(data_set)))?.is_none() {
+                let group = self.cgroups.find(instance, Part::Cluster(data_set));
+                group.end().await?;
+                group.remove();
+            }
         }
         Ok(())
     }

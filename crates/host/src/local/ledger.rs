@@ -7,7 +7,8 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{File, OpenOptions},
     hash::{DefaultHasher, Hash, Hasher},
-    net::{Ipv4Addr, SocketAddr, TcpListener},
+    io,
+    net::{Ipv4Addr, SocketAddr},
     ops::Range,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
@@ -15,6 +16,7 @@ use std::{
 };
 
 use nix::fcntl::{Flock, FlockArg};
+use ocore_machine::ports::Ports;
 use ocore_model::{ids::InstanceId, instance::Color};
 use serde::{Deserialize, Serialize};
 
@@ -83,6 +85,11 @@ struct Book {
     releases: BTreeMap<String, u32>,
     /// Numbers in our range that somebody else took.
     foreign_uids: BTreeSet<u32>,
+    /// The numbers that were lent last. The next ones come after them, so that one that was given back rests for as long as there are others.
+    #[serde(default)]
+    last_uid: Option<u32>,
+    #[serde(default)]
+    last_release_gid: Option<u32>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -96,6 +103,11 @@ struct Entry {
 }
 
 impl Entry {
+    fn ports(&self) -> [u16; 5] {
+        let InstancePorts { blue, green } = self.ports;
+        [blue.http, blue.websocket, green.http, green.websocket, self.mail]
+    }
+
     fn allocation(&self) -> Allocation {
         Allocation {
             postgres: OsUser { uid: self.postgres_uid, name: postgres_name(self.postgres_uid) },
@@ -106,6 +118,8 @@ impl Entry {
     }
 }
 
+/// So many free numbers are looked at, in case that somebody who will not end still has the first ones.
+const CANDIDATES: usize = 16;
 const POSTGRES_PREFIX: &str = "ocore-p";
 const ODOO_PREFIX: &str = "ocore-o";
 const CONTROL_OWNER: &str = "control";
@@ -124,8 +138,7 @@ impl Book {
     }
 
     fn ports(&self) -> BTreeSet<u16> {
-        let slots = self.instances.values().flat_map(|entry| [entry.ports.blue, entry.ports.green]);
-        slots.flat_map(|slot| [slot.http, slot.websocket]).chain(self.instances.values().map(|entry| entry.mail)).collect()
+        self.instances.values().flat_map(Entry::ports).collect()
     }
 }
 
@@ -140,6 +153,7 @@ struct Inner {
     path: PathBuf,
     home: PathBuf,
     ranges: Ranges,
+    ports: Ports,
 }
 
 /// The open ledger; clones are the same one.
@@ -156,7 +170,8 @@ impl Ledger {
             build_uids: config.build_uids.clone(),
             ports: config.ports.clone(),
         };
-        let inner = Inner { path: config.home.join("ledger.json"), home: config.home.clone(), ranges };
+        let ports = config.held_ports()?;
+        let inner = Inner { path: config.home.join("ledger.json"), home: config.home.clone(), ranges, ports };
         let ledger = Self(Arc::new(inner));
         ledger.change(|book, inner| inner.complete(book)).await?;
         Ok(ledger)
@@ -173,6 +188,7 @@ impl Ledger {
                     }
                     let postgres_uid = inner.free_uid(book, &[])?;
                     let odoo_uid = inner.free_uid(book, &[postgres_uid])?;
+                    book.last_uid = Some(odoo_uid);
                     let (ports, mail) = inner.free_ports(book)?;
                     let entry = Entry { postgres_uid, odoo_uid, ports, mail };
                     book.instances.insert(instance, entry.clone());
@@ -216,27 +232,33 @@ impl Ledger {
         self.read(|book| book.instances.keys().copied().collect()).await
     }
 
-    /// Removes the instance's users and gives its numbers and ports back. Nothing of it may run any more. Absent is done.
+    /// Removes the instance's users and gives its numbers and ports back. Nothing of it may run any more: what does keeps its numbers from being given back.
+    /// Absent is done.
     pub async fn release(&self, instance: InstanceId) -> Result<()> {
         let Some(allocation) = self.find(instance).await? else { return Ok(()) };
         self.remove_user(&allocation.postgres).await?;
         self.remove_user(&allocation.odoo).await?;
-        self.change(move |book, _| {
-            book.instances.remove(&instance);
+        self.change(move |book, inner| {
+            if let Some(entry) = book.instances.remove(&instance) {
+                for port in entry.ports() {
+                    // Whoever held it may be gone, and with it what it held.
+                    let _ = inner.ports.release(port);
+                }
+            }
             Ok(())
         })
         .await
     }
 
-    /// The ports of a slot that is about to start, each of which nobody listens on now; one that a foreign process holds is replaced by
-    /// another for good. Call it only while the slot does not run.
+    /// The ports of a slot that is about to start, each of which is held; one that a foreign process has taken while nobody held it is replaced by another for
+    /// good. Call it only while the slot does not run.
     pub async fn free_slot_ports(&self, instance: InstanceId, color: Color) -> Result<SlotPorts> {
         self.change(move |book, inner| {
             let ports = book.instances.get(&instance).ok_or_else(|| not_found(instance))?.ports;
             let mut slot = ports.of(color);
             let mut taken = book.ports();
             for port in [&mut slot.http, &mut slot.websocket] {
-                if !is_free(*port) {
+                if !inner.has(*port)? {
                     let [other] = inner.free_port_numbers(&taken)?;
                     tracing::warn!(port, other, %instance, "another program listens on an instance's port; the instance takes another one");
                     taken.insert(other);
@@ -251,6 +273,31 @@ impl Ledger {
         .await
     }
 
+    /// Holds the ports of all instances, so that nobody else can take one while its instance does not listen there. A mail catcher's port that somebody else has
+    /// is replaced for good; a slot's is when the slot starts. May run twice.
+    pub async fn hold_ports(&self) -> Result<()> {
+        self.change(|book, inner| {
+            let mut taken = book.ports();
+            for (instance, entry) in &mut book.instances {
+                for slot in [entry.ports.blue, entry.ports.green] {
+                    for port in [slot.http, slot.websocket] {
+                        if !inner.has(port)? {
+                            tracing::warn!(%instance, port, "another program has a port of an instance, which takes another one at its next start");
+                        }
+                    }
+                }
+                if !inner.has(entry.mail)? {
+                    let [other] = inner.free_port_numbers(&taken)?;
+                    tracing::error!(%instance, port = entry.mail, other, "another program has the port of an instance's mail catcher; start its Odoo anew");
+                    taken.insert(other);
+                    entry.mail = other;
+                }
+            }
+            Ok(())
+        })
+        .await
+    }
+
     /// The group that may read a release; the same one when it has one already.
     pub async fn release_gid(&self, release: &ReleaseId) -> Result<u32> {
         let name = release.0.clone();
@@ -259,8 +306,12 @@ impl Ledger {
                 return Ok(*gid);
             }
             let taken: BTreeSet<u32> = book.releases.values().copied().collect();
-            let gid = inner.ranges.release_gids.clone().find(|gid| !taken.contains(gid) && !users::is_known(*gid));
+            let candidates = beginning_after(&inner.ranges.release_gids, book.last_release_gid);
+            let free: Vec<u32> = candidates.filter(|gid| !taken.contains(gid) && !users::is_known(*gid)).take(CANDIDATES).collect();
+            let alive = process::groups_of_the_living(&free);
+            let gid = free.into_iter().find(|gid| !alive.contains(gid));
             let gid = gid.ok_or_else(|| HostError::machine("all group numbers for releases are in use; configure a larger range"))?;
+            book.last_release_gid = Some(gid);
             book.releases.insert(name, gid);
             Ok(gid)
         })
@@ -451,10 +502,16 @@ impl Inner {
 
     fn free_uid(&self, book: &Book, besides: &[u32]) -> Result<u32> {
         let taken = book.uids();
-        let mut candidates = self.ranges.uids.clone();
-        candidates
-            .find(|uid| !taken.contains(uid) && !besides.contains(uid) && !users::is_known(*uid))
-            .ok_or_else(|| HostError::machine("all user numbers for instances are in use; configure a larger range"))
+        let last = besides.iter().copied().chain(book.last_uid).next();
+        let candidates = beginning_after(&self.ranges.uids, last);
+        let free: BTreeSet<u32> = candidates
+            .clone()
+            .filter(|uid| !taken.contains(uid) && !besides.contains(uid) && !users::is_known(*uid))
+            .take(CANDIDATES)
+            .collect();
+        let alive: BTreeSet<u32> = process::living(&free).iter().filter_map(process::ProcEntry::uid).collect();
+        let mut free = candidates.filter(|uid| free.contains(uid) && !alive.contains(uid));
+        free.next().ok_or_else(|| HostError::machine("all user numbers for instances are in use; configure a larger range"))
     }
 
     /// Ports for the slots of an instance and for its mail catcher.
@@ -475,7 +532,16 @@ impl Inner {
         Ok(())
     }
 
-    /// Ports that are neither allocated nor in use. Homes start looking at different places, so that several on one machine seldom meet.
+    /// Whether the port is ours: held, from now on at the latest.
+    fn has(&self, port: u16) -> Result<bool> {
+        match self.ports.hold(port) {
+            Ok(_) => Ok(true),
+            Err(error) if matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied) => Ok(false),
+            Err(error) => Err(HostError::machine_from(format!("a port for an instance could not be held: {error}"), error)),
+        }
+    }
+
+    /// Ports that are not allocated and that nobody uses; held from now on. Homes start looking at different places, so that several on one machine seldom meet.
     fn free_port_numbers<const N: usize>(&self, taken: &BTreeSet<u16>) -> Result<[u16; N]> {
         let range = &self.ranges.ports;
         let count = u64::from(range.end.saturating_sub(range.start)).max(1);
@@ -483,9 +549,23 @@ impl Inner {
         self.home.hash(&mut hasher);
         let start = (hasher.finish() % count) as u16;
         let candidates = range.clone().cycle().skip(start.into()).take(range.len());
-        let found: Vec<u16> = candidates.filter(|port| !taken.contains(port) && is_free(*port)).take(N).collect();
+        let mut found = Vec::new();
+        for port in candidates.filter(|port| !taken.contains(port)) {
+            if found.len() == N {
+                break;
+            }
+            if self.has(port)? {
+                found.push(port);
+            }
+        }
         found.try_into().map_err(|_| HostError::machine("all ports for instances are in use; configure a larger range"))
     }
+}
+
+/// All numbers of the range, from the one after `last` on.
+fn beginning_after(range: &Range<u32>, last: Option<u32>) -> impl Iterator<Item = u32> + Clone + use<> {
+    let first = last.map_or(range.start, |last| last + 1).clamp(range.start, range.end);
+    (first..range.end).chain(range.start..first)
 }
 
 fn owner_of(comment: &str) -> Option<&str> {
@@ -497,10 +577,6 @@ fn with_slot(ports: InstancePorts, color: Color, slot: SlotPorts) -> InstancePor
         Color::Blue => InstancePorts { blue: slot, ..ports },
         Color::Green => InstancePorts { green: slot, ..ports },
     }
-}
-
-fn is_free(port: u16) -> bool {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
 }
 
 pub(super) fn open_lock(path: &Path) -> Result<File> {

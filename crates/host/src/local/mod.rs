@@ -41,6 +41,7 @@ mod users;
 use std::{os::unix::fs::PermissionsExt, path::Path};
 
 use nix::unistd::geteuid;
+use ocore_machine::ports::Ports;
 use ocore_model::ids::InstanceId;
 
 use self::{
@@ -52,7 +53,7 @@ use self::{
     snapshots::{prepared::PreparedCopies, warm_copy::WarmCopies},
 };
 pub use self::{
-    config::{EgressConfig, EnforceEgress, InstanceLimits, LocalHostConfig, LogLimits, Patience, PoolConfig},
+    config::{BuildLimits, EgressConfig, EnforceEgress, InstanceLimits, LocalHostConfig, LogLimits, Patience, PoolConfig},
     odoo::nursery::WarmStarts,
     private_cluster::PrivateCluster,
 };
@@ -79,6 +80,9 @@ pub struct LocalHost {
     data_locks: data_locks::DataLocks,
     uploading: imports::Uploading,
     nurseries: odoo::nursery::Nurseries,
+    /// Who holds the ports of the instances.
+    pub ports: Ports,
+    listening: odoo::listening::Listening,
 }
 
 impl LocalHost {
@@ -91,7 +95,7 @@ impl LocalHost {
         let pool = Pool::open(&config.pool).await?;
         durable::make_directory(&layout.instances(), 0o711)?;
         let host = Self {
-            cgroups: Cgroups::detect(config.limits),
+            cgroups: Cgroups::detect(config.limits, config.build_limits),
             edge: EdgeClient::new(&config.edge_socket),
             mail: MailClient::new(layout.mail_socket()),
             fences: Fences::new(layout.fences()),
@@ -103,6 +107,8 @@ impl LocalHost {
             data_locks: data_locks::DataLocks::default(),
             uploading: imports::Uploading::default(),
             nurseries: odoo::nursery::Nurseries::new(layout.clone(), config.warm_starts),
+            ports: config.held_ports()?,
+            listening: odoo::listening::Listening::default(),
             config,
             layout,
             ledger,
@@ -139,7 +145,7 @@ pub async fn purge(config: &LocalHostConfig) -> Result<()> {
         return Ok(());
     }
     let ledger = Ledger::open(config).await?;
-    let cgroups = Cgroups::detect(config.limits);
+    let cgroups = Cgroups::detect(config.limits, config.build_limits);
     odoo::nursery::stop_all(&Layout::new(config)).await?;
     if let Some(cluster) = PrivateCluster::find(config).await? {
         cluster.stop().await?;
@@ -157,7 +163,7 @@ pub async fn purge(config: &LocalHostConfig) -> Result<()> {
         entry.uid().is_some_and(|uid| builds.contains(&uid)) && entry.cwd().is_some_and(|cwd| cwd.starts_with(&config.home))
     })
     .await?;
-    ledger.remove_build_claims().await?;
+    ledger.remove_build_claims(&cgroups).await?;
     cgroups.remove_empty();
     egress::purge(config).await;
     pool::purge(&config.pool).await?;

@@ -91,7 +91,7 @@ fn describe(config: &LocalHostConfig, user: super::ledger::OsUser) -> Result<Clu
         tenant: Tenant { name: NAME, os_users: vec![facts::own_user_name()?, user.name.clone()], extensions: &[] },
         memory: ClusterMemory { shared_buffers: 64 * 1024 * 1024, ..ClusterMemory::for_machine(facts::memory_total()?) },
         max_connections: 100,
-        cgroups: Vec::new(),
+        place: None,
         user,
     })
 }

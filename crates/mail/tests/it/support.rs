@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use http_body_util::{BodyExt, Full};
 use hyper::{HeaderMap, Method, Request, StatusCode, body::Bytes};
 use hyper_util::rt::TokioIo;
+use ocore_machine::ports::Ports;
 use ocore_mail::{Catcher, MailConfig};
 use ocore_model::ids::InstanceId;
 use serde_json::{Value, json};
@@ -53,7 +54,8 @@ impl Scene {
     /// A catcher with one mailbox, for a user who is not us; root's mail is taken too, and tests run as root.
     pub(crate) async fn with(adapt: impl FnOnce(&mut MailConfig)) -> Result<Self> {
         let directory = tempfile::tempdir()?;
-        let mut config = MailConfig::new(directory.path().join("boxes"), directory.path().join("mail.sock"));
+        let mut config =
+            MailConfig::new(directory.path().join("boxes"), directory.path().join("mail.sock"), Ports::of_this_process(directory.path())?);
         config.limits.free_bytes = 0;
         adapt(&mut config);
         let port = Port::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();

@@ -3,6 +3,7 @@
 //! No shell reads its arguments: a program gets them as they are, an environment that starts empty, and its own process group, so that the
 //! whole group can be ended when its time is up, when somebody cancels, or when the future that waits for it is dropped.
 
+mod launch;
 mod outcome;
 mod running;
 
@@ -10,14 +11,13 @@ use std::{
     collections::BTreeMap,
     ffi::{OsStr, OsString},
     io,
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     process::Stdio,
     sync::Arc,
     time::Duration,
 };
 
-use rustix::process::{Pid, setpriority_process};
 use tokio::{
     net::unix::pipe,
     process::{Child, Command},
@@ -25,13 +25,14 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 pub use self::outcome::{ExecError, Finished};
-use self::running::GroupGuard;
 pub(super) use self::running::Running;
 pub use self::running::Started;
+use self::{launch::ListeningSocket, running::GroupGuard};
 use super::{
+    cgroups::Group,
     forked::Forked,
     odoo::nursery::{ForkRequest, NoFork, Nursery},
-    process::{YIELDING, weigh_session},
+    process::{Identity, YIELDING},
 };
 use crate::{
     api::{LogSink, Progress},
@@ -46,8 +47,6 @@ const LINE_LIMIT: u64 = 16 * 1024;
 const OUTPUT_GRACE: Duration = Duration::from_secs(2);
 /// As if it took a fifth of the memory in question more than it does: beside a database that is enough, and among equals the largest still goes first.
 const GOES_FIRST: &str = "200";
-/// In a session of its own, before it becomes another user.
-const YIELD: &str = "echo NICE 2>/dev/null >/proc/self/autogroup; exec nice -n NICE \"$@\"";
 const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The operating system's user that a program runs as.
@@ -75,10 +74,11 @@ pub struct Program {
     output_limit: usize,
     lines: Option<Arc<dyn LogSink>>,
     cancel: Vec<CancellationToken>,
-    cgroups: Vec<PathBuf>,
+    group: Group,
     goes_first: bool,
     yields: bool,
     parent: Option<Parent>,
+    sockets: Vec<ListeningSocket>,
 }
 
 /// Whom a program may be forked from.
@@ -89,14 +89,16 @@ struct Parent {
 }
 
 impl Program {
+    /// The environment that every program begins with.
+    const BASE: [(&'static str, &'static str); 3] = [("PATH", SEARCH_PATH), ("LANG", "C.UTF-8"), ("HOME", "/")];
+
     /// A program by path, or by name from the system's directories. It starts in `/` with `PATH`, `LANG` and `HOME` alone, as the user that
     /// this process runs as.
     pub fn new(program: impl AsRef<Path>) -> Self {
-        let env = [("PATH", SEARCH_PATH), ("LANG", "C.UTF-8"), ("HOME", "/")];
         Self {
             path: program.as_ref().to_owned(),
             args: Vec::new(),
-            env: env.into_iter().map(|(name, value)| (name.into(), value.into())).collect(),
+            env: Self::BASE.into_iter().map(|(name, value)| (name.into(), value.into())).collect(),
             cwd: PathBuf::from("/"),
             run_as: None,
             has_network: true,
@@ -107,10 +109,11 @@ impl Program {
             output_limit: DEFAULT_OUTPUT_LIMIT,
             lines: None,
             cancel: Vec::new(),
-            cgroups: Vec::new(),
+            group: Group::default(),
             goes_first: false,
             yields: false,
             parent: None,
+            sockets: Vec::new(),
         }
     }
 
@@ -193,10 +196,15 @@ impl Program {
         self.lines(Arc::clone(&progress.log)).cancel(progress.cancel.clone())
     }
 
-    /// `cgroup.procs` files that the process is written to when it has started.
-    pub fn cgroups(mut self, procs_files: Vec<PathBuf>) -> Self {
-        self.cgroups = procs_files;
+    /// The control group that it is in before it is anybody's but ours.
+    pub fn group(mut self, group: Group) -> Self {
+        self.group = group;
         self
+    }
+
+    /// As [`Program::group`] was told; one that holds nobody otherwise.
+    pub fn control_group(&self) -> &Group {
+        &self.group
     }
 
     /// When memory is short, the kernel ends it and what it starts before others (`oom_score_adj`, proc(5)).
@@ -219,6 +227,12 @@ impl Program {
         self
     }
 
+    /// Gives it a socket that is bound to that port, to listen there. Which descriptor that is, [`SOCKETS`](launch::SOCKETS) in its environment says. At most five.
+    pub(super) fn socket(mut self, port: u16, socket: OwnedFd) -> Self {
+        self.sockets.push((port, Arc::new(socket)));
+        self
+    }
+
     /// The program's own name, for messages.
     pub fn name(&self) -> String {
         self.path.file_name().unwrap_or(self.path.as_os_str()).to_string_lossy().into_owned()
@@ -236,15 +250,17 @@ impl Program {
 
     /// Starts it; [`Started::finish`] waits. Dropping what is returned ends the whole process group.
     pub fn start(mut self) -> Result<Started, ExecError> {
-        let mut command = self.command(self.yields);
+        let name = self.name();
+        let start_error = |source| ExecError::Start { program: name.clone(), source };
+        let mut command = self.command(self.yields).map_err(start_error)?;
         if !self.yields {
             command.process_group(0);
         }
-        let stdin = redirect(self.stdin_from.take()).map_err(|source| ExecError::Start { program: self.name(), source })?;
-        let stdout = redirect(self.stdout_to.take()).map_err(|source| ExecError::Start { program: self.name(), source })?;
+        let stdin = redirect(self.stdin_from.take()).map_err(start_error)?;
+        let stdout = redirect(self.stdout_to.take()).map_err(start_error)?;
         command.stdin(stdin).stdout(stdout).stderr(Stdio::piped()).kill_on_drop(true);
         let mut child = self.spawn(&mut command)?;
-        let group = GroupGuard { group: child.id().and_then(|id| Pid::from_raw(id.cast_signed())), leader: None };
+        let group = GroupGuard { leader: child.id().and_then(|id| Identity::of(id.cast_signed())) };
         let stdin = child.stdin.take();
         let stdout = child.stdout.take().map(|stream| Box::new(stream) as Box<_>);
         let stderr = child.stderr.take().map(|stream| Box::new(stream) as Box<_>);
@@ -257,8 +273,9 @@ impl Program {
             return self.start();
         }
         match self.fork_with_pipes().await {
-            Ok(Some((forked, stdout, stderr))) => {
-                let group = GroupGuard { group: Pid::from_raw(forked.identity().pid), leader: Some(forked.identity().clone()) };
+            Ok(Some((mut forked, stdout, stderr, ending))) => {
+                forked.announces_at(ending);
+                let group = GroupGuard { leader: Some(forked.identity().clone()) };
                 let mut started = Started {
                     program: self,
                     child: Running::Forked(Box::new(forked)),
@@ -275,58 +292,61 @@ impl Program {
         }
     }
 
-    async fn fork_with_pipes(&self) -> io::Result<Option<(Forked, pipe::Receiver, pipe::Receiver)>> {
+    /// The child, its output streams, and where it says with which code it will end.
+    async fn fork_with_pipes(&self) -> io::Result<Option<(Forked, pipe::Receiver, pipe::Receiver, pipe::Receiver)>> {
         if self.parent.is_none() {
             return Ok(None);
         }
-        let ((stdout, stdout_end), (stderr, stderr_end)) = (io::pipe()?, io::pipe()?);
-        let Some(forked) = self.fork(&stdout_end, &stderr_end, true).await else { return Ok(None) };
+        let ((stdout, stdout_end), (stderr, stderr_end), (ending, ending_end)) = (io::pipe()?, io::pipe()?, io::pipe()?);
+        let Some(forked) = self.fork(&stdout_end, &stderr_end, Some(&ending_end)).await else { return Ok(None) };
         // The child has opened its own ends.
-        drop((stdout_end, stderr_end));
+        drop((stdout_end, stderr_end, ending_end));
         let receiver = |end: io::PipeReader| pipe::Receiver::from_owned_fd(end.into());
-        Ok(Some((forked, receiver(stdout)?, receiver(stderr)?)))
+        Ok(Some((forked, receiver(stdout)?, receiver(stderr)?, receiver(ending)?)))
     }
 
     /// Starts it in a session of its own with both output streams appended to `log`, so that it outlives this process.
     pub(super) async fn start_detached(&self, log: std::fs::File) -> Result<Running, ExecError> {
         let start_error = |source| ExecError::Start { program: self.name(), source };
-        if let Some(forked) = self.fork(&log, &log, false).await {
+        if let Some(forked) = self.fork(&log, &log, None).await {
             let mut running = Running::Forked(Box::new(forked));
             running.go().await.map_err(start_error)?;
             return Ok(running);
         }
-        let mut command = self.command(true);
+        let mut command = self.command(true).map_err(start_error)?;
         command.stdin(Stdio::null()).stdout(log.try_clone().map_err(start_error)?).stderr(log).kill_on_drop(false);
         Ok(Running::Own(Box::new(self.spawn(&mut command)?)))
     }
 
     /// A child of its parent that waits to be let go; `None` when there is no parent, or when it has to be started bare, which is said then.
-    async fn fork(&self, stdout: &impl AsRawFd, stderr: &impl AsRawFd, wait: bool) -> Option<Forked> {
+    async fn fork(&self, stdout: &impl AsRawFd, stderr: &impl AsRawFd, ending: Option<&io::PipeWriter>) -> Option<Forked> {
         let parent = self.parent.as_ref()?;
-        let forked = match self.fork_request(parent, stdout, stderr, wait) {
-            Some(request) => parent.nursery.fork(&request).await,
+        let forked = match self.fork_request(parent, stdout, stderr, ending) {
+            Some(request) => {
+                let sockets: Vec<BorrowedFd<'_>> = self.sockets.iter().map(|(_, socket)| socket.as_fd()).collect();
+                parent.nursery.fork(&request, &sockets).await
+            }
             None => Err(NoFork::Unfit("its arguments or its environment are not UTF-8".to_owned())),
         };
         parent.nursery.note(&self.name(), forked.as_ref().map(drop));
-        let forked = forked.ok()?;
-        let pid = forked.identity().pid;
-        self.settle(pid);
-        if self.yields {
-            let _ = setpriority_process(Pid::from_raw(pid), YIELDING);
-            weigh_session(pid, YIELDING);
-        }
-        Some(forked)
+        forked.ok()
     }
 
     /// The child opens our descriptors by their names in `/proc`.
-    fn fork_request(&self, parent: &Parent, stdout: &impl AsRawFd, stderr: &impl AsRawFd, wait: bool) -> Option<ForkRequest> {
+    fn fork_request(
+        &self,
+        parent: &Parent,
+        stdout: &impl AsRawFd,
+        stderr: &impl AsRawFd,
+        ending: Option<&io::PipeWriter>,
+    ) -> Option<ForkRequest> {
         let text = |word: &OsStr| word.to_str().map(ToOwned::to_owned);
         let user = self.run_as.as_ref()?;
         let ours = |fd: i32| format!("/proc/{}/fd/{fd}", std::process::id());
         Some(ForkRequest {
             python: text(self.path.as_os_str())?,
             args: self.args.iter().map(|arg| text(arg)).collect::<Option<_>>()?,
-            env: self.env.iter().map(|(name, value)| Some((text(name)?, text(value)?))).collect::<Option<_>>()?,
+            env: self.environment().iter().map(|(name, value)| Some((text(name)?, text(value)?))).collect::<Option<_>>()?,
             cwd: text(self.cwd.as_os_str())?,
             uid: user.uid,
             gid: user.gid,
@@ -335,59 +355,15 @@ impl Program {
             stdout: ours(stdout.as_raw_fd()),
             stderr: ours(stderr.as_raw_fd()),
             modules: parent.modules.clone(),
-            wait,
+            ending: ending.map(|end| ours(end.as_raw_fd())),
+            groups_to_enter: self.group.procs_files().iter().map(|file| text(file.as_os_str())).collect::<Option<_>>()?,
+            goes_first: self.goes_first.then(|| GOES_FIRST.to_owned()),
+            nice: self.yields.then_some(YIELDING),
         })
     }
 
     fn spawn(&self, command: &mut Command) -> Result<Child, ExecError> {
-        let child = command.spawn().map_err(|source| ExecError::Start { program: self.name(), source })?;
-        if let Some(pid) = child.id() {
-            self.settle(pid.cast_signed());
-        }
-        Ok(child)
-    }
-
-    /// What a process that has just been started is told of by its pid.
-    fn settle(&self, pid: i32) {
-        if self.goes_first
-            && let Err(error) = std::fs::write(format!("/proc/{pid}/oom_score_adj"), GOES_FIRST)
-        {
-            tracing::debug!(%error, pid, "a process could not be marked as the first to go when memory is short");
-        }
-        for procs_file in &self.cgroups {
-            if let Err(error) = std::fs::write(procs_file, pid.to_string()) {
-                tracing::warn!(%error, path = %procs_file.display(), "a process could not be put into its cgroup");
-            }
-        }
-    }
-
-    /// `setsid`, `unshare` and `setpriv` replace themselves by the program, so the child's pid is the program's.
-    fn command(&self, own_session: bool) -> Command {
-        let mut words: Vec<OsString> = Vec::new();
-        if own_session {
-            words.push("setsid".into());
-        }
-        if self.yields {
-            words.extend(["sh".into(), "-c".into(), YIELD.replace("NICE", &YIELDING.to_string()).into(), "sh".into()]);
-        }
-        if !self.has_network {
-            words.extend(["unshare".into(), "--net".into(), "--".into()]);
-        }
-        if let Some(user) = &self.run_as {
-            words.extend(["setpriv".into(), format!("--reuid={}", user.uid).into(), format!("--regid={}", user.gid).into()]);
-            words.push(if user.groups.is_empty() {
-                "--clear-groups".into()
-            } else {
-                let groups: Vec<String> = user.groups.iter().map(u32::to_string).collect();
-                format!("--groups={}", groups.join(",")).into()
-            });
-            words.extend(["--no-new-privs".into(), "--".into()]);
-        }
-        words.push(self.path.clone().into_os_string());
-        let mut words = words.into_iter();
-        let mut command = Command::new(words.next().unwrap_or_default());
-        command.args(words).args(&self.args).env_clear().envs(&self.env).current_dir(&self.cwd);
-        command
+        command.spawn().map_err(|source| ExecError::Start { program: self.name(), source })
     }
 }
 
@@ -472,7 +448,7 @@ mod tests {
         token.cancel();
         assert!(matches!(started.finish().await, Err(ExecError::Cancelled { .. })));
         // A killed member may stay for a moment until it is reaped.
-        while rustix::process::test_kill_process_group(Pid::from_raw(group).unwrap()).is_ok() {
+        while rustix::process::test_kill_process_group(rustix::process::Pid::from_raw(group).unwrap()).is_ok() {
             if super::super::process::scan().iter().all(|entry| entry.group != group || entry.is_dead()) {
                 break;
             }
@@ -490,6 +466,68 @@ mod tests {
         let user = RunAs { uid: 41_234, gid: 41_235, groups: vec![41_236] };
         let finished = Program::new("id").run_as(user).run().await.unwrap();
         assert_eq!(finished.stdout_text(), "uid=41234 gid=41235 groups=41235,41236\n");
+    }
+
+    #[tokio::test]
+    async fn what_it_is_told_is_in_force_when_it_is_its_user_and_not_before() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let user = || RunAs { uid: 41_234, gid: 41_234, groups: vec![] };
+        let value = "it's $(id) `id` \\n \"quoted\"\nand a second line";
+        let finished = Program::new("env").arg("--null").env("WORDS", value).env("PATH", "/usr/bin").run_as(user()).run().await.unwrap();
+        let mut found: Vec<&str> = finished.stdout.split(|byte| *byte == 0).map(|entry| std::str::from_utf8(entry).unwrap()).collect();
+        found.sort_unstable();
+        assert_eq!(found, ["", "HOME=/", "LANG=C.UTF-8", "PATH=/usr/bin", &format!("WORDS={value}")]);
+        assert_eq!(finished.stderr_text(), "");
+
+        // What the loader is told it tells of each program that it loads: of none that root runs (`setpriv` is linked with it, `true` is not).
+        let finished = Program::new("true").env("LD_DEBUG", "files").run_as(user()).without_network().yields().run().await.unwrap();
+        let said = finished.stderr_text();
+        assert!(said.contains("calling init") && !said.contains("libcap-ng"), "{said}");
+        // Nor what a shell reads when it begins.
+        let directory = tempfile::tempdir().unwrap();
+        let (begun, script) = (directory.path().join("begun"), directory.path().join("script"));
+        std::fs::write(&script, format!("id -u >>{}\n", begun.display())).unwrap();
+        let program = Program::new("sh")
+            .args(["-c", "true"])
+            .env("ENV", &script)
+            .env("BASH_ENV", &script)
+            .env("PS4", "$(id)")
+            .env("SHELLOPTS", "xtrace");
+        program.run_as(user()).yields().run().await.unwrap();
+        assert!(!begun.exists());
+    }
+
+    #[tokio::test]
+    async fn a_process_is_in_its_control_group_before_it_is_anybodys_and_ends_with_it() {
+        let cgroups = super::super::cgroups::Cgroups::detect(Default::default(), Default::default());
+        let name = format!("test-{}", std::process::id());
+        let group = cgroups.prepare_build(&name);
+        if !group.is_whole() {
+            eprintln!("this machine has no unified hierarchy of control groups");
+            return;
+        }
+        let user = RunAs { uid: 41_235, gid: 41_235, groups: vec![] };
+        let own = Program::new("grep").args(["-o", "ocore/test-[0-9]*", "/proc/self/cgroup"]).run_as(user.clone()).group(group.clone());
+        assert!(own.run().await.unwrap().stdout_text().lines().any(|place| place == format!("ocore/{name}")));
+        // One that cannot be put there does not begin.
+        let elsewhere =
+            super::super::cgroups::Cgroups::detect(Default::default(), Default::default()).prepare_build(&format!("{name}-gone"));
+        elsewhere.remove();
+        let outcome = Program::new("echo").arg("begun").run_as(user.clone()).group(elsewhere).run().await.unwrap();
+        assert!(!outcome.status.success() && outcome.stdout.is_empty(), "{outcome:?}");
+
+        let chain = "import os\nos.setsid()\nprint('ready', flush=True)\nwhile True:\n    if os.fork(): os._exit(0)";
+        let started = Program::new("/usr/bin/python3").args(["-c", chain]).run_as(user).group(group.clone()).start().unwrap();
+        while group.processes().is_empty() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        group.end().await.unwrap();
+        assert_eq!(group.processes(), Vec::<i32>::new());
+        drop(started);
+        cgroups.remove_build(&name);
+        cgroups.remove_build(&format!("{name}-gone"));
     }
 
     #[tokio::test]

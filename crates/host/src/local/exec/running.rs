@@ -140,15 +140,14 @@ impl Started {
 
 /// Ends the process group when whoever waits for it goes away.
 pub(super) struct GroupGuard {
-    pub(super) group: Option<Pid>,
-    /// Of a group that is not led by a child of ours: somebody else reaps it, and then its number may soon mean another group.
+    /// Whose number the group has. Once it has been reaped, the number may soon mean another group.
     pub(super) leader: Option<Identity>,
 }
 
 impl GroupGuard {
     fn kill(&self) {
-        if let Some(group) = self.group
-            && self.leader.as_ref().is_none_or(group_is_left)
+        if let Some(leader) = self.leader.as_ref().filter(|leader| group_is_left(leader))
+            && let Some(group) = Pid::from_raw(leader.pid).filter(|group| !group.is_init())
         {
             // It may be gone already, which is as good.
             let _ = kill_process_group(group, Signal::KILL);
@@ -156,7 +155,7 @@ impl GroupGuard {
     }
 
     fn disarm(&mut self) {
-        self.group = None;
+        self.leader = None;
     }
 }
 

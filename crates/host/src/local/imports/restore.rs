@@ -31,6 +31,7 @@ use crate::{
     error::{HostError, Result},
     local::{
         LocalHost,
+        cgroups::Group,
         cluster::Cluster,
         copy::{self, WorkDirectory},
         data_sets::{ODOO_ROLE, open_to_group},
@@ -104,7 +105,7 @@ struct Restore<'a> {
     record: PathBuf,
     mark: String,
     data_set: DataSetId,
-    cgroups: Vec<PathBuf>,
+    group: Group,
     progress: &'a Progress,
     threads: &'a TaskTracker,
     end: &'a CancellationToken,
@@ -151,7 +152,7 @@ impl LocalHost {
                 record: self.layout.record(instance, Unit::Run(claim.fence.operation)),
                 mark: Layout::mark(instance, Unit::Run(claim.fence.operation)),
                 data_set,
-                cgroups: self.prepare_run(instance)?,
+                group: self.prepare_run(instance, claim.fence.operation)?,
                 progress,
                 threads: &quarters.threads,
                 end: &quarters.end,
@@ -208,7 +209,7 @@ impl Restore<'_> {
             .env("PGPORT", CLUSTER_PORT.to_string())
             .env("PGUSER", self.cluster.tenant.name)
             .env("PGDATABASE", DATABASE)
-            .cgroups(self.cgroups.clone())
+            .group(self.group.clone())
             .time_limit(RESTORE_TIME)
             .progress(self.progress)
     }

@@ -229,11 +229,11 @@ impl LocalHost {
 
     /// Lets `pg_restore` write all of a dump as SQL, which shows whether it can be read to its end, and what is in it.
     async fn scan_dump(&self, dump: &Path, is_directory: bool, progress: &Progress) -> Result<Findings> {
-        let user = self.ledger.claim_build_user().await?;
+        let user = self.claim_build_user().await?;
         let (reader, writer) = io::pipe().map_err(|error| HostError::machine_from("no pipe could be made", error))?;
         let mut program = Program::new(self.config.postgres_bin()?.join("pg_restore"))
             .args(["--file", "-", "--no-owner", "--no-acl"])
-            .run_as(user.run_as(Vec::new()))
+            .of_build(&user, Vec::new())
             .without_network()
             .stdout_to(writer)
             .time_limit(SCAN_TIME)

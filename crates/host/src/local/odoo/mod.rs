@@ -5,6 +5,7 @@ mod config;
 mod failure;
 mod guard;
 mod health;
+pub(super) mod listening;
 mod log_record;
 pub(super) mod logs;
 pub(super) mod nursery;

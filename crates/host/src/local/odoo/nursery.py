@@ -11,12 +11,14 @@ It runs as root, since its children become other users. Its rules:
    control group, and has been told to go on.
 2. It never learns what a child is told. It forks before it reads, so nothing of one tenant (its environment holds secrets) is ever in the
    memory that the next child gets. It opens no database and has one thread.
-3. A child keeps nothing of it: not the socket, not the other children's connections.
+3. A child keeps nothing of it: not the socket, not the other children's connections, and its own only as long as it runs nobody's code.
 4. Nobody depends on it. A child lives on without it; whoever cannot reach it, or gets `no`, starts Odoo bare.
 5. It leaves Odoo's code as it is, but for `list_modules_once`, which saves time and changes no outcome.
 
-A conversation, in lines: the request as JSON; `ready <pid>` or `no <reason>`; `go` (a connection that ends instead ends the child); then, when
-the request says `wait`, `ending <exit code>` from the child and `ended <wait status>` from the parent, which knows.
+A conversation, in lines: `forked <pid>` from the parent, before anybody else can say anything; the request as JSON, with the listening sockets that the
+child gets; `ready` or `no <reason>` from the child; `go` (a connection that ends instead ends the child), with which the child lets the connection go,
+since from there on it is its tenant's; at last `ended <wait status>` from the parent, which knows. Where the request names a pipe for it, the child
+writes there with which code it ends, just before.
 """
 
 import ast
@@ -53,6 +55,11 @@ LARGEST_FILLER, SMALLEST_FILLER = 120_000, 24
 # How long a child waits for its request, and between two looks whether the parent is still wanted, in seconds.
 PATIENCE, LOOK_INTERVAL = 30, 20
 
+# Of a conversation, at once.
+LINE_PART, MOST_SOCKETS = 65536, 8
+# The variable that says where listening sockets are.
+SOCKETS = "OCORE_SOCKETS"
+
 libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -64,6 +71,11 @@ def checked(result):
     if result == -1:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
+
+
+def write(path, value):
+    with open(path, "w") as file:
+        file.write(str(value))
 
 
 def prctl(option, *arguments):
@@ -275,15 +287,28 @@ class Nursery:
         if struct.unpack(SO_PEERCRED_FORMAT, credentials)[1] != 0:
             connection.close()
             return None
+        # What the child waits at until the parent has said who it is: by then nobody else has the connection.
+        gate, opening = os.pipe()
         try:
             pid = os.fork()
         except OSError as error:
             print(f"no fork: {error}", file=sys.stderr, flush=True)
+            os.close(gate)
+            os.close(opening)
             connection.close()
             return None
         if pid == 0:
+            os.close(opening)
             self.forget()
+            os.read(gate, 1)
+            os.close(gate)
             return connection
+        os.close(gate)
+        try:
+            connection.send(f"forked {pid}\n".encode(), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        except OSError:
+            pass
+        os.close(opening)
         handle = os.pidfd_open(pid)
         self.poll.register(handle, select.POLLIN)
         # No event but the other side's end: what is said there is the child's to read.
@@ -326,22 +351,21 @@ class Child:
         self.brought = brought
         self.imported = imported
         self.missing = missing
+        self.sockets = []
+        self.ending = None
 
     def prepare(self):
         """Up to the moment at which the project's code may be touched. An end of the connection is the end."""
         self.connection.settimeout(PATIENCE)
-        self.lines = self.connection.makefile("r", encoding="utf-8")
         try:
-            line = self.lines.readline()
-            if not line:
-                os._exit(0)
-            self.request = json.loads(line)
+            self.request = json.loads(self.hear())
             os.setsid()
             # Before its strings are written over: nothing of the C library may point to them any more.
             os.environ.clear()
             libc.clearenv()
             self.rename()
             self.redirect()
+            self.take_place()
             os.umask(UMASK)
             os.chdir(self.request["cwd"])
             if not self.request["network"]:
@@ -351,13 +375,23 @@ class Child:
         except (NoFork, OSError, KeyError, ValueError) as reason:
             self.say(f"no {' '.join(str(reason).split())}")
             os._exit(0)
-        self.say(f"ready {os.getpid()}")
-        if self.lines.readline() != "go\n":
+        self.say("ready")
+        if self.hear() != "go":
             os._exit(0)
-        self.lines.close()
-        self.connection.settimeout(None)
-        if not self.request["wait"]:
-            self.connection.close()
+        self.connection.close()
+        # As after an execve(2): its files in /proc are its own. Until now others of its user could not lay hands on it.
+        prctl(PR_SET_DUMPABLE, 1)
+
+    def hear(self):
+        """A line, and the descriptors that come with it."""
+        line = b""
+        while not line.endswith(b"\n"):
+            part, descriptors, _, _ = socket.recv_fds(self.connection, LINE_PART, MOST_SOCKETS)
+            self.sockets += descriptors
+            if not part:
+                os._exit(0)
+            line += part
+        return line.decode().strip()
 
     def say(self, text):
         try:
@@ -393,6 +427,21 @@ class Child:
             os.dup2(descriptor, target)
             os.close(descriptor)
 
+    def take_place(self):
+        """What root does for it: its control groups (`0` is the one that writes, cgroups(7)), its weight, and where it says how it ends."""
+        for path in self.request["groups_to_enter"]:
+            write(path, "0")
+        for path, value in (("/proc/self/oom_score_adj", self.request["goes_first"]), ("/proc/self/autogroup", self.request["nice"])):
+            if value:
+                try:
+                    write(path, value)
+                except OSError:
+                    pass
+        if self.request["nice"]:
+            os.nice(self.request["nice"])
+        if self.request["ending"]:
+            self.ending = os.open(self.request["ending"], os.O_WRONLY | os.O_CLOEXEC)
+
     def drop(self):
         """For good: also what is executed from here on gains nothing."""
         uid, gid = self.request["uid"], self.request["gid"]
@@ -400,8 +449,6 @@ class Child:
         os.setresgid(gid, gid, gid)
         os.setresuid(uid, uid, uid)
         prctl(PR_SET_NO_NEW_PRIVS, 1)
-        # As after an execve(2): its files in /proc are its own.
-        prctl(PR_SET_DUMPABLE, 1)
         if os.getresuid() != (uid, uid, uid) or uid == 0:
             raise NoFork("the child did not become its user")
 
@@ -431,13 +478,13 @@ class Child:
         """Odoo's program, as if Python had just been started with it."""
         os.environ.update(self.request["env"])
         os.environ.update(self.brought)
+        self.keep_sockets()
         time.tzset()
         program = self.request["args"][0]
         sys.argv = list(self.request["args"])
         sys.orig_argv = [self.request["python"], *self.request["args"]]
         if self.layer:
             self.put_on_top()
-        wait, connection = self.request["wait"], self.connection
         self.request = None
         code = 1
         try:
@@ -447,12 +494,21 @@ class Child:
             code = 0 if end.code is None else end.code & 0xFF if isinstance(end.code, int) else 1
             raise
         finally:
-            if wait and os.getpid() == MYSELF:
+            if self.ending is not None and os.getpid() == MYSELF:
                 # In case the parent is not there to tell.
                 try:
-                    connection.send(f"ending {code}\n".encode(), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+                    os.write(self.ending, f"{code}\n".encode())
                 except OSError:
                     pass
+
+    def keep_sockets(self):
+        """Where they are says the environment, as after a bare start; they stay when Odoo executes itself again."""
+        places = []
+        for place, descriptor in zip(os.environ.get(SOCKETS, "").split(","), self.sockets):
+            os.set_inheritable(descriptor, True)
+            places.append(f"{place.partition(':')[0]}:{descriptor}")
+        if places:
+            os.environ[SOCKETS] = ",".join(places)
 
     def put_on_top(self):
         """As the environment's own Python would: its packages first, then the distribution's."""

@@ -6,8 +6,8 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fs,
-    os::unix::fs::MetadataExt,
+    fs, io,
+    os::{fd::BorrowedFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -28,7 +28,7 @@ use crate::{
         exec::Program,
         forked::{Conversation, Forked},
         layout::Layout,
-        process::{self, NewProcess, Process},
+        process::{self, Identity, NewProcess, ProcEntry, Process},
         releases::ReleaseRecord,
     },
 };
@@ -96,8 +96,13 @@ pub(in crate::local) struct ForkRequest {
     pub(in crate::local) stderr: String,
     /// Modules of the project, which must not be in the parent.
     pub(in crate::local) modules: Vec<String>,
-    /// Whether somebody will ask how it ended.
-    pub(in crate::local) wait: bool,
+    /// The path of a pipe to which it writes how it ends, when somebody will ask.
+    pub(in crate::local) ending: Option<String>,
+    /// Files that it writes itself to.
+    pub(in crate::local) groups_to_enter: Vec<String>,
+    /// Its `oom_score_adj`.
+    pub(in crate::local) goes_first: Option<String>,
+    pub(in crate::local) nice: Option<i32>,
 }
 
 /// Why nothing was forked.
@@ -162,8 +167,8 @@ impl LocalHost {
 }
 
 impl Nursery {
-    /// A child that waits for [`Forked::go`]. It is what `request` says by then; dropped before, it ends.
-    pub(in crate::local) async fn fork(self: &Arc<Self>, request: &ForkRequest) -> Result<Forked, NoFork> {
+    /// A child that waits for [`Forked::go`], and has the sockets. It is what `request` says by then; dropped before, it ends.
+    pub(in crate::local) async fn fork(self: &Arc<Self>, request: &ForkRequest, sockets: &[BorrowedFd<'_>]) -> Result<Forked, NoFork> {
         let differs = |(name, value): &(&String, &String)| {
             READ_AT_START.iter().any(|prefix| name.starts_with(prefix)) && !ENVIRONMENT.contains(&(name.as_str(), value.as_str()))
         };
@@ -173,29 +178,33 @@ impl Nursery {
         let Ok(mut conversation) = Conversation::begin(&self.socket()).await else {
             return Err(self.make_ready());
         };
+        let broken = |error: io::Error| NoFork::Failed(format!("the nursery of Odoo {} broke off: {error}", self.version));
+        let Ok(forked) = timeout(ANSWER_LIMIT, born(&mut conversation)).await else {
+            // Stopped, or in a state that nobody knows. The next start gets another one.
+            let nursery = Arc::clone(self);
+            tokio::spawn(async move { nursery.end().await });
+            return Err(NoFork::Failed(format!("the nursery of Odoo {} did not answer; it is ended", self.version)));
+        };
+        let identity = forked.map_err(broken)?;
         let ask = async {
+            if !sockets.is_empty() {
+                conversation.pass_on(sockets).await?;
+            }
             conversation.say(&serde_json::to_vec(request)?).await?;
             conversation.hear().await
         };
         let answer = match timeout(ANSWER_LIMIT, ask).await {
-            Ok(Ok(answered)) => answered,
-            Ok(Err(error)) => return Err(NoFork::Failed(format!("the nursery of Odoo {} broke off: {error}", self.version))),
+            Ok(answered) => answered.map_err(broken)?.unwrap_or_default(),
+            // Somebody keeps it from that, and nobody else.
             Err(_) => {
-                // Stopped, or in a state that nobody knows. The next start gets another one.
-                let nursery = Arc::clone(self);
-                tokio::spawn(async move { nursery.end().await });
-                return Err(NoFork::Failed(format!("the nursery of Odoo {} did not answer; it is ended", self.version)));
+                identity.signal(Signal::KILL);
+                return Err(NoFork::Failed(format!("what the nursery of Odoo {} forked did not become ready; it is ended", self.version)));
             }
         };
-        let answer = answer.unwrap_or_default();
         match answer.split_once(' ') {
-            Some(("ready", pid)) => pid
-                .parse()
-                .ok()
-                .and_then(|pid| Forked::new(pid, conversation))
-                .ok_or_else(|| NoFork::Failed(format!("what the nursery of Odoo {} forked ended at once", self.version))),
+            None if answer == "ready" => Ok(Forked::new(identity, conversation)),
             Some(("no", reason)) => Err(NoFork::Unfit(reason.to_owned())),
-            _ => Err(NoFork::Failed(format!("the nursery of Odoo {} broke off", self.version))),
+            _ => Err(NoFork::Failed(format!("what the nursery of Odoo {} forked ended at once", self.version))),
         }
     }
 
@@ -313,6 +322,17 @@ impl Nursery {
     }
 }
 
+/// The child that was forked for this conversation. Its parent says who it is before it is anybody's: nobody else has the connection by then. Even so the kernel
+/// is asked whether that is a child of whoever listens at the socket.
+async fn born(conversation: &mut Conversation) -> io::Result<Identity> {
+    let parent = conversation.listener()?;
+    let line = conversation.hear().await?.unwrap_or_default();
+    let pid: Option<i32> = line.strip_prefix("forked ").and_then(|pid| pid.parse().ok());
+    let entry = pid.filter(|pid| *pid > 1).and_then(ProcEntry::read).filter(|entry| entry.parent == parent);
+    let identity = entry.and_then(|entry| Identity::of(entry.pid).filter(|identity| identity.start_ticks == entry.start_ticks));
+    identity.ok_or_else(|| io::Error::other(format!("it says {line:?}, which is no child of its own")))
+}
+
 /// Ends the parents of a home. What they have forked lives on. Absent is done.
 pub(in crate::local) async fn stop_all(layout: &Layout) -> Result<()> {
     for entry in fs::read_dir(layout.nurseries()).into_iter().flatten().flatten() {
@@ -363,4 +383,62 @@ fn id(distribution: &InstalledDistribution) -> String {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use tokio::process::Command;
+
+    use super::*;
+
+    /// What comes of a child of which the one who listens says this.
+    async fn born_as(said: &str) -> io::Result<Identity> {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("nursery");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let said = format!("{said}\n");
+        let nursery = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            io::Write::write_all(&mut stream, said.as_bytes()).unwrap();
+            stream
+        });
+        let mut conversation = Conversation::begin(&socket).await.unwrap();
+        let born = born(&mut conversation).await;
+        drop(nursery.join().unwrap());
+        born
+    }
+
+    #[tokio::test]
+    async fn only_a_child_of_who_listens_is_believed_to_be_one() {
+        let mut child = Command::new("sleep").arg("1000").kill_on_drop(true).spawn().unwrap();
+        let pid = child.id().unwrap().cast_signed();
+        assert_eq!(born_as(&format!("forked {pid}")).await.unwrap(), Identity::of(pid).unwrap());
+        // A grandchild, the one who listens itself, its parent, the first process, groups, and words of somebody who has the connection.
+        let mut shell = Command::new("sh").args(["-c", "sleep 1000 & wait"]).kill_on_drop(true).spawn().unwrap();
+        let grandchild = loop {
+            let parent = shell.id().unwrap().cast_signed();
+            if let Some(entry) = process::scan().into_iter().find(|entry| entry.parent == parent) {
+                break entry.pid;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        };
+        let ourselves = ProcEntry::read(std::process::id().cast_signed()).unwrap();
+        let lies = [grandchild, ourselves.pid, ourselves.parent, 1, 0, -1, -pid, i32::MAX].map(|pid| format!("forked {pid}"));
+        for lie in lies.into_iter().chain([
+            "ready".to_owned(),
+            format!("ready {pid}"),
+            "forked".to_owned(),
+            format!("forked {pid} {pid}"),
+            String::new(),
+        ]) {
+            let believed = born_as(&lie).await;
+            assert!(believed.is_err(), "{lie}: {believed:?}");
+        }
+        process::end_all(|entry| entry.pid == grandchild).await.unwrap();
+        shell.wait().await.unwrap();
+        child.kill().await.unwrap();
+        assert!(born_as(&format!("forked {pid}")).await.is_err(), "it has ended and is reaped");
+    }
 }

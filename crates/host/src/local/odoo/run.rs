@@ -1,8 +1,11 @@
 //! Runs of Odoo that install or update modules and end by themselves.
 
-use std::{os::unix::process::ExitStatusExt, path::PathBuf, time::Duration};
+use std::{os::unix::process::ExitStatusExt, time::Duration};
 
-use ocore_model::{ids::InstanceId, names::ModuleName};
+use ocore_model::{
+    ids::{InstanceId, OperationId},
+    names::ModuleName,
+};
 
 use super::{
     command,
@@ -16,7 +19,7 @@ use crate::{
     error::{HostError, Result},
     local::{
         LocalHost,
-        cgroups::Part,
+        cgroups::{Group, Part},
         cluster::Cluster,
         data_sets::Lacks,
         distribution::InstalledDistribution,
@@ -75,7 +78,7 @@ impl LocalHost {
                 .arg("--config")
                 .arg(&config)
                 .args(["--database", DATABASE, "--stop-after-init", "--no-http"])
-                .cgroups(self.prepare_run(instance)?)
+                .group(self.prepare_run(instance, claim.fence.operation)?)
                 .output_limit(LOG_LIMIT)
                 // Nobody is served by it.
                 .yields()
@@ -102,10 +105,10 @@ impl LocalHost {
         Ok(log)
     }
 
-    /// The control groups of a program that ends by itself.
-    pub(in crate::local) fn prepare_run(&self, instance: InstanceId) -> Result<Vec<PathBuf>> {
+    /// The control group of a program that ends by itself.
+    pub(in crate::local) fn prepare_run(&self, instance: InstanceId, operation: OperationId) -> Result<Group> {
         let serves = !slots::running(&self.layout, instance)?.is_empty();
-        Ok(self.cgroups.prepare(instance, Part::Runs, serves))
+        Ok(self.cgroups.prepare(instance, Part::Run(operation), serves))
     }
 
     async fn run_once(&self, instance: InstanceId, program: Program, claim: &Claim, request: &RunModules) -> Result<Finished> {

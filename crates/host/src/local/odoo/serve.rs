@@ -48,24 +48,10 @@ const LOG_INTERVAL: Duration = Duration::from_millis(250);
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 /// How long a slot that runs already may take to prove it.
 const PROOF_PATIENCE: Duration = Duration::from_secs(20);
-/// Somebody else may take a port between our look and Odoo's; then another is tried.
-const PORT_ATTEMPTS: usize = 5;
 /// How much of the log of a failed start is read, in bytes.
 const LOG_LIMIT: u64 = 8 * 1024 * 1024;
 /// How long websockets stay with the slot that serves because the new one does not take them yet.
 const WEBSOCKET_PATIENCE: Duration = Duration::from_secs(20);
-
-/// How a start ended that did not succeed.
-enum Setback {
-    PortTaken,
-    Failed(HostError),
-}
-
-impl From<HostError> for Setback {
-    fn from(error: HostError) -> Self {
-        Self::Failed(error)
-    }
-}
 
 impl LocalHost {
     pub(in crate::local) async fn serve(&self, claim: &Claim, spec: &SlotSpec, progress: &Progress) -> Result<RunningSlot> {
@@ -95,7 +81,7 @@ impl LocalHost {
             }
             self.stop_odoo(instance, &process, &details).await?;
         }
-        self.try_ports(claim, spec, None, progress).await
+        self.begin_to_serve(claim, spec, None, progress).await
     }
 
     /// Starts a slot that first updates modules in data that may serve. To be judged by what the database says afterwards.
@@ -111,38 +97,24 @@ impl LocalHost {
         {
             return Err(HostError::machine("data that may not serve are not updated by an Odoo that serves them"));
         }
-        self.try_ports(claim, spec, Some(request), progress).await
+        self.begin_to_serve(claim, spec, Some(request), progress).await
     }
 
-    async fn try_ports(&self, claim: &Claim, spec: &SlotSpec, update: Option<&RunModules>, progress: &Progress) -> Result<RunningSlot> {
-        claim.check()?;
-        let cluster = self.run_cluster(claim.instance, spec.data_set.id()).await?;
-        let guard = Guard::begin(self, claim.instance, &cluster, progress)?;
-        let attempts = async {
-            for attempt in 1..=PORT_ATTEMPTS {
-                match self.try_to_serve(claim, spec, update, &guard.progress).await {
-                    Ok(running) => return Ok(running),
-                    Err(Setback::PortTaken) if attempt < PORT_ATTEMPTS => {
-                        progress.log.line("Another program took the port; trying another one.");
-                    }
-                    Err(Setback::PortTaken) => break,
-                    Err(Setback::Failed(error)) => return Err(error),
-                }
-            }
-            Err(HostError::machine(format!(
-                "other programs took {PORT_ATTEMPTS} ports in a row from Odoo; configure a range of ports that nobody uses"
-            )))
-        };
-        if update.is_some() { guard.over_update(attempts).await } else { guard.over_start(attempts).await }
-    }
-
-    async fn try_to_serve(
+    async fn begin_to_serve(
         &self,
         claim: &Claim,
         spec: &SlotSpec,
         update: Option<&RunModules>,
         progress: &Progress,
-    ) -> Result<RunningSlot, Setback> {
+    ) -> Result<RunningSlot> {
+        claim.check()?;
+        let cluster = self.run_cluster(claim.instance, spec.data_set.id()).await?;
+        let guard = Guard::begin(self, claim.instance, &cluster, progress)?;
+        let attempt = self.try_to_serve(claim, spec, update, &guard.progress);
+        if update.is_some() { guard.over_update(attempt).await } else { guard.over_start(attempt).await }
+    }
+
+    async fn try_to_serve(&self, claim: &Claim, spec: &SlotSpec, update: Option<&RunModules>, progress: &Progress) -> Result<RunningSlot> {
         let instance = claim.instance;
         let unit = Unit::Slot(spec.color);
         let (record, distribution) = self.runnable(&spec.release).await?;
@@ -183,14 +155,18 @@ impl LocalHost {
             settings: spec.settings.clone(),
             takes_turns: true,
         };
+        let mut program = self
+            .warm(command::serving(&distribution, &record, &allocation.odoo, &spec.settings, &turns), &distribution, &record)
+            .arg("--config")
+            .arg(&config)
+            .args(["--database", DATABASE])
+            .args(update.map(update_and_serve::options).unwrap_or_default())
+            .group(self.cgroups.prepare(instance, Part::Slot(spec.color), beside));
+        for (port, socket) in self.slot_sockets(instance, spec.color, &[Some(http), websocket]).await? {
+            program = program.socket(port, socket);
+        }
         let new = NewProcess {
-            program: self
-                .warm(command::serving(&distribution, &record, &allocation.odoo, &spec.settings, &turns), &distribution, &record)
-                .arg("--config")
-                .arg(&config)
-                .args(["--database", DATABASE])
-                .args(update.map(update_and_serve::options).unwrap_or_default())
-                .cgroups(self.cgroups.prepare(instance, Part::Slot(spec.color), beside)),
+            program,
             record: self.layout.record(instance, unit),
             mark: Layout::mark(instance, unit),
             data_set: Some(spec.data_set.id()),
@@ -199,6 +175,7 @@ impl LocalHost {
         let output = self.layout.logs(instance).join(format!("odoo-{}.out", spec.color));
         let output_start = fs::metadata(&output).map_or(0, |metadata| metadata.len());
         let process = Process::start(new, &output).await?;
+        self.quiet_when_ended(instance, spec.color, &process, &[Some(http), websocket]);
         let _yielding = (!self.serving_beside(instance, &process).is_empty()).then(|| process.yield_processor());
         let source = self.release_tree(&spec.release)?;
         // An update is ended by its guard.
@@ -207,7 +184,7 @@ impl LocalHost {
             Ok(()) => {
                 if let Some(Err(error)) = update.map(|request| update_and_serve::judge(&read_from(&log, log_start), request, &source)) {
                     process.stop(&[(Signal::TERM, Duration::from_secs(2))]).await?;
-                    return Err(error.into());
+                    return Err(error);
                 }
                 if !is_alone {
                     self.print_from(&cluster, instance, http).await;
@@ -218,16 +195,13 @@ impl LocalHost {
             Err(wait) => {
                 process.stop(&[(Signal::TERM, Duration::from_secs(2))]).await?;
                 let error = match wait {
-                    Wait::Stopped(error) => return Err(error.into()),
+                    Wait::Stopped(error) => return Err(error),
                     Wait::Failed(words) => words,
                 };
                 let text = read_from(&output, output_start) + &read_from(&log, log_start);
-                if text.contains("Address already in use") {
-                    return Err(Setback::PortTaken);
-                }
                 Err(match update {
-                    Some(request) => update_and_serve::explain(&text, request, &source, error).into(),
-                    None => explain(&text, &source, error).into(),
+                    Some(request) => update_and_serve::explain(&text, request, &source, error),
+                    None => explain(&text, &source, error),
                 })
             }
         }

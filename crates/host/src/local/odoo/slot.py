@@ -11,11 +11,17 @@ database. The first page, and the first record that is written, took 40 to 150 m
 it is made before anybody is let in: once in the process that they are forked from, and by each of them what cannot be shared. An Odoo without workers
 is asked for that page anyway before it counts as started.
 
+*Its own ports.* It does not bind its ports, where somebody else could have been faster: it has sockets that are bound to them, and listens at these. They
+are kept for it while it does not run.
+
 A reload executes this file again by its place in `sys.argv`, as do the processes for websockets, which have neither crons nor pages.
 """
 import fcntl
+import functools
 import logging
 import os
+import socket
+import subprocess
 import sys
 import threading
 import wsgiref.util
@@ -23,6 +29,8 @@ import wsgiref.util
 PROGRAM, LOCK = os.environ["OCORE_ODOO_PROGRAM"], os.environ["OCORE_CRONS_LOCK"]
 # The one that proves that an Odoo serves, too.
 PAGE = "/web/login"
+# The inherited sockets by their ports.
+SOCKETS = {int(port): int(descriptor) for port, descriptor in (place.split(":") for place in os.environ["OCORE_SOCKETS"].split(","))}
 
 
 class Turn:
@@ -91,6 +99,54 @@ def begin_warm(server, config):
     server.WorkerHTTP.start = start
 
 
+def bind_inherited(kind, bind):
+    """Whoever binds one of the ports gets the socket that has it, in the place of its own."""
+
+    def bind_or_take(self, address):
+        descriptor = SOCKETS.get(address[1]) if isinstance(address, tuple) and address[0] == "127.0.0.1" else None
+        if descriptor is None:
+            return bind(self, address)
+        os.dup2(descriptor, self.fileno(), inheritable=False)
+        # Whether calls wait is a property of the socket that is gone.
+        self.settimeout(self.gettimeout())
+
+    kind.bind = bind_or_take
+
+
+def listen_at_inherited(server):
+    bind_inherited(socket.socket, socket.socket.bind)
+    stop, spawn = server.PreforkServer.stop, server.PreforkServer.long_polling_spawn
+
+    def stop_listening(self, graceful=True):
+        is_reload = server.server_phoenix
+        stop(self, graceful)
+        if not is_reload:
+            # As the end of its last process would, if nobody else had the sockets.
+            for descriptor in SOCKETS.values():
+                with socket.socket(fileno=os.dup(descriptor)) as listener:
+                    without_harm(listener.shutdown, socket.SHUT_RDWR)
+
+    def long_polling_spawn(self):
+        popen = subprocess.Popen
+        subprocess.Popen = functools.partial(popen, pass_fds=tuple(SOCKETS.values()))
+        try:
+            return spawn(self)
+        finally:
+            subprocess.Popen = popen
+
+    server.PreforkServer.stop = stop_listening
+    server.PreforkServer.long_polling_spawn = long_polling_spawn
+
+
+def listen_at_inherited_with_gevent():
+    import gevent.socket
+
+    def bind(self, address):
+        return self._sock.bind(address)
+
+    bind_inherited(gevent.socket.socket, bind)
+
+
 def without_harm(make, argument):
     """Whoever needs it first makes it as ever."""
     try:
@@ -132,13 +188,19 @@ def ask(path):
 if sys.path[:1] == [os.path.dirname(os.path.abspath(__file__))]:
     # As if Python had been given the program itself.
     sys.path[0] = os.path.dirname(PROGRAM)
-if sys.argv[1:2] != ["gevent"]:
+for inherited in SOCKETS.values():
+    # So that they are there when it executes itself again.
+    os.set_inheritable(inherited, True)
+if sys.argv[1:2] == ["gevent"]:
+    listen_at_inherited_with_gevent()
+else:
     import odoo.cli  # noqa: F401
     from odoo.service import server
     from odoo.tools import config
 
     take_turns(server, config)
     begin_warm(server, config)
+    listen_at_inherited(server)
 with open(PROGRAM, "rb") as file:
     code = compile(file.read(), PROGRAM, "exec")
 exec(code, {"__name__": "__main__", "__file__": PROGRAM, "__builtins__": __builtins__})

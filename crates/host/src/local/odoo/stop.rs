@@ -14,7 +14,7 @@ use crate::{
     local::{
         cluster::Cluster,
         data_sets::ODOO_ROLE,
-        process::{self, ProcEntry, Process},
+        process::{self, Process},
     },
 };
 
@@ -107,7 +107,7 @@ impl Looks {
 /// Odoo calls its sessions by the process that has them (`db_app_name`).
 fn is_session_of(odoo: &Process, application_name: &str) -> bool {
     let pid = application_name.strip_prefix("odoo-").and_then(|digits| digits.parse().ok());
-    pid.and_then(ProcEntry::read).is_some_and(|entry| odoo.is_of(&entry))
+    pid.is_some_and(|pid: i32| odoo.all().iter().any(|entry| entry.pid == pid))
 }
 
 /// Whether somebody is connected to the port, or may be (proc(5), `/proc/net/tcp`). What cannot be read is busy.

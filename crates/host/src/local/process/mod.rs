@@ -4,11 +4,11 @@
 //! as soon as the process runs. (Not synced to the disk: a power cut that takes the record takes the process too.) Between the start and the record lies a moment in which a crash leaves a process without a record; each
 //! process therefore carries a mark in its environment, and whatever carries the mark is ended before another start.
 
+mod ending;
 mod pause;
 mod priority;
 
 use std::{
-    collections::BTreeSet,
     fs,
     os::{fd::OwnedFd, unix::fs::OpenOptionsExt},
     path::{Path, PathBuf},
@@ -23,13 +23,12 @@ use rustix::{
     process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
 };
 use serde::{Deserialize, Serialize};
-use tokio::{
-    io::{Interest, unix::AsyncFd},
-    time::Instant,
-};
+use tokio::io::{Interest, unix::AsyncFd};
 
-pub(super) use self::priority::{YIELDING, weigh_session};
+pub use self::ending::{end_all, end_marked, end_users, groups_of_the_living, living};
+pub(super) use self::priority::YIELDING;
 use super::{
+    cgroups::Group,
     durable,
     exec::{ExecError, Finished, Program},
 };
@@ -100,6 +99,9 @@ pub struct ProcessRecord {
     pub uid: Option<u32>,
     /// The data set that it uses.
     pub data_set: Option<DataSetId>,
+    /// The control group that it runs in with all that it has started. In records of earlier versions there is none.
+    #[serde(default)]
+    pub group: Group,
     pub started_at: DateTime<Utc>,
     /// Whatever the one who started it needs to know again.
     pub details: serde_json::Value,
@@ -124,8 +126,11 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts a detached process with both output streams appended to `log`. What an earlier start of the same mark left is ended first.
+    /// Starts a detached process with both output streams appended to `log`. What an earlier start of the same mark left is ended first, and whatever is in
+    /// its control group.
     pub async fn start(new: NewProcess, log: &Path) -> Result<Self> {
+        let group = new.program.control_group().clone();
+        group.end().await?;
         end_marked(&new.mark).await?;
         let log_file = fs::OpenOptions::new()
             .append(true)
@@ -140,8 +145,10 @@ impl Process {
         // The parent reaps; after a restart of ours, init does.
         tokio::spawn(async move { child.wait().await });
         let identity = identity.ok_or_else(|| HostError::machine(format!("`{}` ended at once", program.name())))?;
-        let record = ProcessRecord { identity, mark: new.mark, uid, data_set: new.data_set, started_at: Utc::now(), details: new.details };
+        let record =
+            ProcessRecord { identity, mark: new.mark, uid, data_set: new.data_set, group, started_at: Utc::now(), details: new.details };
         if let Err(error) = durable::write_fleeting_json(&new.record, &record) {
+            record.group.end().await?;
             end_all(|entry| entry.session == record.identity.pid).await?;
             return Err(error);
         }
@@ -191,17 +198,26 @@ impl Process {
                 break;
             }
         }
-        end_all(|entry| entry.session == self.pid() && entry.start_ticks >= self.record.identity.start_ticks).await?;
-        end_marked(&self.record.mark).await?;
+        self.record.group.end().await?;
+        if !self.record.group.is_whole() {
+            end_all(|entry| entry.session == self.pid() && entry.start_ticks >= self.record.identity.start_ticks).await?;
+            end_marked(&self.record.mark).await?;
+        }
         self.forget()?;
         Ok(gracefully)
     }
 
-    /// Whether it leads that living process, or is it: of its session, or with its mark.
-    pub fn is_of(&self, entry: &ProcEntry) -> bool {
-        !entry.is_dead()
-            && (entry.session == self.pid() && entry.start_ticks >= self.record.identity.start_ticks
-                || entry.mark().is_some_and(|found| found == self.record.mark))
+    /// It and all living processes that it has started: what is in its control group, or, where it has none, of its session or with its mark.
+    pub fn all(&self) -> Vec<ProcEntry> {
+        if self.record.group.is_whole() {
+            let entries = self.record.group.processes().into_iter().filter_map(ProcEntry::read);
+            return entries.filter(|entry| !entry.is_dead()).collect();
+        }
+        let is_of = |entry: &ProcEntry| {
+            entry.session == self.pid() && entry.start_ticks >= self.record.identity.start_ticks
+                || entry.mark().is_some_and(|found| found == self.record.mark)
+        };
+        scan().into_iter().filter(|entry| !entry.is_dead() && is_of(entry)).collect()
     }
 
     /// Removes the record.
@@ -212,17 +228,25 @@ impl Process {
 }
 
 /// Runs a program to its end while a record says that it runs, so that a later call can end it if we die before it does.
+///
+/// Nothing of it is left afterwards, nor of whatever else was in its control group.
 pub async fn run_recorded(program: Program, record: &Path, mark: &str, data_set: Option<DataSetId>) -> Result<Finished> {
+    let group = program.control_group().clone();
+    group.end().await?;
     end_marked(mark).await?;
     let uid = program.user().map(|user| user.uid);
     let started = program.env(MARK, mark).start_warm().await?;
     if let Some(identity) = started.identity() {
-        let entry =
-            ProcessRecord { identity, mark: mark.to_owned(), uid, data_set, started_at: Utc::now(), details: serde_json::Value::Null };
+        let (mark, group) = (mark.to_owned(), group.clone());
+        let entry = ProcessRecord { identity, mark, uid, data_set, group, started_at: Utc::now(), details: serde_json::Value::Null };
         durable::write_fleeting_json(record, &entry)?;
     }
     let outcome: Result<Finished, ExecError> = started.finish().await;
-    end_marked(mark).await?;
+    group.end().await?;
+    group.remove();
+    if !group.is_whole() {
+        end_marked(mark).await?;
+    }
     durable::remove_fleeting(record)
         .map_err(|error| HostError::machine_from(format!("{} could not be removed", record.display()), error))?;
     Ok(outcome?)
@@ -245,15 +269,34 @@ impl ProcEntry {
         parse_stat(pid, &fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
     }
 
-    /// Ended, and not yet reaped by its parent.
+    /// All its threads have ended, and its parent has not reaped it yet. The first thread alone may end before the others: the kernel shows the whole
+    /// process as a zombie then, and it works on (proc(5), `/proc/<pid>/stat` is of the first thread).
     pub fn is_dead(&self) -> bool {
-        matches!(self.state, 'Z' | 'X' | 'x')
+        is_ended(self.state) && !self.threads().iter().any(|thread| !is_ended(thread.state))
+    }
+
+    /// Its threads, as far as they can be seen.
+    fn threads(&self) -> Vec<ProcEntry> {
+        let Ok(threads) = fs::read_dir(format!("/proc/{}/task", self.pid)) else { return Vec::new() };
+        let stats = threads.flatten().filter_map(|thread| fs::read_to_string(thread.path().join("stat")).ok());
+        stats.filter_map(|stat| parse_stat(self.pid, &stat)).collect()
     }
 
     /// Its real user id; `None` when it is gone.
     pub fn uid(&self) -> Option<u32> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).ok()?;
-        status.lines().find_map(|line| line.strip_prefix("Uid:"))?.split_whitespace().next()?.parse().ok()
+        self.status("Uid:").first().copied()
+    }
+
+    /// Its group ids: its own, and the supplementary ones.
+    pub fn groups(&self) -> Vec<u32> {
+        [self.status("Gid:"), self.status("Groups:")].concat()
+    }
+
+    /// Numbers of a line of `/proc/<pid>/status`.
+    fn status(&self, name: &str) -> Vec<u32> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+        line.split_whitespace().filter_map(|number| number.parse().ok()).collect()
     }
 
     /// The value of [`MARK`] that it was started with. A program may overwrite its environment; PostgreSQL does.
@@ -288,40 +331,6 @@ pub fn scan() -> Vec<ProcEntry> {
     entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter_map(ProcEntry::read).collect()
 }
 
-/// Ends with SIGKILL every process that is `chosen`, until there is none; one that forks meanwhile is caught at the next look.
-pub async fn end_all(chosen: impl Fn(&ProcEntry) -> bool) -> Result<()> {
-    let deadline = Instant::now() + KILL_DEADLINE;
-    let ourselves = std::process::id().cast_signed();
-    loop {
-        let left: Vec<Identity> =
-            scan().iter().filter(|entry| entry.pid != ourselves && !entry.is_dead() && chosen(entry)).map(ProcEntry::identity).collect();
-        if left.is_empty() {
-            return Ok(());
-        }
-        for identity in &left {
-            identity.signal(Signal::KILL);
-        }
-        for identity in &left {
-            if tokio::time::timeout_at(deadline, identity.exited()).await.is_err() {
-                return Err(HostError::machine(format!(
-                    "process {} does not end, not even by SIGKILL; it probably waits for a disk: see `dmesg`",
-                    identity.pid
-                )));
-            }
-        }
-    }
-}
-
-/// Ends all processes of these users. They must be users that oCore itself allocated.
-pub async fn end_users(uids: &BTreeSet<u32>) -> Result<()> {
-    end_all(|entry| entry.uid().is_some_and(|uid| uid != 0 && uids.contains(&uid))).await
-}
-
-/// Ends all processes that carry the mark.
-pub async fn end_marked(mark: &str) -> Result<()> {
-    end_all(|entry| entry.mark().is_some_and(|found| found == mark)).await
-}
-
 fn open_pidfd(pid: i32) -> Option<OwnedFd> {
     match pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()) {
         Ok(handle) => Some(handle),
@@ -345,6 +354,10 @@ pub fn boot_id() -> &'static str {
             |text| text.trim().to_owned(),
         )
     })
+}
+
+fn is_ended(state: char) -> bool {
+    matches!(state, 'Z' | 'X' | 'x')
 }
 
 /// proc(5): the name, in parentheses, may hold anything, also spaces and parentheses; what follows the last `)` is plain.

@@ -1,11 +1,11 @@
 //! Processes that stand still with all that they have open, and go on.
 
-use std::{fs, time::Duration};
+use std::time::Duration;
 
 use rustix::process::Signal;
 use tokio::time::Instant;
 
-use super::{KILL_DEADLINE, ProcEntry, Process, parse_stat, scan};
+use super::{KILL_DEADLINE, ProcEntry, Process, is_ended};
 use crate::error::{HostError, Result};
 
 const PAUSE_LOOK_INTERVAL: Duration = Duration::from_millis(2);
@@ -22,7 +22,7 @@ impl Process {
         let deadline = Instant::now() + KILL_DEADLINE;
         loop {
             // One that forks meanwhile is caught at the next look.
-            let running: Vec<ProcEntry> = scan().into_iter().filter(|entry| self.is_of(entry) && !entry.is_paused()).collect();
+            let running: Vec<ProcEntry> = self.all().into_iter().filter(|entry| !entry.is_paused()).collect();
             if running.is_empty() {
                 return Ok(());
             }
@@ -40,9 +40,9 @@ impl Process {
     /// Lets what is paused go on: first all that it has started, then, when those have had time to give a sign of life, itself. So a master that
     /// watches its workers does not take them for hung.
     pub async fn resume(&self) -> Result<()> {
-        let ours: Vec<ProcEntry> = scan().into_iter().filter(|entry| self.is_of(entry)).collect();
+        let ours = self.all();
         let (leaders, others): (Vec<_>, Vec<_>) = ours.iter().partition(|entry| entry.pid == self.pid());
-        let others: Vec<_> = others.into_iter().filter(|entry| entry.state == 'T').collect();
+        let others: Vec<_> = others.into_iter().filter(|entry| entry.has_stopped_threads()).collect();
         for entry in &others {
             entry.identity().signal(Signal::CONT);
         }
@@ -64,19 +64,20 @@ impl Process {
 impl ProcEntry {
     /// None of its threads runs: each is stopped by a signal, or ended.
     fn is_paused(&self) -> bool {
-        let Ok(threads) = fs::read_dir(format!("/proc/{}/task", self.pid)) else { return true };
-        threads.flatten().all(|thread| {
-            let stat = fs::read_to_string(thread.path().join("stat"));
-            let entry = stat.ok().and_then(|stat| parse_stat(self.pid, &stat));
-            entry.is_none_or(|entry| entry.state == 'T' || entry.is_dead())
-        })
+        self.threads().iter().all(|thread| thread.state == 'T' || is_ended(thread.state))
+    }
+
+    fn has_stopped_threads(&self) -> bool {
+        self.threads().iter().any(|thread| thread.state == 'T')
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::{super::tests::new, *};
-    use crate::local::exec::Program;
+    use crate::local::{exec::Program, process::scan};
 
     #[tokio::test]
     async fn what_is_paused_stands_still_with_its_children_goes_on_and_is_ended() {

@@ -4,7 +4,7 @@ use std::fs;
 
 use rustix::process::{Pid, setpriority_process};
 
-use super::{ProcEntry, Process, scan};
+use super::{ProcEntry, Process};
 
 /// The nice value of what gives way: a tenth of the usual share, where somebody else wants it.
 pub(in crate::local) const YIELDING: i32 = 10;
@@ -25,7 +25,7 @@ impl Process {
     fn set_nice(&self, nice: i32) {
         // Who is made by one that the first look has not met yet is met by the second one.
         for _ in 0..2 {
-            for entry in scan().iter().filter(|entry| self.is_of(entry)) {
+            for entry in self.all() {
                 let Ok(threads) = fs::read_dir(format!("/proc/{}/task", entry.pid)) else { continue };
                 let ids = threads.flatten().filter_map(|thread| Pid::from_raw(thread.file_name().to_str()?.parse().ok()?));
                 for id in ids {
@@ -39,7 +39,7 @@ impl Process {
 
 /// Gives a session's weight to the session that the process leads, where the kernel weighs sessions (sched(7), "The autogroup feature"). Nothing for one
 /// that leads none: that would be somebody else's.
-pub(in crate::local) fn weigh_session(pid: i32, nice: i32) {
+fn weigh_session(pid: i32, nice: i32) {
     if ProcEntry::read(pid).is_some_and(|entry| entry.session == pid) {
         let _ = fs::write(format!("/proc/{pid}/autogroup"), nice.to_string());
     }
@@ -71,7 +71,7 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         let nice = || -> Vec<i32> {
-            let ours: Vec<ProcEntry> = scan().into_iter().filter(|entry| process.is_of(entry)).collect();
+            let ours = process.all();
             ours.iter().map(|entry| rustix::process::getpriority_process(Pid::from_raw(entry.pid)).unwrap()).collect()
         };
         assert_eq!(nice().len(), 2);

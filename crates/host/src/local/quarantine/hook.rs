@@ -48,7 +48,7 @@ impl LocalHost {
             .env("PGDATABASE", ODOO_ROLE)
             .env("PGUSER", ODOO_ROLE)
             .without_network()
-            .cgroups(self.prepare_run(claim.instance)?)
+            .group(self.prepare_run(claim.instance, claim.fence.operation)?)
             .time_limit(TIME_LIMIT)
             .progress(progress);
         let record = self.layout.record(claim.instance, unit);

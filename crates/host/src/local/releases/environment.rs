@@ -159,8 +159,7 @@ impl LocalHost {
         }
         let groups = vec![gid, gid_of(tree)?];
         let program = Program::new(&distribution.python).args(["-I", "-m", "venv", "--without-pip"]).arg(&venv).yields();
-        let program =
-            program.run_as(user.run_as(groups.clone())).env("HOME", &home).cancel(progress.cancel.clone()).time_limit(INSTALL_TIME);
+        let program = program.of_build(user, groups.clone()).env("HOME", &home).cancel(progress.cancel.clone()).time_limit(INSTALL_TIME);
         program.run().await?.expect_success("the Python environment could not be made")?;
         stack(&venv, distribution)?;
         let program = requirements
@@ -171,7 +170,7 @@ impl LocalHost {
             .arg("--no-warn-script-location")
             .cwd(tree)
             .env("HOME", &home)
-            .run_as(user.run_as(groups))
+            .of_build(user, groups)
             .progress(progress)
             .time_limit(INSTALL_TIME)
             .run()

@@ -126,7 +126,7 @@ impl LocalHost {
     async fn build_anew(&self, parts: Parts<'_>, progress: &Progress) -> Result<Release> {
         let Parts { id, source, distribution, requirements, addons } = parts;
         let gid = self.ledger.release_gid(id).await?;
-        let user = self.ledger.claim_build_user().await?;
+        let user = self.claim_build_user().await?;
         durable::make_directory(&self.layout.releases(), 0o711)?;
         let work = WorkDirectory::create(&self.release_directory(id)?).await?;
         open_to_group(work.path(), gid)?;
@@ -309,7 +309,7 @@ async fn compile(
     let finished = Program::new(&distribution.python)
         .args(["-I", "-S", "-c", COMPILE_MODULES])
         .yields()
-        .run_as(user.run_as(vec![gid]))
+        .of_build(user, vec![gid])
         .stdin(input)
         .output_limit(64 * 1024 * 1024)
         .time_limit(COMPILE_TIME)

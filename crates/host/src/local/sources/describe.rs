@@ -78,11 +78,11 @@ impl LocalHost {
         .await?;
         let input = serde_json::to_vec(&request(&modules))
             .map_err(|error| HostError::machine_from("modules could not be handed to Python", error))?;
-        let user = self.ledger.claim_build_user().await?;
+        let user = self.claim_build_user().await?;
         let finished = Program::new(SYSTEM_PYTHON)
             .args(["-I", "-S", "-c", DESCRIBE_MODULES])
             .yields()
-            .run_as(user.run_as(Vec::new()))
+            .of_build(&user, Vec::new())
             .stdin(input)
             .output_limit(512 * 1024 * 1024)
             .time_limit(TIME)

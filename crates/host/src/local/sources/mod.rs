@@ -158,10 +158,10 @@ impl LocalHost {
         }
         let input =
             serde_json::to_vec(&texts).map_err(|error| HostError::machine_from("the manifests could not be handed to Python", error))?;
-        let user = self.ledger.claim_build_user().await?;
+        let user = self.claim_build_user().await?;
         let finished = Program::new(SYSTEM_PYTHON)
             .args(["-I", "-S", "-c", READ_MANIFESTS])
-            .run_as(user.run_as(Vec::new()))
+            .of_build(&user, Vec::new())
             .stdin(input)
             .output_limit(64 * 1024 * 1024)
             .time_limit(READ_TIME)
