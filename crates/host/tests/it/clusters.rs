@@ -209,17 +209,18 @@ async fn a_cluster_that_is_on_its_way_down_is_started_again() -> Result<()> {
 async fn all_processes_of_an_instance_are_in_its_control_groups() -> Result<()> {
     let sandbox = Sandbox::with(|config| {
         config.pool.image = None;
-        config.limits = InstanceLimits { memory_bytes: Some(512 * 1024 * 1024), cpu_millis: Some(1500) };
+        config.limits = InstanceLimits { memory_bytes: Some(512 * 1024 * 1024), cpu_millis: Some(1500), processes: Some(500) };
     })?;
     let host = sandbox.host().await?;
     let (instance, data_set) = running(&host).await?;
-    let groups = host.cgroups.prepare(instance, Part::Clusters, false);
+    let group = host.cgroups.prepare(instance, Part::Cluster(data_set), false);
+    let groups = group.procs_files();
     if groups.is_empty() {
         eprintln!("this machine has no control groups that can be written to");
         return Ok(());
     }
     let pid = server(&host, instance, data_set)?.pid().to_string();
-    for procs in &groups {
+    for procs in groups {
         assert!(std::fs::read_to_string(procs)?.lines().any(|line| line == pid), "{}", procs.display());
     }
     let memory = groups[0].parent().context("a group")?;
@@ -231,13 +232,13 @@ async fn all_processes_of_an_instance_are_in_its_control_groups() -> Result<()> 
     assert_eq!(limit(all).as_deref(), Some("536870912"));
     // Beside a live Odoo a new one has half of it, until it is alone.
     let blue = Part::Slot(Color::Blue);
-    assert!(!host.cgroups.prepare(instance, blue, true).is_empty());
+    assert!(!host.cgroups.prepare(instance, blue, true).procs_files().is_empty());
     assert_eq!(limit(&all.join("blue")).as_deref(), Some("268435456"));
     host.cgroups.release(instance, blue);
     assert_ne!(limit(&all.join("blue")).as_deref(), Some("268435456"));
     assert_eq!(host.cgroups.memory_kills(instance), Some(0));
     host.destroy_instance(instance, fence(1)).await?;
-    for procs in &groups {
+    for procs in groups {
         assert!(!procs.exists(), "{}", procs.display());
     }
     Ok(())

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     io::{BufRead, BufReader, Read, Write},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    os::fd::OwnedFd,
     process::{Child, Command, Stdio},
     time::Duration,
 };
@@ -38,7 +39,8 @@ for protocol, address, port in zip(words[0::3], words[1::3], words[2::3]):
 /// Listens, says so, and answers one connection.
 const SERVER: &str = r#"
 import socket, sys
-listener = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+listener = socket.socket(fileno=0)
+listener.listen()
 print("ready", flush=True)
 connection, _ = listener.accept()
 connection.sendall(connection.recv(100).upper())
@@ -58,6 +60,11 @@ async fn probe(uid: u32, targets: &[Target]) -> Result<Vec<String>> {
 
 async fn passes(uid: u32, target: Target) -> Result<bool> {
     Ok(probe(uid, &[target]).await? == ["passed"])
+}
+
+/// Opens one of an instance's ports.
+fn listen_at(host: &LocalHost, port: u16) -> Result<()> {
+    Ok(rustix::net::listen(&host.ports.hold(port)?, 4)?)
 }
 
 fn at(port: u16) -> SocketAddr {
@@ -105,11 +112,13 @@ fn nft(arguments: &[&str]) -> Result<()> {
 struct Server(Child);
 
 impl Server {
-    fn start(uid: u32, port: u16) -> Result<Self> {
+    /// At the socket of one of the instance's ports.
+    fn start(uid: u32, socket: OwnedFd) -> Result<Self> {
         let user = [format!("--reuid={uid}"), format!("--regid={uid}")];
         let mut child = Command::new("setpriv")
             .args(user)
-            .args(["--clear-groups", "/usr/bin/python3", "-c", SERVER, &port.to_string()])
+            .args(["--clear-groups", "/usr/bin/python3", "-c", SERVER])
+            .stdin(socket)
             .stdout(Stdio::piped())
             .spawn()?;
         let output = child.stdout.take().context("no output")?;
@@ -146,8 +155,9 @@ async fn a_closed_instance_reaches_its_own_ports_its_catcher_and_what_is_allowed
     let (_somebody6, somebody6) = listen(Ipv6Addr::LOCALHOST)?;
     let (_allowed, allowed) = listen(Ipv4Addr::LOCALHOST)?;
     let (_allowed6, allowed6) = listen(Ipv6Addr::LOCALHOST)?;
-    let _catchers = [TcpListener::bind(own.mail_address())?, TcpListener::bind(other.mail_address())?];
-    let _slots = [TcpListener::bind(at(own.ports.blue.http))?, TcpListener::bind(at(other.ports.blue.http))?];
+    for port in [own.mail, other.mail, own.ports.blue.http, other.ports.blue.http] {
+        listen_at(&host, port)?;
+    }
     // Nobody listens there; the packet must not even leave (RFC 5737).
     let outside: SocketAddr = "203.0.113.1:443".parse()?;
 
@@ -192,7 +202,7 @@ async fn who_asks_a_closed_instance_gets_its_answer() -> Result<()> {
     let instance = new_instance(&host).await?;
     let own = host.allocation(instance).await?;
     for port in [own.ports.blue.http, own.ports.green.websocket] {
-        let _server = Server::start(own.odoo.uid, port)?;
+        let _server = Server::start(own.odoo.uid, host.ports.hold(port)?)?;
         assert_eq!(ask(at(port))?, "HELLO");
     }
     Ok(())
@@ -209,7 +219,9 @@ async fn an_open_instance_reaches_everything_but_its_neighbours_and_its_database
     let (_somebody, somebody) = listen(Ipv4Addr::LOCALHOST)?;
     let (_somebody6, somebody6) = listen(Ipv6Addr::LOCALHOST)?;
     let datagrams = UdpSocket::bind(at(0))?;
-    let _slots = [TcpListener::bind(at(own.ports.green.http))?, TcpListener::bind(at(other.ports.green.http))?];
+    for port in [own.ports.green.http, other.ports.green.http] {
+        listen_at(&host, port)?;
+    }
     let reached = [("tcp", somebody), ("tcp", somebody6), ("udp", datagrams.local_addr()?), ("tcp", at(own.ports.green.http))];
     assert_eq!(probe(own.odoo.uid, &reached).await?, ["passed"; 4]);
     assert!(!passes(own.odoo.uid, ("tcp", at(other.ports.green.http))).await?);
@@ -220,7 +232,7 @@ async fn an_open_instance_reaches_everything_but_its_neighbours_and_its_database
         both.sort();
         both
     });
-    let _server = Server::start(own.odoo.uid, own.ports.blue.http)?;
+    let _server = Server::start(own.odoo.uid, host.ports.hold(own.ports.blue.http)?)?;
     assert_eq!(ask(at(own.ports.blue.http))?, "HELLO");
 
     host.set_egress(instance, closed(&[]), 2).await?;

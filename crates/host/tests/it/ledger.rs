@@ -103,6 +103,9 @@ async fn a_port_that_another_program_holds_is_replaced_when_it_is_needed() -> Re
     let ledger = open(&sandbox).await?;
     let instance = InstanceId::new();
     let before = ledger.allocate(instance).await?.ports;
+    assert!(TcpListener::bind((Ipv4Addr::UNSPECIFIED, before.green.http)).is_err(), "it is held from the beginning");
+    // While nobody holds it.
+    sandbox.config().held_ports()?.release(before.green.http)?;
     let _squatter = TcpListener::bind((Ipv4Addr::UNSPECIFIED, before.green.http))?;
     assert_eq!(ledger.free_slot_ports(instance, Color::Blue).await?, before.blue);
     let green = ledger.free_slot_ports(instance, Color::Green).await?;
@@ -113,7 +116,7 @@ async fn a_port_that_another_program_holds_is_replaced_when_it_is_needed() -> Re
 }
 
 #[tokio::test]
-async fn releases_and_builds_have_numbers_of_their_own() -> Result<()> {
+async fn releases_have_numbers_of_their_own_which_rest_before_they_are_lent_again() -> Result<()> {
     let sandbox = Sandbox::new()?;
     let ledger = open(&sandbox).await?;
     let (one, two) = (ReleaseId("a".repeat(64)), ReleaseId("b".repeat(64)));
@@ -121,8 +124,19 @@ async fn releases_and_builds_have_numbers_of_their_own() -> Result<()> {
     assert_eq!(ledger.release_gid(&one).await?, gid);
     assert_ne!(ledger.release_gid(&two).await?, gid);
     ledger.forget_release(&one).await?;
-    let (first, second) = (ledger.claim_build_user().await?, ledger.claim_build_user().await?);
-    assert_ne!(first.uid, second.uid);
-    first.release().await?;
+    assert!(ledger.release_gid(&ReleaseId("c".repeat(64))).await? > gid + 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_instances_numbers_rest_before_they_are_lent_again() -> Result<()> {
+    let sandbox = Sandbox::new()?;
+    let ledger = open(&sandbox).await?;
+    let instance = InstanceId::new();
+    let first = ledger.allocate(instance).await?;
+    ledger.release(instance).await?;
+    // Also by another oCore on this home.
+    let next = open(&sandbox).await?.allocate(InstanceId::new()).await?;
+    assert!(next.postgres.uid > first.odoo.uid, "{next:?} after {first:?}");
     Ok(())
 }

@@ -21,6 +21,7 @@ mod snapshot_consistency;
 mod snapshot_damage;
 mod snapshot_space;
 mod snapshots;
+mod survivors;
 mod templates;
 mod update_and_serve;
 mod warm_copies;

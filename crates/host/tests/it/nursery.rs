@@ -104,8 +104,8 @@ async fn a_forked_odoo_is_its_own_user_keeps_nothing_of_its_nursery_and_outlives
     assert_eq!(entry.cwd().unwrap(), PathBuf::from("/"));
     let command = String::from_utf8_lossy(&fs::read(format!("/proc/{}/cmdline", slot.pid)).unwrap()).into_owned();
     assert!(command.contains("/slot.py --config ") && command.contains(&project.instance.to_string()), "{command}");
-    for procs_file in project.host.cgroups.prepare(project.instance, Part::Slot(Color::Blue), false) {
-        let members = fs::read_to_string(&procs_file).unwrap();
+    for procs_file in project.host.cgroups.prepare(project.instance, Part::Slot(Color::Blue), false).procs_files() {
+        let members = fs::read_to_string(procs_file).unwrap();
         assert!(members.lines().any(|pid| pid == slot.pid.to_string()), "{}", procs_file.display());
     }
 

@@ -95,6 +95,8 @@ async fn the_example_is_installed_serves_is_updated_beside_and_is_adopted_by_ano
 async fn a_start_survives_a_taken_port_a_killed_odoo_and_workers() {
     let (project, release, data_set) = Project::with_parcels(&parcels()).await;
     let ports = project.host.ledger.find(project.instance).await.unwrap().unwrap().ports.blue;
+    // While nobody held it: oCore and the keeper of its ports were away.
+    project.host.ports.release(ports.http).unwrap();
     let _taken = std::net::TcpListener::bind(("127.0.0.1", ports.http)).unwrap();
     let slot = project.start(Color::Blue, data_set, &release).await.unwrap();
     assert_ne!(slot.http.port(), ports.http);

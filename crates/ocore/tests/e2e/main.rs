@@ -18,6 +18,7 @@ mod mail;
 mod mail_page;
 mod new_colour;
 mod outside;
+mod ports;
 mod quarantine;
 mod reload;
 mod scene;
