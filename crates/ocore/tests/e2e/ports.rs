@@ -85,8 +85,9 @@ async fn nobody_else_gets_the_ports_of_an_environment_that_serves_sleeps_dies_or
 
     // oCore is away, and with it the catcher; then both come again.
     scene.installation.kill_server()?;
+    let home = scene.installation.home.clone();
     let recorded = |directory: &str| -> Result<i32> {
-        let record: Value = serde_json::from_slice(&fs::read(scene.installation.home.join(directory).join("process.json"))?)?;
+        let record: Value = serde_json::from_slice(&fs::read(home.join(directory).join("process.json"))?)?;
         Ok(i32::try_from(record["identity"]["pid"].as_i64().context("no pid")?)?)
     };
     kill_process(Pid::from_raw(recorded("mail")?).context("no pid")?, Signal::KILL)?;
