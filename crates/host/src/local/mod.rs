@@ -1,6 +1,7 @@
 //! The data plane of the machine that this program runs on.
 
 mod backup_recovery;
+mod below;
 pub mod build_users;
 pub mod cgroups;
 pub mod cluster;
