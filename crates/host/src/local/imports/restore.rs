@@ -31,7 +31,7 @@ use super::{
     uploads,
 };
 use crate::{
-    api::{Progress, UploadPart},
+    api::Progress,
     error::{HostError, Result},
     local::{
         LocalHost,
