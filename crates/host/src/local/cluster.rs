@@ -477,7 +477,8 @@ pub async fn make_extensions(bin: &Path, pgdata: &Path, user: &OsUser, tenant: &
 /// The major version of PostgreSQL that can read a cluster. Its own users may have written anything there.
 pub(super) fn major_version(pgdata: &Path) -> Result<u32> {
     let text = Directory::open(pgdata).and_then(|pgdata| pgdata.read_text("PG_VERSION", VERSION_LIMIT));
-    let text = text.map_err(|error| HostError::machine_from(format!("{} holds no PostgreSQL cluster: {error}", pgdata.display()), error))?;
+    let text =
+        text.map_err(|error| HostError::machine_from(format!("{} holds no PostgreSQL cluster: {error}", pgdata.display()), error))?;
     text.trim().parse().map_err(|_| {
         HostError::machine(format!(
             "the data in {} are damaged: PG_VERSION names no version of PostgreSQL; go on with a snapshot of them",
@@ -516,5 +517,41 @@ mod tests {
         assert_eq!(small.shared_buffers, 64 * MIB);
         assert_eq!(large.shared_buffers, 512 * MIB);
         assert!(small.work_mem >= 4 * MIB && large.work_mem <= 16 * MIB);
+    }
+
+    /// Every source file of this crate with its text, but for this one.
+    fn sources() -> Vec<(PathBuf, String)> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+        let files = walkdir::WalkDir::new(&root).into_iter().map(|entry| entry.unwrap().into_path());
+        let files = files.filter(|path| path.extension().is_some_and(|extension| extension == "rs") && !path.ends_with("local/cluster.rs"));
+        files.map(|path| (path.clone(), fs::read_to_string(path).unwrap())).collect()
+    }
+
+    #[test]
+    fn there_is_one_way_to_a_session_of_the_superuser() {
+        let ours = include_str!("cluster.rs").split("#[cfg(test)]").next().unwrap_or_default();
+        assert_eq!(ours.matches("self.options(SUPERUSER").count(), 1);
+        assert_eq!(ours.matches("PgConnection::connect_with").count(), 2, "the superuser's and the owner's");
+        for (path, text) in sources() {
+            for word in
+                ["PgConnectOptions", "connect_with(&", "PgConnection::connect", "PgPool", "SUPERUSER", "\"--username=postgres\"", "\"-U\""]
+            {
+                assert!(!text.contains(word), "{} has another way to a database: {word}", path.display());
+            }
+        }
+    }
+
+    #[test]
+    fn the_superuser_names_its_objects_in_full() {
+        let with_sessions = sources().into_iter().filter(|(_, text)| text.contains("connect_as_superuser()"));
+        let mut seen = 0;
+        for (path, text) in with_sessions {
+            seen += 1;
+            for word in text.split(|c: char| !(c.is_alphanumeric() || "_.".contains(c))) {
+                let is_view = ["pg_stat_activity", "pg_tablespace", "pg_terminate_backend", "pg_locks", "pg_database"].contains(&word);
+                assert!(!is_view, "{} says {word} without its schema", path.display());
+            }
+        }
+        assert!(seen >= 4, "{seen}");
     }
 }

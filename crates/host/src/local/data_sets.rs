@@ -376,7 +376,12 @@ impl LocalHost {
         own(&data_dir, &allocation.odoo)
     }
 
-    pub(super) async fn fill_fresh_cluster(&self, work: &WorkDirectory, allocation: &Allocation, cancel: &[CancellationToken]) -> Result<()> {
+    pub(super) async fn fill_fresh_cluster(
+        &self,
+        work: &WorkDirectory,
+        allocation: &Allocation,
+        cancel: &[CancellationToken],
+    ) -> Result<()> {
         let template = self.cluster_template(&allocation.postgres, &tenant(&allocation.odoo)).await?;
         let pgdata = work.path().join("pgdata");
         copy::copy_tree(&self.pool, &template.join("pgdata"), &pgdata, work, cancel).await?;

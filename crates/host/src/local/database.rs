@@ -92,7 +92,8 @@ pub(super) async fn modules(connection: &mut PgConnection) -> Result<Vec<Install
     if !is_filled {
         return Ok(Vec::new());
     }
-    let rows: Vec<(String, Option<String>, Option<String>)> = in_time(sqlx::query_as(MODULES).fetch_all(&mut *connection)).await?.map_err(query_error)?;
+    let rows: Vec<(String, Option<String>, Option<String>)> =
+        in_time(sqlx::query_as(MODULES).fetch_all(&mut *connection)).await?.map_err(query_error)?;
     Ok(rows
         .into_iter()
         .map(|(name, state, version)| InstalledModule { name, state: state.unwrap_or_else(|| "uninstalled".to_owned()), version })

@@ -359,9 +359,11 @@ fn file_store_of(data_dir: &Path) -> Result<Option<Directory>> {
     match found {
         Ok(found) => Ok(Some(found)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) if [Errno::LOOP, Errno::NOTDIR].map(|error| Some(error.raw_os_error())).contains(&error.raw_os_error()) => Err(HostError::rejected(
-            "the file store of this environment is no directory of its own but leads elsewhere; put the files where Odoo expects them and export again",
-        )),
+        Err(error) if [Errno::LOOP, Errno::NOTDIR].map(|error| Some(error.raw_os_error())).contains(&error.raw_os_error()) => {
+            Err(HostError::rejected(
+                "the file store of this environment is no directory of its own but leads elsewhere; put the files where Odoo expects them and export again",
+            ))
+        }
         Err(error) => Err(HostError::machine_from(format!("the file store in {} could not be opened: {error}", data_dir.display()), error)),
     }
 }

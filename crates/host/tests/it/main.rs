@@ -6,6 +6,8 @@ mod distribution;
 mod egress;
 mod failures;
 mod first_recovery;
+mod hostile_data;
+mod hostile_odoo;
 mod imports;
 mod ledger;
 mod nursery;

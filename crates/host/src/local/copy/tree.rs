@@ -68,6 +68,8 @@ pub(in crate::local) struct TreeCopy {
     pub(in crate::local) again: bool,
     /// With `again`: files that are not in the source any more are removed.
     pub(in crate::local) prune: bool,
+    /// A link in the source is an error: a database has none, unless it is told to keep a part of itself elsewhere.
+    pub(in crate::local) no_links: bool,
     /// Which files, by the path relative to the tree, become root's own, and readable for whoever reaches them: who may remove them may still not
     /// change them, and the copy can change hands without a change in each file.
     pub(in crate::local) seal: fn(&Path) -> bool,
@@ -99,7 +101,7 @@ pub(in crate::local) type Note = fn(&Path, &Stat, i64) -> bool;
 impl TreeCopy {
     /// Everything, with its owners, from a source at rest.
     pub(in crate::local) fn exact(share: bool) -> Self {
-        Self { share, owner: None, live: false, again: false, prune: false, seal: |_| false, take: |_| Take::All }
+        Self { share, owner: None, live: false, again: false, prune: false, no_links: false, seal: |_| false, take: |_| Take::All }
     }
 
     /// Copies `source` to `target`. The directory that `hold` stands for is not removed while a thread still works in it. `note` is asked about each
@@ -337,6 +339,9 @@ impl Pass<'_> {
     }
 
     fn link(&self, source: &OwnedFd, target: &OwnedFd, name: &CStr, status: &Stat) -> io::Result<()> {
+        if self.how.no_links {
+            return Err(io::Error::other("it is a link; the data must lie in the database's own directory"));
+        }
         let points_to = rustix::fs::readlinkat(source, name, Vec::new())?;
         match rustix::fs::symlinkat(&points_to, target, name) {
             Err(Errno::EXIST) if self.how.again => return Ok(()),

@@ -22,7 +22,8 @@ pub(super) fn nobody() -> RunAs {
 /// is.
 pub(super) fn reader_of_checkout(source: &Path) -> Option<RunAs> {
     let repository = source.join(".git");
-    let parts = [source.to_owned(), repository.join("config"), repository.join("info"), repository.join("hooks"), source.join(".gitattributes")];
+    let parts =
+        [source.to_owned(), repository.join("config"), repository.join("info"), repository.join("hooks"), source.join(".gitattributes")];
     if parts.iter().all(|path| !path.exists() || is_roots_own(path)) {
         return None;
     }

@@ -333,7 +333,9 @@ impl Restore<'_> {
     /// What was checked before is what is there now.
     async fn look_again(&self) -> Result<()> {
         let mut connection = self.cluster.connect_as_owner().await?;
-        let query = sqlx::query_scalar::<_, Option<String>>("select pg_catalog.left(latest_version::pg_catalog.text, 40) from public.ir_module_module where name = 'base'");
+        let query = sqlx::query_scalar::<_, Option<String>>(
+            "select pg_catalog.left(latest_version::pg_catalog.text, 40) from public.ir_module_module where name = 'base'",
+        );
         let answer = tokio::time::timeout(CHECK_TIME, query.fetch_optional(&mut connection)).await;
         let version = match answer {
             Ok(Ok(version)) => version.flatten().unwrap_or_default(),

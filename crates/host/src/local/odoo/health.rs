@@ -87,7 +87,10 @@ async fn exchange(address: SocketAddr, path: &str, limit: u64) -> Option<Page> {
 
 #[cfg(test)]
 mod tests {
-    use tokio::{io::AsyncWriteExt, net::TcpListener};
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+    };
 
     use super::*;
 
@@ -97,6 +100,10 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let served = tokio::spawn(async move {
             let (mut stream, _) = listener.accept().await.unwrap();
+            let mut asked = Vec::new();
+            while !asked.ends_with(b"\r\n\r\n") {
+                asked.push(stream.read_u8().await.unwrap());
+            }
             stream.write_all(head.as_bytes()).await.unwrap();
             let mut sent = 0;
             // Also a chunk: its length in hexadecimal digits, its bytes.

@@ -154,35 +154,30 @@ impl Position {
         self.is_behind = false;
         let Some(file) = &mut self.file else { return };
         let mut bytes = std::mem::take(&mut self.partial);
-        match next_piece(file) {
-            Ok(passed_over) => {
-                if passed_over > 0 {
-                    // A line that was begun has no end.
-                    if !bytes.is_empty() {
-                        lines.push(text(&std::mem::take(&mut bytes)));
-                    }
-                    lines.push(format!("… {} of the log were never written and are left out …", human(passed_over)));
-                }
-            }
-            Err(_) => return,
+        let Ok((passed_over, piece)) = next_piece(file) else { return };
+        if passed_over > 0 {
+            // A line that was begun has no end.
+            lines.extend(text(&std::mem::take(&mut bytes)));
+            lines.push(left_out(passed_over));
         }
-        let Ok(read) = file.take(TURN).read_to_end(&mut bytes) else { return };
-        self.is_behind = read as u64 == TURN;
+        let Ok(read) = file.take(piece.min(TURN)).read_to_end(&mut bytes) else { return };
+        self.is_behind =
+            read > 0 && file.metadata().is_ok_and(|metadata| file.stream_position().is_ok_and(|position| position < metadata.len()));
         let mut rest = bytes.as_slice();
         while let Some(end) = memchr::memchr(b'\n', rest) {
-            lines.push(text(&rest[..end]));
+            lines.extend(text(&rest[..end]));
             rest = &rest[end + 1..];
         }
         while rest.len() > LINE_LIMIT {
-            lines.push(text(&rest[..LINE_LIMIT]));
+            lines.extend(text(&rest[..LINE_LIMIT]));
             rest = &rest[LINE_LIMIT..];
         }
         self.partial = rest.to_vec();
     }
 }
 
-/// Goes on to where something is written. Answers with how many bytes were passed over.
-fn next_piece(file: &mut File) -> io::Result<u64> {
+/// Goes on to where something is written. Answers with how many bytes were passed over, and how many are written from there on.
+fn next_piece(file: &mut File) -> io::Result<(u64, u64)> {
     let (length, mut position) = (file.metadata()?.len(), file.stream_position()?);
     // A file that was emptied begins again.
     if length < position {
@@ -190,16 +185,24 @@ fn next_piece(file: &mut File) -> io::Result<u64> {
         position = 0;
     }
     if length == position {
-        return Ok(0);
+        return Ok((0, 0));
     }
-    let next = match rustix::fs::seek(&*file, rustix::fs::SeekFrom::Data(position)) {
-        Ok(next) => next,
+    let begin = match rustix::fs::seek(&*file, rustix::fs::SeekFrom::Data(position)) {
+        Ok(begin) => begin,
         // Nothing is written from here to its end.
-        Err(Errno::NXIO) => length,
+        Err(Errno::NXIO) => {
+            file.seek(SeekFrom::Start(length))?;
+            return Ok((length - position, 0));
+        }
         Err(error) => return Err(error.into()),
     };
-    file.seek(SeekFrom::Start(next))?;
-    Ok(next - position)
+    let end = rustix::fs::seek(&*file, rustix::fs::SeekFrom::Hole(begin))?;
+    file.seek(SeekFrom::Start(begin))?;
+    Ok((begin - position, end - begin))
+}
+
+fn left_out(bytes: u64) -> String {
+    format!("… {} of the log were never written and are left out …", human(bytes))
 }
 
 /// The last lines, and where the rest begins. A log that is not there is empty.
@@ -231,14 +234,9 @@ fn end_of(file: &mut File) -> io::Result<Vec<u8>> {
     file.seek(SeekFrom::Start(length.saturating_sub(TAIL_LIMIT)))?;
     let mut bytes = Vec::new();
     while file.stream_position()? < length && (bytes.len() as u64) < TAIL_LIMIT {
-        next_piece(file)?;
-        let position = file.stream_position()?;
-        if position >= length {
-            break;
-        }
-        let end = rustix::fs::seek(&*file, rustix::fs::SeekFrom::Hole(position))?.min(length);
-        file.seek(SeekFrom::Start(position))?;
-        if (&mut *file).take(end - position).read_to_end(&mut bytes)? == 0 {
+        let (_, piece) = next_piece(file)?;
+        let left = TAIL_LIMIT - bytes.len() as u64;
+        if (&mut *file).take(piece.min(left)).read_to_end(&mut bytes)? == 0 {
             break;
         }
     }
@@ -247,14 +245,20 @@ fn end_of(file: &mut File) -> io::Result<Vec<u8>> {
 
 /// Not more of them than are wanted, in their order.
 fn last_lines(bytes: &[u8], wanted: usize) -> Vec<String> {
-    let mut found: Vec<String> =
-        bytes.rsplit(|byte| *byte == b'\n').filter(|line| !line.is_empty()).take(wanted).map(|line| text(&line[..line.len().min(LINE_LIMIT)])).collect();
+    let lines = bytes.rsplit(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    let mut found: Vec<String> = lines.filter_map(|line| text(&line[..line.len().min(LINE_LIMIT)])).take(wanted).collect();
     found.reverse();
     found
 }
 
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).trim_start_matches('\0').trim_end_matches(['\r', '\0']).to_owned()
+/// `None` for what was never written.
+fn text(bytes: &[u8]) -> Option<String> {
+    // A hole in a file ends within a block of it.
+    let written = bytes.iter().position(|byte| *byte != 0).map(|begin| &bytes[begin..]);
+    match written {
+        None if !bytes.is_empty() => None,
+        written => Some(String::from_utf8_lossy(written.unwrap_or_default()).trim_end_matches(['\r', '\0']).to_owned()),
+    }
 }
 
 /// `odoo.log` is replaced by an empty one in one step: Odoo opens it again when it sees that (its handler is a `WatchedFileHandler`). The others
@@ -299,17 +303,11 @@ fn copy_end(source: &mut File, copy: &mut File, limit: u64) -> io::Result<()> {
         writeln!(copy, "… {} of the log before this are left out …", human(length - limit))?;
     }
     while source.stream_position()? < length {
-        let passed_over = next_piece(source)?;
+        let (passed_over, piece) = next_piece(source)?;
         if passed_over > 0 {
-            writeln!(copy, "… {} of the log were never written and are left out …", human(passed_over))?;
+            writeln!(copy, "{}", left_out(passed_over))?;
         }
-        let position = source.stream_position()?;
-        if position >= length {
-            break;
-        }
-        let end = rustix::fs::seek(&*source, rustix::fs::SeekFrom::Hole(position))?.min(length);
-        source.seek(SeekFrom::Start(position))?;
-        if io::copy(&mut (&mut *source).take(end - position), copy)? == 0 {
+        if io::copy(&mut (&mut *source).take(piece), copy)? == 0 {
             break;
         }
     }
@@ -441,7 +439,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("odoo-blue.out");
         append(&path, "first\n");
-        OpenOptions::new().write(true).open(&path).unwrap().set_len(1 << 45).unwrap();
+        OpenOptions::new().write(true).open(&path).unwrap().set_len(10 << 40).unwrap();
         append(&path, "second\n");
         rotate_if_large(&path, LogLimits { max_bytes: 1 << 20, keep: 2 }).unwrap();
         let rotated = fs::read_to_string(directory.path().join("odoo-blue.out.1")).unwrap();

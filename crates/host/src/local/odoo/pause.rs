@@ -75,11 +75,13 @@ async fn works(postmaster: i32) -> bool {
 async fn end_transactions(cluster: &Cluster, postmaster: i32) -> Result<()> {
     let failed = |error| HostError::machine_from("the transactions of an Odoo that stands still could not be ended", error);
     let mut connection = cluster.connect_as_superuser().await.map_err(failed)?;
-    sqlx::query("select pg_catalog.pg_terminate_backend(pid) from pg_catalog.pg_stat_activity where usename = $1 and state is distinct from 'idle'")
-        .bind(ODOO_ROLE)
-        .execute(&mut connection)
-        .await
-        .map_err(failed)?;
+    sqlx::query(
+        "select pg_catalog.pg_terminate_backend(pid) from pg_catalog.pg_stat_activity where usename = $1 and state is distinct from 'idle'",
+    )
+    .bind(ODOO_ROLE)
+    .execute(&mut connection)
+    .await
+    .map_err(failed)?;
     let ended = async {
         while works(postmaster).await {
             tokio::time::sleep(SECOND_LOOK).await;

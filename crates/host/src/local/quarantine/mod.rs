@@ -44,13 +44,7 @@ use self::{
     scripts::{ModuleScripts, ProjectScripts, Script},
     settings::ProjectSettings,
 };
-use super::{
-    LocalHost,
-    cluster::Cluster,
-    copy, durable,
-    fence::Claim,
-    odoo::run::set_admin_password,
-};
+use super::{LocalHost, cluster::Cluster, copy, durable, fence::Claim, odoo::run::set_admin_password};
 use crate::{
     api::{Fact, NeutralizationReport, Neutralize, Neutralized, Progress, Standing},
     error::{HostError, Result},

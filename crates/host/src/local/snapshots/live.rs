@@ -61,9 +61,15 @@ struct Functions {
 impl Functions {
     fn of(version: i32) -> Self {
         if version >= 150_000 {
-            Self { start: "select pg_catalog.pg_backup_start($1, fast => true)::pg_catalog.text", stop: "pg_catalog.pg_backup_stop(wait_for_archive => false)" }
+            Self {
+                start: "select pg_catalog.pg_backup_start($1, fast => true)::pg_catalog.text",
+                stop: "pg_catalog.pg_backup_stop(wait_for_archive => false)",
+            }
         } else {
-            Self { start: "select pg_catalog.pg_start_backup($1, true, false)::pg_catalog.text", stop: "pg_catalog.pg_stop_backup(false, false)" }
+            Self {
+                start: "select pg_catalog.pg_start_backup($1, true, false)::pg_catalog.text",
+                stop: "pg_catalog.pg_stop_backup(false, false)",
+            }
         }
     }
 }
@@ -205,7 +211,7 @@ pub(in crate::local) async fn copy_database(
 
 /// Copies what matters of a cluster in backup mode; [`End::complete`] makes it a whole one. Answers with how many bytes.
 pub(super) async fn copy_files(pgdata: &Path, copy: &Path, share: bool, hold: Hold, cancel: &[CancellationToken]) -> Result<u64> {
-    let how = TreeCopy { owner: Some((0, 0)), live: true, take, ..TreeCopy::exact(share) };
+    let how = TreeCopy { owner: Some((0, 0)), live: true, no_links: true, take, ..TreeCopy::exact(share) };
     let copied = how.run(pgdata, copy, hold.clone(), cancel, None).await?;
     let (pgdata, copy) = (pgdata.to_owned(), copy.to_owned());
     // Last, as PostgreSQL's own base backup does, and in one piece: a cluster with a torn one does not start.
@@ -215,9 +221,7 @@ pub(super) async fn copy_files(pgdata: &Path, copy: &Path, share: bool, hold: Ho
             let control = read_steadily(&Directory::open(&pgdata)?.file(CONTROL)?)?;
             Directory::open(&copy)?.create(CONTROL, 0o600)?.write_all(&control)
         };
-        write().map_err(|error| {
-            HostError::machine_from(format!("{} could not be copied: {error}", pgdata.join(CONTROL).display()), error)
-        })
+        write().map_err(|error| HostError::machine_from(format!("{} could not be copied: {error}", pgdata.join(CONTROL).display()), error))
     })
     .await?;
     Ok(copied.bytes)

@@ -133,7 +133,7 @@ impl LocalHost {
             database_bytes: sizes.database_bytes,
             file_store_bytes: sizes.file_store_bytes,
             file_store_files: sizes.file_store_files,
-            needed_bytes: self.pool.cost(sizes.bytes, sizes.entries, sizes.database_bytes),
+            needed_bytes: self.pool.cost(sizes.held, sizes.entries, sizes.database_bytes),
             available_bytes: self.pool.facts().await?.available_bytes,
         })
     }
@@ -171,7 +171,7 @@ impl LocalHost {
         let what = "this copy of a snapshot";
         let cost = async || {
             let sizes = measure(&source, DateTime::<Utc>::MAX_UTC).await?;
-            Ok::<_, HostError>(self.pool.cost(sizes.bytes, sizes.entries, sizes.database_bytes))
+            Ok::<_, HostError>(self.pool.cost(sizes.held, sizes.entries, sizes.database_bytes))
         };
         if !self.pool.fits_any_copy().await? {
             self.pool.require(cost().await?, what).await?;
@@ -266,7 +266,7 @@ impl LocalHost {
         let copied = async {
             let cancel = [progress.cancel.clone()];
             let share = self.pool.has_reflinks();
-            let how = TreeCopy { owner: Some((0, 0)), ..TreeCopy::exact(share) };
+            let how = TreeCopy { owner: Some((0, 0)), no_links: true, ..TreeCopy::exact(share) };
             let (pgdata, data_dir) = (work.path().join("pgdata"), work.path().join("data_dir"));
             let source = self.layout.data_dir(request.instance, request.data_set);
             // Odoo has ended; should one of its own processes not have, what it removes is no error.
@@ -394,6 +394,8 @@ struct Moment {
 pub(super) struct Sizes {
     /// Lengths of all files together, and how many files, directories and links there are.
     pub(super) bytes: u64,
+    /// Of those, what is really there.
+    held: u64,
     pub(super) entries: u64,
     pub(super) database_bytes: u64,
     pub(super) file_store_bytes: u64,
@@ -423,6 +425,7 @@ pub(super) async fn measure(directory: &Path, moment: DateTime<Utc>) -> Result<S
         let files = walk(&data_dir, moment.timestamp().saturating_sub(RECENT))?;
         let sizes = Sizes {
             bytes: database.bytes.saturating_add(files.bytes),
+            held: database.held.saturating_add(files.held),
             entries: database.entries + files.entries,
             database_bytes: database.bytes,
             file_store_bytes: files.file_store_bytes,
@@ -450,6 +453,7 @@ async fn measure_file_store(data_dir: &Path) -> Result<Sizes> {
 #[derive(Default)]
 struct Walked {
     bytes: u64,
+    held: u64,
     entries: u64,
     file_store_bytes: u64,
     file_store_files: u64,
@@ -467,6 +471,7 @@ fn walk(tree: &Path, since: i64) -> Result<Walked> {
             }
             // Somebody may have made files of any length.
             walked.bytes = walked.bytes.saturating_add(entry.length());
+            walked.held += entry.length().min(entry.status.st_blocks.cast_unsigned() * 512);
             if file_store::is_in(entry.path) {
                 walked.file_store_bytes = walked.file_store_bytes.saturating_add(entry.length());
                 walked.file_store_files += 1;

@@ -177,10 +177,8 @@ async fn places_of(directory: &Path) -> Result<(Places, u64)> {
         let batch = files.paths.split_off(files.paths.len().saturating_sub(BATCH));
         let Some(directory) = files.directory.clone() else { break };
         // Who owns the files may put anything in the place of one. What is open here is a regular file, and no other is asked about.
-        let open: Vec<(File, u64)> = blocking(move || {
-            Ok(batch.into_iter().filter_map(|(path, bytes)| Some((directory.file(path).ok()?, bytes))).collect())
-        })
-        .await?;
+        let open: Vec<(File, u64)> =
+            blocking(move || Ok(batch.into_iter().filter_map(|(path, bytes)| Some((directory.file(path).ok()?, bytes))).collect())).await?;
         let ours = std::process::id();
         let names = open.iter().map(|(file, _)| format!("/proc/{ours}/fd/{}", file.as_raw_fd()));
         let (reader, writer) = io::pipe().map_err(|error| HostError::machine_from("no pipe could be made", error))?;

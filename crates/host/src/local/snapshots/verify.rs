@@ -87,7 +87,8 @@ impl LocalHost {
             Err(error) => return Ok(Control::damaged(&format!("it cannot be read: {error}"))),
         };
         let user = self.ledger.claim_build_user().await?;
-        let described = Program::new(program).arg(place.path()).run_as(user.run_as(Vec::new())).without_network().time_limit(CONTROL_TIME).run();
+        let described =
+            Program::new(program).arg(place.path()).run_as(user.run_as(Vec::new())).without_network().time_limit(CONTROL_TIME).run();
         let described = described.await;
         user.release().await?;
         Ok(Control::of(&described?))
@@ -112,7 +113,10 @@ impl Control {
     }
 
     fn damaged(problem: &str) -> Self {
-        Self { has_checksums: false, damage: vec![Damage { path: Path::new("pgdata").join(CONTROL).display().to_string(), problem: problem.to_owned() }] }
+        Self {
+            has_checksums: false,
+            damage: vec![Damage { path: Path::new("pgdata").join(CONTROL).display().to_string(), problem: problem.to_owned() }],
+        }
     }
 }
 
