@@ -5,6 +5,7 @@
 //! one role that owns the one database. All configuration is written anew at each start, so a copied cluster starts with its own socket and users.
 
 use std::{
+    collections::BTreeSet,
     fmt::Write as _,
     fs::{self, File},
     io::{self, Read, Seek, SeekFrom, Write as _},
@@ -103,7 +104,9 @@ pub struct Cluster {
     pub user: OsUser,
     /// The group whose members may reach the socket; the server process is one of them.
     pub socket_gid: u32,
-    /// Whoever is of that group is the tenant, without being asked who it is: users of builds have no names that PostgreSQL could ask for.
+    /// The group that may pass through the directories above `pgdata`.
+    pub passage_gid: u32,
+    /// Whoever is of the socket's group is the tenant, without being asked who it is: users of builds have no names that PostgreSQL could ask for.
     pub trusts_its_group: bool,
     pub tenant: Tenant,
     pub memory: ClusterMemory,
@@ -218,6 +221,17 @@ impl Cluster {
         Err(io::Error::other("what is in the place of its socket is none of its own"))
     }
 
+    /// Makes extensions in a new cluster that nobody has worked in yet and that does not run. Each must be a name of our own.
+    pub(super) async fn make_extensions(&self, bin: &Path, extensions: &[&str]) -> Result<()> {
+        if extensions.is_empty() {
+            return Ok(());
+        }
+        let statements: Vec<String> =
+            extensions.iter().map(|extension| format!("create extension if not exists \"{extension}\" schema public")).collect();
+        let attempt = "the PostgreSQL extensions of the database could not be made";
+        single_user(bin, &self.pgdata, &self.run_as(), self.tenant.name, &statements, attempt).await
+    }
+
     /// It runs and answers a query.
     pub async fn is_healthy(&self) -> bool {
         let answer = async {
@@ -228,7 +242,7 @@ impl Cluster {
     }
 
     pub(super) fn run_as(&self) -> RunAs {
-        RunAs { uid: self.user.uid, gid: self.user.uid, groups: vec![self.socket_gid] }
+        RunAs { uid: self.user.uid, gid: self.user.uid, groups: BTreeSet::from([self.socket_gid, self.passage_gid]).into_iter().collect() }
     }
 
     /// Server processes in this directory without a living record: children that a killed postmaster left, or a start that was never
@@ -461,17 +475,6 @@ async fn single_user(bin: &Path, pgdata: &Path, run_as: &RunAs, database: &str, 
         .await?
         .expect_success(attempt)?;
     Ok(())
-}
-
-/// Makes extensions in a new cluster that nobody has worked in yet and that does not run. Each must be a name of our own.
-pub async fn make_extensions(bin: &Path, pgdata: &Path, user: &OsUser, tenant: &Tenant, extensions: &[&str]) -> Result<()> {
-    if extensions.is_empty() {
-        return Ok(());
-    }
-    let run_as = RunAs { uid: user.uid, gid: user.uid, groups: Vec::new() };
-    let statements: Vec<String> =
-        extensions.iter().map(|extension| format!("create extension if not exists \"{extension}\" schema public")).collect();
-    single_user(bin, pgdata, &run_as, tenant.name, &statements, "the PostgreSQL extensions of the database could not be made").await
 }
 
 /// The major version of PostgreSQL that can read a cluster. Its own users may have written anything there.

@@ -306,6 +306,7 @@ impl LocalHost {
             data_set: Some(data_set),
             user: allocation.postgres.clone(),
             socket_gid: allocation.odoo.uid,
+            passage_gid: allocation.odoo.uid,
             trusts_its_group: false,
             tenant: tenant(&allocation.odoo),
             memory: ClusterMemory::for_machine(facts::memory_total()?),

@@ -576,6 +576,12 @@ import ctypes, os, socket, sys
 work, sockets, probe, notes = sys.argv[1:]
 out = open(notes, 'a', buffering=1)
 said = set()
+def is_ours():
+    # Handed over, when root has nothing to do there any more.
+    try:
+        return os.stat(work).st_gid == os.getgid()
+    except OSError:
+        return True
 def say(word):
     if word not in said:
         said.add(word)
@@ -592,7 +598,7 @@ while True:
     for name in ('data_dir', 'pgdata'):
         try:
             os.makedirs(f'{work}/{name}/filestore/odoo')
-            say('made ' + name)
+            say('made ' + name if not is_ours() else 'handed over')
         except PermissionError:
             say('refused ' + name)
         except OSError:
@@ -600,7 +606,7 @@ while True:
         for link in (f'{work}/{name}/filestore/odoo/da', f'{work}/{name}/planted'):
             try:
                 os.symlink(probe, link)
-                say('planted ' + name)
+                say('planted ' + name if not is_ours() else 'handed over')
             except OSError:
                 pass
     for number in range(50):
@@ -614,7 +620,7 @@ while True:
     try:
         connection = socket.socket(socket.AF_UNIX)
         connection.connect(sockets + '/.s.PGSQL.5432')
-        say('connected')
+        say('connected' if not is_ours() else 'handed over')
     except PermissionError:
         say('refused socket')
     except OSError:
@@ -710,7 +716,9 @@ async fn who_restores_is_a_user_of_its_own_and_not_the_instances() -> Result<()>
     while !restored.is_finished() {
         for entry in ocore_host::local::process::scan() {
             let line = std::fs::read(format!("/proc/{}/cmdline", entry.pid)).unwrap_or_default();
-            if line.starts_with(b"/") && String::from_utf8_lossy(&line).contains("/bin/psql") {
+            let line = String::from_utf8_lossy(&line);
+            // Others' tests ask databases too.
+            if line.starts_with('/') && line.contains("/bin/psql") && line.contains("--file\0-") {
                 users.extend(entry.uid());
             }
         }

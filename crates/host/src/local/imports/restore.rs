@@ -38,7 +38,7 @@ use crate::{
         cgroups::Group,
         below::{self, Directory},
         build_users::BuildUser,
-        cluster::{self, Cluster},
+        cluster::Cluster,
         copy::{self, WorkDirectory},
         data_sets::{ODOO_ROLE, open_to_group},
         durable::{self, blocking},
@@ -179,7 +179,7 @@ impl LocalHost {
         durable::make_directory(&data_dir, 0o700)?;
         let bin = self.config.postgres_bin()?;
         let extensions = check::extensions_to_make(&survey.extensions, cluster.tenant.extensions);
-        cluster::make_extensions(&bin, &pgdata, &cluster.user, &cluster.tenant, &extensions).await?;
+        Cluster { pgdata: pgdata.clone(), ..cluster.clone() }.make_extensions(&bin, &extensions).await?;
         write_haste(&pgdata, allocation.postgres.uid)?;
         let user = self.ledger.claim_build_user().await?;
         let run_as = user.run_as(Vec::new());
