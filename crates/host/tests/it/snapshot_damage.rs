@@ -98,7 +98,8 @@ impl Paused {
     }
 
     async fn wait_for_backup(host: &LocalHost, instance: InstanceId, data_set: DataSetId) -> Result<()> {
-        let waiting = "select count(*) from pg_stat_activity where query like 'select pg_backup_start%' and wait_event like 'Checkpoint%'";
+        let waiting =
+            "select count(*) from pg_stat_activity where query like 'select pg_catalog.pg_backup_start%' and wait_event like 'Checkpoint%'";
         until(host, instance, data_set, waiting, 1).await
     }
 
