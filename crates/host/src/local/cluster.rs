@@ -25,8 +25,8 @@ use sqlx::{
 use tokio::time::Instant;
 
 use super::{
-    cgroups::Place,
     below::Directory,
+    cgroups::Place,
     config,
     durable::{self, blocking},
     exec::{Program, RunAs},

@@ -24,8 +24,8 @@ use zip::{CompressionMethod, ZipWriter, write::SimpleFileOptions};
 
 use super::{
     LocalHost,
-    cgroups::Group,
     below::{self, Directory},
+    cgroups::Group,
     cluster::Cluster,
     copy::{self, WorkDirectory},
     data_sets::ODOO_ROLE,

@@ -35,9 +35,9 @@ use crate::{
     error::{HostError, Result},
     local::{
         LocalHost,
-        cgroups::Group,
         below::{self, Directory},
         build_users::BuildUser,
+        cgroups::Group,
         cluster::Cluster,
         copy::{self, WorkDirectory},
         data_sets::{ODOO_ROLE, open_to_group},
@@ -181,8 +181,8 @@ impl LocalHost {
         let extensions = check::extensions_to_make(&survey.extensions, cluster.tenant.extensions);
         Cluster { pgdata: pgdata.clone(), ..cluster.clone() }.make_extensions(&bin, &extensions).await?;
         write_haste(&pgdata, allocation.postgres.uid)?;
-        let user = self.ledger.claim_build_user().await?;
-        let run_as = user.run_as(Vec::new());
+        let user = self.claim_build_user().await?;
+        let run_as = RunAs { uid: user.uid, gid: user.uid, groups: Vec::new() };
         let cluster = Cluster { pgdata: pgdata.clone(), socket_gid: user.uid, trusts_its_group: true, ..cluster };
         let dump = survey::dump_of(&directory, &survey.database);
         let list = directory.join(format!("{data_set}.list"));

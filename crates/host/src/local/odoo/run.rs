@@ -142,11 +142,11 @@ impl LocalHost {
         progress: &Progress,
     ) -> Result<Option<String>> {
         let Some(password) = password else { return Ok(None) };
-        let user = self.ledger.claim_build_user().await?;
+        let user = self.claim_build_user().await?;
         let program = Program::new(&distribution.python)
             .args(["-I", "-c", HASH_PASSWORD])
             .stdin(password)
-            .run_as(user.run_as(Vec::new()))
+            .of_build(&user, Vec::new())
             .without_network()
             .cancel(progress.cancel.clone());
         let finished = program.time_limit(HASH_TIME).run().await;

@@ -86,9 +86,9 @@ impl LocalHost {
             Ok(place) => place,
             Err(error) => return Ok(Control::damaged(&format!("it cannot be read: {error}"))),
         };
-        let user = self.ledger.claim_build_user().await?;
+        let user = self.claim_build_user().await?;
         let described =
-            Program::new(program).arg(place.path()).run_as(user.run_as(Vec::new())).without_network().time_limit(CONTROL_TIME).run();
+            Program::new(program).arg(place.path()).of_build(&user, Vec::new()).without_network().time_limit(CONTROL_TIME).run();
         let described = described.await;
         user.release().await?;
         Ok(Control::of(&described?))
