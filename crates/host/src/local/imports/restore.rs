@@ -37,7 +37,6 @@ use crate::{
         LocalHost,
         below::{self, Directory},
         build_users::BuildUser,
-        cgroups::Group,
         cluster::Cluster,
         copy::{self, WorkDirectory},
         data_sets::{ODOO_ROLE, open_to_group},
@@ -140,7 +139,8 @@ struct Restore<'a> {
     record: PathBuf,
     mark: String,
     data_set: DataSetId,
-    group: Group,
+    host: &'a LocalHost,
+    claim: &'a Claim,
     progress: &'a Progress,
     threads: &'a TaskTracker,
     end: &'a CancellationToken,
@@ -207,7 +207,8 @@ impl LocalHost {
                 record: self.layout.record(instance, Unit::Run(claim.fence.operation)),
                 mark: Layout::mark(instance, Unit::Run(claim.fence.operation)),
                 data_set,
-                group: self.prepare_run(instance, claim.fence.operation)?,
+                host: self,
+                claim,
                 progress,
                 threads: &quarters.threads,
                 end: &quarters.end,
@@ -242,17 +243,19 @@ impl Restore<'_> {
         self.look_again().await
     }
 
-    fn program(&self, name: &str) -> Program {
-        Program::new(self.bin.join(name))
+    /// Each has a control group of its own, which goes with it.
+    fn program(&self, name: &str) -> Result<Program> {
+        let group = self.host.prepare_run(self.claim.instance, self.claim.fence.operation)?;
+        Ok(Program::new(self.bin.join(name))
             .run_as(self.run_as.clone())
             .without_network()
             .env("PGHOST", &self.cluster.socket_directory)
             .env("PGPORT", CLUSTER_PORT.to_string())
             .env("PGUSER", self.cluster.tenant.name)
             .env("PGDATABASE", DATABASE)
-            .group(self.group.clone())
+            .group(group)
             .time_limit(RESTORE_TIME)
-            .progress(self.progress)
+            .progress(self.progress))
     }
 
     async fn run_recorded(&self, program: Program) -> Result<Finished> {
@@ -264,7 +267,7 @@ impl Restore<'_> {
         self.progress.log.line("Restoring the database from SQL.");
         let (reader, writer) = io::pipe().map_err(|error| HostError::machine_from("no pipe could be made", error))?;
         let program = self
-            .program("psql")
+            .program("psql")?
             .args(["--no-psqlrc", "--quiet", "--set", "ON_ERROR_STOP=1", "--file", "-"])
             .stdin_from(reader)
             .stdout_to(null()?);
@@ -286,7 +289,7 @@ impl Restore<'_> {
         self.progress.log.line("Restoring the database.");
         let share = |path: &Path| below::share(path, self.run_as.gid).map_err(|error| cannot_share(path, error));
         share(dump)?;
-        let contents = self.run_recorded(self.program("pg_restore").arg("--list").arg(dump).output_limit(LIST_LIMIT)).await?;
+        let contents = self.run_recorded(self.program("pg_restore")?.arg("--list").arg(dump).output_limit(LIST_LIMIT)).await?;
         let contents = contents.expect_success("the dump's list could not be read")?;
         if contents.stdout.len() == LIST_LIMIT {
             return Err(HostError::rejected(format!("the list of what is in the dump is longer than {} MiB", LIST_LIMIT >> 20)));
@@ -294,7 +297,7 @@ impl Restore<'_> {
         write_list(&self.list, &wanted_entries(&contents.stdout_text()))?;
         share(&self.list)?;
         let program = self
-            .program("pg_restore")
+            .program("pg_restore")?
             .args(["--exit-on-error", "--no-owner", "--no-acl", "--no-publications", "--no-subscriptions", "--no-security-labels"])
             .args(["--no-tablespaces", "--dbname", DATABASE])
             .arg(format!("--jobs={JOBS}"))
@@ -325,7 +328,7 @@ impl Restore<'_> {
     }
 
     async fn analyze(&self) -> Result<()> {
-        let program = self.program("vacuumdb").args(["--analyze-only", "--quiet", "--dbname", DATABASE]).arg(format!("--jobs={JOBS}"));
+        let program = self.program("vacuumdb")?.args(["--analyze-only", "--quiet", "--dbname", DATABASE]).arg(format!("--jobs={JOBS}"));
         self.run_recorded(program).await?.expect_success("the statistics of the new database could not be gathered")?;
         Ok(())
     }
