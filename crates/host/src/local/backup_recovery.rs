@@ -5,33 +5,35 @@
 //! end of online backup` (src/backend/access/transam/xlog.c, `StartupXLOG`, PostgreSQL 15). With the label back in its place it recovers from the
 //! beginning, which may be done again, since every page that the backup's log changes is in the log whole.
 
-use std::io;
+use std::{io, path::Path};
 
-use super::{
-    cluster::{self, Cluster},
-    durable,
-    exec::Program,
-};
+use super::{below::Directory, cluster::Cluster, exec::Program};
 use crate::error::{HostError, Result};
 
+const LABEL: &str = "backup_label";
+/// Where PostgreSQL puts it.
+const ASIDE: &str = "backup_label.old";
+
 impl Cluster {
-    /// Before a start; nobody runs here.
-    pub(super) async fn find_backup_label_again(&self) -> Result<()> {
-        let (label, aside) = (self.pgdata.join("backup_label"), self.pgdata.join("backup_label.old"));
-        if label.exists() || !aside.exists() {
+    /// Before a start; nobody runs here. `bin` is where the programs of its version are.
+    pub(super) async fn find_backup_label_again(&self, bin: &Path) -> Result<()> {
+        let failed = |error: io::Error| {
+            HostError::machine_from(format!("the backup label of {} cannot be moved: {error}", self.pgdata.display()), error)
+        };
+        let pgdata = Directory::open(&self.pgdata).map_err(failed)?;
+        if pgdata.status(LABEL).map_err(failed)?.is_some() || pgdata.status(ASIDE).map_err(failed)?.is_none() {
             return Ok(());
         }
-        let program = cluster::postgres_bin(&self.pgdata)?.join("pg_controldata");
-        let described = Program::new(program).arg(&self.pgdata).run().await?.expect_success("the state of a cluster could not be read")?;
+        // What it reads is not ours, so that it reads it as the user whose it is.
+        let described = Program::new(bin.join("pg_controldata")).arg(&self.pgdata).run_as(self.run_as()).run().await?;
+        let described = described.expect_success("the state of a cluster could not be read")?;
         let moved = if is_within_backup(&described.stdout_text()) {
             tracing::info!(pgdata = %self.pgdata.display(), "the first recovery of a copy was cut off; it begins again");
-            std::fs::rename(&aside, &label).and_then(|()| durable::sync_parent(&label))
+            pgdata.rename(ASIDE, LABEL).and_then(|()| pgdata.sync())
         } else {
-            durable::remove_fleeting(&aside)
+            pgdata.remove(ASIDE)
         };
-        moved.map_err(|error: io::Error| {
-            HostError::machine_from(format!("the backup label of {} cannot be moved", self.pgdata.display()), error)
-        })
+        moved.map_err(failed)
     }
 }
 

@@ -5,10 +5,11 @@
 //! one role that owns the one database. All configuration is written anew at each start, so a copied cluster starts with its own socket and users.
 
 use std::{
+    collections::BTreeSet,
     fmt::Write as _,
-    fs::{self, File, OpenOptions},
+    fs::{self, File},
     io::{self, Read, Seek, SeekFrom, Write as _},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{FileTypeExt, MetadataExt},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -24,6 +25,7 @@ use sqlx::{
 use tokio::time::Instant;
 
 use super::{
+    below::Directory,
     cgroups::Place,
     config,
     durable::{self, blocking},
@@ -43,6 +45,12 @@ const FAST_STOP: Duration = Duration::from_mins(1);
 const IMMEDIATE_STOP: Duration = Duration::from_secs(10);
 const INIT_TIME_LIMIT: Duration = Duration::from_mins(5);
 const FIRST_NORMAL_OBJECT_ID: &str = "16384";
+const NOT_MADE: &str = "the database of a new PostgreSQL cluster could not be made";
+/// Of the server's log, in bytes.
+const LOG_TAIL: u64 = 8192;
+/// `15`, or `9.6` of long ago, in bytes.
+const VERSION_LIMIT: u64 = 16;
+const PID_FILE_LIMIT: u64 = 16 * 1024;
 const MIB: u64 = 1024 * 1024;
 /// Raised when [`initialise`] makes something else, so that templates of the old kind are not used any more.
 pub const SHAPE: u32 = 2;
@@ -96,6 +104,10 @@ pub struct Cluster {
     pub user: OsUser,
     /// The group whose members may reach the socket; the server process is one of them.
     pub socket_gid: u32,
+    /// The group that may pass through the directories above `pgdata`.
+    pub passage_gid: u32,
+    /// Whoever is of the socket's group is the tenant, without being asked who it is: users of builds have no names that PostgreSQL could ask for.
+    pub trusts_its_group: bool,
     pub tenant: Tenant,
     pub memory: ClusterMemory,
     pub max_connections: u32,
@@ -119,10 +131,10 @@ impl Cluster {
             }
         }
         self.end_leftovers().await?;
-        self.find_backup_label_again().await?;
+        let bin = postgres_bin(&self.pgdata)?;
+        self.find_backup_label_again(&bin).await?;
         self.prepare().await?;
         let log_start = fs::metadata(&self.log).map_or(0, |metadata| metadata.len());
-        let bin = postgres_bin(&self.pgdata)?;
         let program = Program::new(bin.join("postgres"))
             .arg("-D")
             .arg(&self.pgdata)
@@ -170,8 +182,7 @@ impl Cluster {
             .map_err(|error| HostError::machine_from("the record of a cluster could not be removed", error))
     }
 
-    /// How to connect, as root or as the cluster's own user.
-    pub fn options(&self, role: &str, database: &str) -> PgConnectOptions {
+    fn options(&self, role: &str, database: &str) -> PgConnectOptions {
         PgConnectOptions::new_without_pgpass()
             .socket(&self.socket_directory)
             .port(CLUSTER_PORT)
@@ -182,34 +193,56 @@ impl Cluster {
             .disable_statement_logging()
     }
 
-    /// A connection as the superuser to the one database. What its owner has put there (functions, triggers, views) would run with the
-    /// superuser's rights, so whoever looks at or changes the owner's tables uses [`Self::connect_as_owner`].
-    pub async fn connect(&self) -> Result<PgConnection> {
-        self.connect_as(SUPERUSER).await
+    /// The one way to a session of the superuser, as root or as the cluster's own user. It never enters the tenant's database, whose owner could set
+    /// where names are looked for there and put a function or a view before PostgreSQL's own; what it asks, PostgreSQL's own schema alone answers,
+    /// whatever anybody has set. Its queries qualify their names all the same.
+    pub async fn connect_as_superuser(&self) -> sqlx::Result<PgConnection> {
+        self.check_socket().map_err(sqlx::Error::Io)?;
+        PgConnection::connect_with(&self.options(SUPERUSER, SUPERUSER).options([("search_path", "pg_catalog")])).await
     }
 
     /// A connection as the role that owns the one database, which may do there what Odoo may, and nothing else.
     pub async fn connect_as_owner(&self) -> Result<PgConnection> {
-        self.connect_as(self.tenant.name).await
-    }
-
-    async fn connect_as(&self, role: &str) -> Result<PgConnection> {
-        PgConnection::connect_with(&self.options(role, self.tenant.name)).await.map_err(|error| {
+        let connected = async {
+            self.check_socket().map_err(sqlx::Error::Io)?;
+            PgConnection::connect_with(&self.options(self.tenant.name, self.tenant.name)).await
+        };
+        connected.await.map_err(|error| {
             HostError::machine_from(format!("the database in {} could not be reached: {error}", self.pgdata.display()), error)
         })
+    }
+
+    /// The socket lies in a directory of the cluster's user, who must not lead us to another cluster's.
+    fn check_socket(&self) -> io::Result<()> {
+        let found = fs::symlink_metadata(self.socket_directory.join(format!(".s.PGSQL.{CLUSTER_PORT}")))?;
+        if found.file_type().is_socket() && found.uid() == self.user.uid {
+            return Ok(());
+        }
+        Err(io::Error::other("what is in the place of its socket is none of its own"))
+    }
+
+    /// Makes extensions in a new cluster that nobody has worked in yet and that does not run. Each must be a name of our own.
+    pub(super) async fn make_extensions(&self, bin: &Path, extensions: &[&str]) -> Result<()> {
+        if extensions.is_empty() {
+            return Ok(());
+        }
+        let statements: Vec<String> =
+            extensions.iter().map(|extension| format!("create extension if not exists \"{extension}\" schema public")).collect();
+        let attempt = "the PostgreSQL extensions of the database could not be made";
+        single_user(bin, &self.pgdata, &self.run_as(), self.tenant.name, &statements, attempt).await
     }
 
     /// It runs and answers a query.
     pub async fn is_healthy(&self) -> bool {
         let answer = async {
-            let mut connection = self.connect().await.ok()?;
+            let mut connection = self.connect_as_superuser().await.ok()?;
             sqlx::query("select 1").execute(&mut connection).await.ok()
         };
         tokio::time::timeout(Duration::from_secs(5), answer).await.is_ok_and(|answer| answer.is_some())
     }
 
-    fn run_as(&self) -> RunAs {
-        RunAs { uid: self.user.uid, gid: self.user.uid, groups: vec![self.socket_gid] }
+    pub(super) fn run_as(&self) -> RunAs {
+        RunAs { uid: self.user.uid, gid: self.user.uid, groups: BTreeSet::from([self.socket_gid, self.passage_gid]).into_iter().collect() }
     }
 
     /// Server processes in this directory without a living record: children that a killed postmaster left, or a start that was never
@@ -231,12 +264,13 @@ impl Cluster {
     async fn prepare(&self) -> Result<()> {
         let cluster = self.clone();
         blocking(move || {
+            let has_sync_method = major_version(&cluster.pgdata)? >= 14;
             let written = || -> io::Result<()> {
-                let version = fs::read_to_string(cluster.pgdata.join("PG_VERSION"))?;
-                let has_sync_method = version.trim().parse::<u32>().is_ok_and(|major| major >= 14);
+                // We are root, and the directory is not ours: nothing in it may lead us elsewhere.
+                let pgdata = Directory::open(&cluster.pgdata)?;
                 // Nobody runs here any more, so what it says is not true; its pid may be another cluster's of the same user by now.
                 for stale in ["postmaster.pid", "postmaster.opts"] {
-                    durable::remove_fleeting(&cluster.pgdata.join(stale))?;
+                    pgdata.remove(stale)?;
                 }
                 // The same of its socket, of which PostgreSQL also takes a process that was killed and is not reaped yet for alive.
                 for stale in [format!(".s.PGSQL.{CLUSTER_PORT}.lock"), format!(".s.PGSQL.{CLUSTER_PORT}")] {
@@ -244,14 +278,12 @@ impl Cluster {
                 }
                 for (name, content) in [
                     ("postgresql.conf", cluster.settings(has_sync_method)),
-                    ("pg_hba.conf", HBA.to_owned()),
+                    ("pg_hba.conf", cluster.host_based_access()),
                     ("pg_ident.conf", cluster.ident()?),
                 ] {
-                    // Not synced: they are written anew at the next start. Made anew: we are root, and the directory is not ours, so a
-                    // link in it must not lead us elsewhere.
-                    let path = cluster.pgdata.join(name);
-                    durable::remove_fleeting(&path)?;
-                    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+                    // Not synced: they are written anew at the next start.
+                    pgdata.remove(name)?;
+                    let mut file = pgdata.create(name, 0o600)?;
                     file.write_all(content.as_bytes())?;
                     std::os::unix::fs::fchown(&file, Some(cluster.user.uid), Some(cluster.user.uid))?;
                 }
@@ -317,6 +349,10 @@ impl Cluster {
         text
     }
 
+    fn host_based_access(&self) -> String {
+        if self.trusts_its_group { trusted_hba(self.tenant.name) } else { HBA.to_owned() }
+    }
+
     /// Who may be whom: the map that `pg_hba.conf` names.
     fn ident(&self) -> io::Result<String> {
         let ourselves = User::from_uid(geteuid())?.map_or_else(|| "root".to_owned(), |user| user.name);
@@ -343,7 +379,7 @@ impl Cluster {
             if !process.is_alive() {
                 return Err(self.start_failure("ended while it started", log_start));
             }
-            if self.says_ready() && PgConnection::connect_with(&self.options(SUPERUSER, SUPERUSER)).await.is_ok() {
+            if self.says_ready() && self.connect_as_superuser().await.is_ok() {
                 return Ok(());
             }
             if Instant::now() >= deadline {
@@ -355,7 +391,8 @@ impl Cluster {
 
     /// The server's own word, the eighth line of `postmaster.pid` (PostgreSQL's `pidfile.h`).
     fn says_ready(&self) -> bool {
-        fs::read_to_string(self.pgdata.join("postmaster.pid"))
+        Directory::open(&self.pgdata)
+            .and_then(|pgdata| pgdata.read_text("postmaster.pid", PID_FILE_LIMIT))
             .is_ok_and(|text| text.lines().nth(7).is_some_and(|line| line.trim_end() == "ready"))
     }
 
@@ -372,6 +409,11 @@ const HBA: &str = "\
 # Nobody comes but through the socket, and the kernel says who it is.
 local all all peer map=ocore
 ";
+
+/// Before the line that asks who it is.
+fn trusted_hba(tenant: &str) -> String {
+    format!("# Only one user, who has no name, is let to the socket.\nlocal {tenant} {tenant} trust\n{HBA}")
+}
 
 /// Makes a cluster in an empty directory that belongs to `user`: with data checksums, UTF-8, the role and its database. Not running
 /// afterwards. On failure the directory's contents are worth nothing.
@@ -408,18 +450,19 @@ pub async fn initialise(bin: &Path, pgdata: &Path, user: &OsUser, tenant: &Tenan
             format!("create database {name} owner {name} template template0"),
             format!("revoke all on database {name} from public"),
         ],
+        NOT_MADE,
     )
     .await?;
     if !tenant.extensions.is_empty() {
         let mut statements = vec![format!("set role {name}")];
         statements.extend(tenant.extensions.iter().map(|extension| format!("create extension {extension}")));
-        single_user(bin, pgdata, &run_as, name, &statements).await?;
+        single_user(bin, pgdata, &run_as, name, &statements, NOT_MADE).await?;
     }
     Ok(())
 }
 
 /// Runs statements without a server, so that a crash leaves none. Each must be one line.
-async fn single_user(bin: &Path, pgdata: &Path, run_as: &RunAs, database: &str, statements: &[String]) -> Result<()> {
+async fn single_user(bin: &Path, pgdata: &Path, run_as: &RunAs, database: &str, statements: &[String], attempt: &str) -> Result<()> {
     Program::new(bin.join("postgres"))
         .args(["--single", "-D"])
         .arg(pgdata)
@@ -430,28 +473,39 @@ async fn single_user(bin: &Path, pgdata: &Path, run_as: &RunAs, database: &str, 
         .time_limit(INIT_TIME_LIMIT)
         .run()
         .await?
-        .expect_success("the database of a new PostgreSQL cluster could not be made")?;
+        .expect_success(attempt)?;
     Ok(())
+}
+
+/// The major version of PostgreSQL that can read a cluster. Its own users may have written anything there.
+pub(super) fn major_version(pgdata: &Path) -> Result<u32> {
+    let text = Directory::open(pgdata).and_then(|pgdata| pgdata.read_text("PG_VERSION", VERSION_LIMIT));
+    let text =
+        text.map_err(|error| HostError::machine_from(format!("{} holds no PostgreSQL cluster: {error}", pgdata.display()), error))?;
+    text.trim().parse().map_err(|_| {
+        HostError::machine(format!(
+            "the data in {} are damaged: PG_VERSION names no version of PostgreSQL; go on with a snapshot of them",
+            pgdata.display()
+        ))
+    })
 }
 
 /// Where the programs for an existing cluster are: those of its own major version.
 pub(super) fn postgres_bin(pgdata: &Path) -> Result<PathBuf> {
-    let major = fs::read_to_string(pgdata.join("PG_VERSION"))
-        .map_err(|error| HostError::machine_from(format!("{} holds no PostgreSQL cluster", pgdata.display()), error))?;
-    let major = major.trim();
+    let major = major_version(pgdata)?;
     config::postgres_bin_of(major).ok_or_else(|| {
         HostError::machine(format!("the data in {} needs PostgreSQL {major}; install the package `postgresql-{major}`", pgdata.display()))
     })
 }
 
-/// At most the last 8 KiB of a log, and nothing before `start`.
+/// At most the end of a log, and nothing before `start`.
 fn log_tail(log: &Path, start: u64) -> io::Result<String> {
     let mut file = File::open(log)?;
     let length = file.metadata()?.len();
     let start = if start == u64::MAX { 0 } else { start };
-    file.seek(SeekFrom::Start(start.max(length.saturating_sub(8192)).min(length)))?;
+    file.seek(SeekFrom::Start(start.max(length.saturating_sub(LOG_TAIL)).min(length)))?;
     let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes)?;
+    file.take(LOG_TAIL).read_to_end(&mut bytes)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
@@ -466,5 +520,42 @@ mod tests {
         assert_eq!(small.shared_buffers, 64 * MIB);
         assert_eq!(large.shared_buffers, 512 * MIB);
         assert!(small.work_mem >= 4 * MIB && large.work_mem <= 16 * MIB);
+    }
+
+    /// Every source file of this crate with its text, but for this one.
+    #[expect(clippy::disallowed_methods, reason = "the sources are nobody else's")]
+    fn sources() -> Vec<(PathBuf, String)> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+        let files = walkdir::WalkDir::new(&root).into_iter().map(|entry| entry.unwrap().into_path());
+        let files = files.filter(|path| path.extension().is_some_and(|extension| extension == "rs") && !path.ends_with("local/cluster.rs"));
+        files.map(|path| (path.clone(), fs::read_to_string(path).unwrap())).collect()
+    }
+
+    #[test]
+    fn there_is_one_way_to_a_session_of_the_superuser() {
+        let ours = include_str!("cluster.rs").split("#[cfg(test)]").next().unwrap_or_default();
+        assert_eq!(ours.matches("self.options(SUPERUSER").count(), 1);
+        assert_eq!(ours.matches("PgConnection::connect_with").count(), 2, "the superuser's and the owner's");
+        for (path, text) in sources() {
+            for word in
+                ["PgConnectOptions", "connect_with(&", "PgConnection::connect", "PgPool", "SUPERUSER", "\"--username=postgres\"", "\"-U\""]
+            {
+                assert!(!text.contains(word), "{} has another way to a database: {word}", path.display());
+            }
+        }
+    }
+
+    #[test]
+    fn the_superuser_names_its_objects_in_full() {
+        let with_sessions = sources().into_iter().filter(|(_, text)| text.contains("connect_as_superuser()"));
+        let mut seen = 0;
+        for (path, text) in with_sessions {
+            seen += 1;
+            for word in text.split(|c: char| !(c.is_alphanumeric() || "_.".contains(c))) {
+                let is_view = ["pg_stat_activity", "pg_tablespace", "pg_terminate_backend", "pg_locks", "pg_database"].contains(&word);
+                assert!(!is_view, "{} says {word} without its schema", path.display());
+            }
+        }
+        assert!(seen >= 4, "{seen}");
     }
 }

@@ -212,7 +212,7 @@ fn newest_postgres_bin() -> Option<PathBuf> {
 }
 
 /// Debian's programs of one major version, when they are installed.
-pub(super) fn postgres_bin_of(major: &str) -> Option<PathBuf> {
-    let bin = Path::new("/usr/lib/postgresql").join(major).join("bin");
+pub(super) fn postgres_bin_of(major: u32) -> Option<PathBuf> {
+    let bin = Path::new("/usr/lib/postgresql").join(major.to_string()).join("bin");
     bin.join("postgres").is_file().then_some(bin)
 }

@@ -23,6 +23,7 @@ use super::{
     durable::{self, blocking},
     facts,
     fence::{self, Claim},
+    imports,
     layout::{Layout, Unit},
     ledger::{Allocation, OsUser},
     process::Process,
@@ -305,6 +306,8 @@ impl LocalHost {
             data_set: Some(data_set),
             user: allocation.postgres.clone(),
             socket_gid: allocation.odoo.uid,
+            passage_gid: allocation.odoo.uid,
+            trusts_its_group: false,
             tenant: tenant(&allocation.odoo),
             memory: ClusterMemory::for_machine(facts::memory_total()?),
             max_connections: MAX_CONNECTIONS,
@@ -368,13 +371,22 @@ impl LocalHost {
     }
 
     pub(super) async fn fill_fresh(&self, work: &WorkDirectory, allocation: &Allocation, cancel: &[CancellationToken]) -> Result<()> {
-        let template = self.cluster_template(&allocation.postgres, &tenant(&allocation.odoo)).await?;
-        let pgdata = work.path().join("pgdata");
-        copy::copy_tree(&self.pool, &template.join("pgdata"), &pgdata, work, cancel).await?;
-        copy::change_owner(&pgdata, allocation.postgres.uid, allocation.postgres.uid).await?;
+        self.fill_fresh_cluster(work, allocation, cancel).await?;
         let data_dir = work.path().join("data_dir");
         durable::make_directory(&data_dir, 0o700)?;
         own(&data_dir, &allocation.odoo)
+    }
+
+    pub(super) async fn fill_fresh_cluster(
+        &self,
+        work: &WorkDirectory,
+        allocation: &Allocation,
+        cancel: &[CancellationToken],
+    ) -> Result<()> {
+        let template = self.cluster_template(&allocation.postgres, &tenant(&allocation.odoo)).await?;
+        let pgdata = work.path().join("pgdata");
+        copy::copy_tree(&self.pool, &template.join("pgdata"), &pgdata, work, cancel).await?;
+        copy::change_owner(&pgdata, allocation.postgres.uid, allocation.postgres.uid).await
     }
 
     /// Copies a data set that nobody writes to; its cluster may run. What has been begun with the warm copy is made whole.
@@ -483,6 +495,7 @@ impl LocalHost {
             copy::sweep(&layout.environments())?;
             copy::sweep(&layout.sources())?;
             copy::sweep(&layout.uploads())?;
+            imports::sweep(&layout);
             copy::sweep(&layout.exports())?;
             copy::sweep(&layout.instances())?;
             snapshots::sweep(&layout)?;

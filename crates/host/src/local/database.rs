@@ -1,5 +1,7 @@
 //! What a data set's database says about itself.
 
+use std::time::Duration;
+
 use ocore_model::ids::{DataSetId, InstanceId};
 use sqlx::PgConnection;
 
@@ -8,6 +10,13 @@ use crate::{
     api::{InstalledModule, ScheduledActions},
     error::{HostError, Result},
 };
+
+/// A row of Odoo's own tables takes no moment.
+const PATIENCE: Duration = Duration::from_mins(2);
+/// A view in the place of the table may have any number of rows of any length.
+const MODULES: &str = "
+    select pg_catalog.left(name::pg_catalog.text, 200), pg_catalog.left(state::pg_catalog.text, 50), pg_catalog.left(latest_version::pg_catalog.text, 100)
+    from public.ir_module_module order by name limit 50000";
 
 impl LocalHost {
     /// The modules that Odoo knows, by name; none in a database that no Odoo has filled.
@@ -50,7 +59,7 @@ async fn scheduled_actions(connection: &mut PgConnection) -> Result<ScheduledAct
     if !is_filled {
         return Ok(ScheduledActions::default());
     }
-    let (running, next) = sqlx::query_as(
+    let answer = sqlx::query_as(
         "select exists (select from pg_locks where locktype = 'relation' and relation = 'public.ir_cron'::regclass and mode = 'RowShareLock'
                                                    and database = (select oid from pg_database where datname = current_database())),
                 (select min(due) at time zone 'UTC'
@@ -58,10 +67,19 @@ async fn scheduled_actions(connection: &mut PgConnection) -> Result<ScheduledAct
                        union all
                        select call_at from public.ir_cron_trigger join public.ir_cron on ir_cron.id = cron_id where active) as dues)",
     )
-    .fetch_one(connection)
-    .await
-    .map_err(query_error)?;
+    .fetch_one(connection);
+    let (running, next) = in_time(answer).await?.map_err(query_error)?;
     Ok(ScheduledActions { running, next })
+}
+
+/// The answer of a database whose owner may have put anything in the place of Odoo's tables, also what never ends.
+pub(super) async fn in_time<T>(answer: impl Future<Output = T>) -> Result<T> {
+    tokio::time::timeout(PATIENCE, answer).await.map_err(|_| {
+        HostError::rejected(format!(
+            "the database did not answer within {} s what modules and actions it has; something else is in the place of Odoo's tables, or locks them",
+            PATIENCE.as_secs()
+        ))
+    })
 }
 
 /// The modules that a database's Odoo knows, by name; none in a database that no Odoo has filled. The connection must be the owner's.
@@ -75,10 +93,7 @@ pub(super) async fn modules(connection: &mut PgConnection) -> Result<Vec<Install
         return Ok(Vec::new());
     }
     let rows: Vec<(String, Option<String>, Option<String>)> =
-        sqlx::query_as("select name::text, state::text, latest_version::text from public.ir_module_module order by name")
-            .fetch_all(&mut *connection)
-            .await
-            .map_err(query_error)?;
+        in_time(sqlx::query_as(MODULES).fetch_all(&mut *connection)).await?.map_err(query_error)?;
     Ok(rows
         .into_iter()
         .map(|(name, state, version)| InstalledModule { name, state: state.unwrap_or_else(|| "uninstalled".to_owned()), version })

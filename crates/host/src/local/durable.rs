@@ -9,6 +9,7 @@ use std::{
 
 use serde::{Serialize, de::DeserializeOwned};
 
+use super::below;
 use crate::error::{HostError, Result};
 
 /// Replaces the file's content; mode 0600. Two writers of one file need a lock of their own.
@@ -71,13 +72,10 @@ pub fn make_directory(path: &Path, mode: u32) -> Result<()> {
         .map_err(|error: io::Error| HostError::machine_from(format!("the directory {} could not be made: {error}", path.display()), error))
 }
 
-/// Removes a directory with all that is in it. Absent is done.
+/// Removes a directory with all that is in it, whoever still works there. Absent is done.
 pub fn remove_tree(path: &Path) -> Result<()> {
-    match fs::remove_dir_all(path) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(HostError::machine_from(format!("the directory {} could not be removed: {error}", path.display()), error)),
-    }
+    below::remove_tree(path)
+        .map_err(|error| HostError::machine_from(format!("the directory {} could not be removed: {error}", path.display()), error))
 }
 
 /// Runs blocking work on the runtime's blocking threads.

@@ -1,41 +1,40 @@
 //! Writes a data set down so that another Odoo, or another oCore, can take it in.
 //!
-//! The files that are packed belong to the instance's own user, who may have put a link in their place: they are opened from their directory
-//! on, and nothing on the way may be a link (openat2(2), `RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS`).
+//! The files that are packed belong to the instance's own user, who may have put a link in their place, or in the place of a directory above them:
+//! they are reached below the data set's directories, through no link ([`Directory`]). How long they are is what they were when they were looked for.
 
 use std::{
     fs::{File, OpenOptions},
     io::{self, BufWriter, Read, Seek, Write},
-    os::{
-        fd::OwnedFd,
-        unix::fs::{OpenOptionsExt, chown},
-    },
+    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown},
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use ocore_model::{
     export::ExportFormat,
     ids::{DataSetId, ExportId},
 };
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
+use rustix::io::Errno;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncSeekExt;
 use tokio_util::sync::CancellationToken;
-use walkdir::WalkDir;
 use zip::{CompressionMethod, ZipWriter, write::SimpleFileOptions};
 
 use super::{
     LocalHost,
+    below::{self, Directory},
     cgroups::Group,
     cluster::Cluster,
     copy::{self, WorkDirectory},
     data_sets::ODOO_ROLE,
+    database,
     durable::{self, blocking},
     exec::{Program, RunAs},
     fence::Claim,
     layout::{CLUSTER_PORT, Layout, Unit},
+    pool::human,
     process::run_recorded,
 };
 use crate::{
@@ -47,6 +46,10 @@ const DATABASE: &str = ODOO_ROLE;
 const MANIFEST: &str = "manifest.json";
 const CONTENT: &str = "content";
 const DUMP_TIME: Duration = Duration::from_hours(24);
+/// Exports wait for each other.
+const PACK_TIME: Duration = Duration::from_hours(24);
+/// Files of one export; the largest file stores have some millions.
+const MOST_FILES: usize = 20_000_000;
 /// How many connections dump tables at once, where the format allows it.
 const JOBS: usize = 2;
 /// Most of a file store is packed already; a fast level finds what is left.
@@ -85,20 +88,26 @@ impl LocalHost {
         claim.check()?;
         progress.log.line("Packing.");
         let end = progress.cancel.child_token();
-        let store = data_dir.join("filestore").join(DATABASE);
+        // Whoever could write to the dump comes here no more.
+        std::fs::set_permissions(work.path(), std::fs::Permissions::from_mode(0o700))
+            .map_err(|error| HostError::machine_from("an export could not be closed", error))?;
+        let store = request.with_file_store.then(|| file_store_of(&data_dir)).transpose()?.flatten();
         let packing = Packing {
             format: request.format,
             dumped,
-            store: (request.with_file_store && store.is_dir()).then_some(store),
+            store,
             about: serde_json::to_vec_pretty(&about).map_err(|error| HostError::machine_from("a manifest could not be written", error))?,
             content: work.path().join(CONTENT),
             bare: request.format == ExportFormat::Custom && !request.with_file_store,
             end: end.clone(),
+            deadline: Instant::now() + PACK_TIME,
         };
         // Whoever stops waiting for it ends it too.
         let _end_with_us = end.drop_guard();
         let written = blocking(move || packing.pack()).await?;
         durable::write_fleeting_json(&work.path().join(MANIFEST), &written)?;
+        std::fs::set_permissions(work.path(), std::fs::Permissions::from_mode(0o711))
+            .map_err(|error| HostError::machine_from("an export could not be opened", error))?;
         claim.check()?;
         work.keep().await?;
         Ok(written)
@@ -122,11 +131,12 @@ impl LocalHost {
 async fn manifest(cluster: &Cluster) -> Result<serde_json::Value> {
     let mut connection = cluster.connect_as_owner().await?;
     let failed = |error| HostError::machine_from("the database could not say what it is", error);
-    let modules: Vec<(String, Option<String>)> =
-        sqlx::query_as("select name::text, latest_version::text from public.ir_module_module where state = 'installed' order by name")
-            .fetch_all(&mut connection)
-            .await
-            .map_err(failed)?;
+    let modules: Vec<(String, Option<String>)> = database::modules(&mut connection)
+        .await?
+        .into_iter()
+        .filter(|module| module.state == "installed")
+        .map(|module| (module.name, module.version))
+        .collect();
     let version: String = sqlx::query_scalar("show server_version_num").fetch_one(&mut connection).await.map_err(failed)?;
     let number: u32 = version.parse().unwrap_or_default();
     let base = modules.iter().find(|(name, _)| name == "base").and_then(|(_, version)| version.clone()).unwrap_or_default();
@@ -197,12 +207,13 @@ struct Packing {
     format: ExportFormat,
     /// A file, or a directory.
     dumped: PathBuf,
-    store: Option<PathBuf>,
+    store: Option<Directory>,
     about: Vec<u8>,
     content: PathBuf,
     /// The dump alone is the export.
     bare: bool,
     end: CancellationToken,
+    deadline: Instant,
 }
 
 impl Packing {
@@ -214,8 +225,7 @@ impl Packing {
             ExportFormat::Zip => self.zip()?,
             ExportFormat::Custom | ExportFormat::Directory => self.tar()?,
         }
-        let removed = if self.dumped.is_dir() { std::fs::remove_dir_all(&self.dumped) } else { durable::remove_fleeting(&self.dumped) };
-        removed.map_err(|error| cannot_write(&self.dumped, error))?;
+        durable::remove_tree(&self.dumped)?;
         self.digest()
     }
 
@@ -230,9 +240,9 @@ impl Packing {
             .compression_level(Some(LEVEL))
             .large_file(true)
             .unix_permissions(0o644);
-        self.each(|name, _, reader| {
+        self.each(|name, size, reader| {
             zip.start_file(name, options).map_err(failed)?;
-            self.copy(reader, &mut zip)
+            self.copy(size, reader, &mut zip)
         })?;
         let mut inner = zip.finish().map_err(failed)?;
         inner.flush().map_err(|error| cannot_write(&self.content, error))
@@ -245,10 +255,7 @@ impl Packing {
             let mut header = tar::Header::new_gnu();
             header.set_size(size);
             header.set_mode(0o644);
-            if self.end.is_cancelled() {
-                return Err(HostError::Cancelled);
-            }
-            tar.append_data(&mut header, name, reader.take(size)).map_err(failed)
+            tar.append_data(&mut header, name, Ending { inner: reader, packing: self, left: size }).map_err(|error| self.why(error, failed))
         })?;
         tar.into_inner().and_then(|mut inner| inner.flush()).map_err(failed)
     }
@@ -256,31 +263,52 @@ impl Packing {
     /// Every member: its name, its size, its bytes. The database first, as Odoo's own zips have it.
     fn each(&self, mut take: impl FnMut(&str, u64, &mut dyn Read) -> Result<()>) -> Result<()> {
         let parent = self.dumped.parent().unwrap_or(Path::new("/"));
-        for name in files_below(&self.dumped, parent)? {
-            let (mut file, size) = open_below(parent, &name)?;
-            take(&name, size, &mut file)?;
+        let name = self.dumped.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let dumped = Directory::open(parent).map_err(|error| unreadable(name, error))?;
+        if self.format == ExportFormat::Directory {
+            let tables = dumped.inside(name).map_err(|error| unreadable(name, error))?;
+            for file in files_below(&tables)? {
+                let (mut open, size) = open_below(&tables, &file)?;
+                take(&format!("{name}/{file}"), size, &mut open)?;
+            }
+        } else {
+            let (mut open, size) = open_below(&dumped, name)?;
+            take(name, size, &mut open)?;
         }
         take(MANIFEST, self.about.len() as u64, &mut self.about.as_slice())?;
         let Some(store) = &self.store else { return Ok(()) };
-        for name in files_below(store, store)? {
-            let (mut file, size) = open_below(store, &name)?;
-            take(&format!("filestore/{name}"), size, &mut file)?;
+        for file in files_below(store)? {
+            let (mut open, size) = open_below(store, &file)?;
+            take(&format!("filestore/{file}"), size, &mut open)?;
         }
         Ok(())
     }
 
-    fn copy(&self, reader: &mut dyn Read, writer: &mut impl Write) -> Result<()> {
+    fn copy(&self, size: u64, reader: &mut dyn Read, writer: &mut impl Write) -> Result<()> {
+        let mut reader = Ending { inner: reader, packing: self, left: size };
         let mut buffer = vec![0; 1 << 17];
         loop {
-            if self.end.is_cancelled() {
-                return Err(HostError::Cancelled);
-            }
-            let count = reader.read(&mut buffer).map_err(|error| HostError::machine_from("a file could not be read", error))?;
+            let unreadable = |error| HostError::machine_from("a file could not be read", error);
+            let count = reader.read(&mut buffer).map_err(|error| self.why(error, unreadable))?;
             if count == 0 {
                 return Ok(());
             }
             writer.write_all(&buffer[..count]).map_err(|error| cannot_write(&self.content, error))?;
         }
+    }
+
+    /// What ended it, when it was not the error itself.
+    fn why(&self, error: io::Error, otherwise: impl FnOnce(io::Error) -> HostError) -> HostError {
+        if self.end.is_cancelled() {
+            return HostError::Cancelled;
+        }
+        if Instant::now() >= self.deadline {
+            return HostError::rejected(format!(
+                "the export took longer than {} hours to pack; export the database without the file store, and look what large files the file store holds",
+                PACK_TIME.as_secs() / 3600
+            ));
+        }
+        otherwise(error)
     }
 
     fn digest(&self) -> Result<ExportedFile> {
@@ -306,34 +334,74 @@ impl Write for HashWriter<'_> {
     }
 }
 
-/// Regular files of a tree (or the file itself), as paths relative to `base`, sorted. Links are passed over.
-fn files_below(tree: &Path, base: &Path) -> Result<Vec<String>> {
+/// Reads a file to the length that it had, as long as somebody waits for it.
+struct Ending<'a> {
+    inner: &'a mut dyn Read,
+    packing: &'a Packing,
+    left: u64,
+}
+
+impl Read for Ending<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.packing.end.is_cancelled() || Instant::now() >= self.packing.deadline {
+            return Err(io::Error::other("packing has ended"));
+        }
+        let wanted = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
+        let count = self.inner.read(&mut buffer[..wanted])?;
+        self.left -= count as u64;
+        Ok(count)
+    }
+}
+
+/// `None` when the instance has none, or something else in its place.
+fn file_store_of(data_dir: &Path) -> Result<Option<Directory>> {
+    let found = Directory::open(data_dir).and_then(|directory| directory.inside(Path::new("filestore").join(DATABASE)));
+    match found {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) if [Errno::LOOP, Errno::NOTDIR].map(|error| Some(error.raw_os_error())).contains(&error.raw_os_error()) => {
+            Err(HostError::rejected(
+                "the file store of this environment is no directory of its own but leads elsewhere; put the files where Odoo expects them and export again",
+            ))
+        }
+        Err(error) => Err(HostError::machine_from(format!("the file store in {} could not be opened: {error}", data_dir.display()), error)),
+    }
+}
+
+/// Regular files of a directory, sorted. Links are passed over.
+fn files_below(directory: &Directory) -> Result<Vec<String>> {
     let mut names = Vec::new();
-    for entry in WalkDir::new(tree).sort_by_file_name() {
-        let entry = entry.map_err(|error| HostError::machine_from(format!("{} could not be read", tree.display()), error))?;
-        if entry.file_type().is_file()
-            && let Ok(name) = entry.path().strip_prefix(base)
-            && let Some(name) = name.to_str()
+    let walked = directory.walk(|entry| {
+        if names.len() >= MOST_FILES {
+            return Err(io::Error::other(format!("there are more than {MOST_FILES} files")));
+        }
+        if entry.is_file()
+            && let Some(name) = entry.path.to_str()
         {
             names.push(name.to_owned());
         }
-    }
+        Ok(())
+    });
+    walked.map_err(|error| HostError::machine_from(format!("the files of the export could not be listed: {error}"), error))?;
+    names.sort_unstable();
     Ok(names)
 }
 
-fn open_below(base: &Path, name: &str) -> Result<(File, u64)> {
-    let open = || -> io::Result<(File, u64)> {
-        let directory: OwnedFd = rustix::fs::openat(CWD, base, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-        // Not blocking, since it may have become a named pipe.
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let file = File::from(openat2(&directory, name, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS)?);
-        let metadata = file.metadata()?;
-        if !metadata.is_file() {
-            return Err(io::Error::other("it is no file any more"));
-        }
-        Ok((file, metadata.len()))
-    };
-    open().map_err(|error| HostError::machine_from(format!("{name} of the export could not be opened: {error}"), error))
+fn open_below(base: &Directory, name: &str) -> Result<(File, u64)> {
+    let file = base.file(name).map_err(|error| unreadable(name, error))?;
+    let metadata = file.metadata().map_err(|error| unreadable(name, error))?;
+    if below::is_hollow(metadata.len(), metadata.blocks()) {
+        return Err(HostError::rejected(format!(
+            "the file {name} claims {} and holds {}; Odoo writes no such files, and packing it would take days: remove it and export again",
+            human(metadata.len()),
+            human(metadata.blocks() * 512)
+        )));
+    }
+    Ok((file, metadata.len()))
+}
+
+fn unreadable(name: &str, error: io::Error) -> HostError {
+    HostError::machine_from(format!("{name} of the export could not be opened: {error}"), error)
 }
 
 fn new_file(path: &Path) -> Result<File> {

@@ -88,6 +88,8 @@ fn describe(config: &LocalHostConfig, user: super::ledger::OsUser) -> Result<Clu
         mark: format!("{}/control", layout.home().display()),
         data_set: None,
         socket_gid: user.uid,
+        passage_gid: user.uid,
+        trusts_its_group: false,
         tenant: Tenant { name: NAME, os_users: vec![facts::own_user_name()?, user.name.clone()], extensions: &[] },
         memory: ClusterMemory { shared_buffers: 64 * 1024 * 1024, ..ClusterMemory::for_machine(facts::memory_total()?) },
         max_connections: 100,

@@ -27,7 +27,7 @@ async fn each_failure_of_an_install_or_update_is_rejected_with_its_place() {
     project.run(installed, &good, &["parcels", "parcels_labels"], &[]).await.unwrap();
     {
         let cluster = project.host.run_cluster(project.instance, installed).await.unwrap();
-        let mut connection = cluster.connect().await.unwrap();
+        let mut connection = cluster.connect_as_owner().await.unwrap();
         sqlx::query("insert into parcels_parcel (name) values ('a'), ('a')").execute(&mut connection).await.unwrap();
     }
 

@@ -569,3 +569,166 @@ async fn a_cancelled_or_superseded_import_leaves_nothing() -> Result<()> {
     }
     Ok(())
 }
+
+/// What a module of the instance that is live beside an import would do: it knows the name of the directory from the list of processes.
+const POLLER: &str = r"
+import ctypes, os, socket, sys
+work, sockets, probe, notes = sys.argv[1:]
+out = open(notes, 'a', buffering=1)
+said = set()
+def is_ours():
+    # Handed over, when root has nothing to do there any more.
+    try:
+        return os.stat(work).st_gid == os.getgid()
+    except OSError:
+        return True
+def say(word):
+    if word not in said:
+        said.add(word)
+        out.write(word + '\n')
+say('ready')
+libc = ctypes.CDLL(None)
+pairs = os.path.join(os.path.dirname(notes), 'pairs')
+while True:
+    try:
+        os.stat(work)
+        say('saw')
+    except OSError:
+        continue
+    for name in ('data_dir', 'pgdata'):
+        try:
+            os.makedirs(f'{work}/{name}/filestore/odoo')
+            say('made ' + name if not is_ours() else 'handed over')
+        except PermissionError:
+            say('refused ' + name)
+        except OSError:
+            pass
+        for link in (f'{work}/{name}/filestore/odoo/da', f'{work}/{name}/planted'):
+            try:
+                os.symlink(probe, link)
+                say('planted ' + name if not is_ours() else 'handed over')
+            except OSError:
+                pass
+    for number in range(50):
+        try:
+            os.mkdir(f'{work}/data_dir/d{number}')
+            open(f'{work}/data_dir/d{number}/shadow', 'w').close()
+            os.symlink(probe, f'{work}/data_dir/l{number}')
+        except OSError:
+            pass
+        libc.renameat2(-100, f'{work}/data_dir/d{number}'.encode(), -100, f'{work}/data_dir/l{number}'.encode(), 2)
+    try:
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(sockets + '/.s.PGSQL.5432')
+        say('connected' if not is_ours() else 'handed over')
+    except PermissionError:
+        say('refused socket')
+    except OSError:
+        pass
+    finally:
+        connection.close()
+";
+
+#[tokio::test]
+async fn nothing_of_an_import_can_be_reached_or_bent_by_the_odoo_that_is_live_beside_it() -> Result<()> {
+    let scene = Scene::new().await?;
+    let probe = scene.sandbox.path().join("probe");
+    std::fs::create_dir(&probe)?;
+    std::fs::write(probe.join("shadow"), "root's")?;
+    let odoo = scene.host.allocation(scene.target).await?.odoo;
+    let notes = scene.sandbox.path().join("notes");
+    std::fs::create_dir(&notes)?;
+    std::os::unix::fs::chown(&notes, Some(odoo.uid), Some(odoo.uid))?;
+    let notes = notes.join("notes");
+    let file_store: Vec<(String, Vec<u8>)> =
+        (0..20).map(|n| (format!("filestore/da/da39a3ee{n:032}"), b"* * * * * root touch /tmp/x\n".to_vec())).collect();
+    let dumps = [scene.pg_dump(&[]).await?, scene.pg_dump(&["--format=custom"]).await?];
+    for (dump, name) in dumps.iter().zip(["dump.sql", "database.dump"]) {
+        let mut members: Vec<(&str, &[u8])> = file_store.iter().map(|(path, content)| (path.as_str(), content.as_slice())).collect();
+        members.insert(0, (name, dump));
+        let import = ImportId::new();
+        scene.upload(import, UploadPart::Backup, &zip(&members)).await?;
+        scene.check(import, "19.0").await?;
+        let data_set = DataSetId::new();
+        let work = scene.host.layout.data_sets(scene.target).join(format!(".new-{data_set}"));
+        let poller = Program::new("python3")
+            .args(["-I", "-c", POLLER])
+            .arg(&work)
+            .arg(scene.host.layout.socket_directory(data_set))
+            .arg(&probe)
+            .arg(&notes)
+            .run_as(RunAs { uid: odoo.uid, gid: odoo.uid, groups: vec![] })
+            .start()?;
+        while !std::fs::read_to_string(&notes).unwrap_or_default().contains("ready") {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        let source = DataSource::Import { import, as_own: true };
+        scene.host.create_data_set(scene.target, data_set, source, fence(1), progress().0).await?;
+        drop(poller);
+        let said = std::fs::read_to_string(&notes)?;
+        assert!(said.contains("saw") && said.contains("refused data_dir") && said.contains("refused pgdata"), "{said}");
+        for word in ["made", "planted", "connected"] {
+            assert!(!said.contains(word), "{said}");
+        }
+        assert!(said.contains("refused socket"), "{said}");
+        std::fs::remove_file(&notes)?;
+        let names: Vec<_> = std::fs::read_dir(&probe)?.map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(names, ["shadow"]);
+        assert_eq!(std::fs::metadata(probe.join("shadow"))?.uid(), 0);
+        scene.assert_whole(data_set).await?;
+        let data_dir = scene.host.layout.data_dir(scene.target, data_set);
+        for entry in walkdir::WalkDir::new(&data_dir) {
+            assert_eq!(entry?.metadata()?.uid(), odoo.uid);
+        }
+        scene.host.remove_data_set(scene.target, data_set, fence(1)).await?;
+        // What was read stays root's own, and nobody else reads it any more.
+        for entry in walkdir::WalkDir::new(scene.host.layout.upload(import)).min_depth(1) {
+            let (path, metadata) = {
+                let entry = entry?;
+                (entry.path().to_owned(), entry.metadata()?)
+            };
+            assert_eq!((metadata.uid(), metadata.gid(), metadata.mode() & 0o077), (0, 0, 0), "{}", path.display());
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn who_restores_is_a_user_of_its_own_and_not_the_instances() -> Result<()> {
+    let scene = Scene::new().await?;
+    let odoo = scene.host.allocation(scene.target).await?.odoo;
+    // It runs in the restored database, as the dump's owner of everything: it can say which user the kernel saw at the socket.
+    let hostile = "do $$ begin if current_setting('is_superuser') = 'on' then raise exception 'a superuser'; end if; end $$;\n\
+        alter database odoo set search_path = public, pg_catalog;\n\
+        create view public.pg_stat_activity as select 1 as pid;\n\
+        create function public.now() returns timestamptz language plpgsql as $$ begin execute 'copy (select 1) to program ''id > /tmp/oc-import-who'''; return null; end $$;";
+    let import = ImportId::new();
+    scene.upload(import, UploadPart::Backup, &scene.sql_with(hostile).await?).await?;
+    scene.check(import, "19.0").await?;
+    let data_set = DataSetId::new();
+    let source = DataSource::Import { import, as_own: true };
+    let restored = {
+        let host = scene.host.clone();
+        let target = scene.target;
+        tokio::spawn(async move { host.create_data_set(target, data_set, source, fence(1), progress().0).await })
+    };
+    let mut users = std::collections::BTreeSet::new();
+    while !restored.is_finished() {
+        for entry in ocore_host::local::process::scan() {
+            let line = std::fs::read(format!("/proc/{}/cmdline", entry.pid)).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line);
+            // Others' tests ask databases too.
+            if line.starts_with('/') && line.contains("/bin/psql") && line.contains("--file\0-") {
+                users.extend(entry.uid());
+            }
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    restored.await??;
+    users.remove(&0);
+    assert!(!users.is_empty() && !users.contains(&odoo.uid), "{users:?}");
+    assert!(users.iter().all(|uid| scene.host.config.build_uids.contains(uid)), "{users:?}");
+    assert!(!std::path::Path::new("/tmp/oc-import-who").exists());
+    scene.answer(data_set, "select 1").await?;
+    Ok(())
+}

@@ -305,7 +305,7 @@ async fn a_forked_update_lists_the_modules_once_and_finds_what_is_new() {
     let found: Vec<(String, String, Option<String>)> = sqlx::query_as(
         "select name, state, summary->>'en_US' from ir_module_module where name in ('parcels', 'parcels_sizes') order by name",
     )
-    .fetch_all(&mut cluster.connect().await.unwrap())
+    .fetch_all(&mut cluster.connect_as_owner().await.unwrap())
     .await
     .unwrap();
     let row = |name: &str, summary: Option<&str>| (name.to_owned(), "installed".to_owned(), summary.map(str::to_owned));

@@ -82,7 +82,7 @@ impl Writers {
 
 async fn parcels_in(project: &Project, data_set: DataSetId) -> usize {
     let cluster = project.host.run_cluster(project.instance, data_set).await.unwrap();
-    let mut connection = cluster.connect().await.unwrap();
+    let mut connection = cluster.connect_as_owner().await.unwrap();
     let count: i64 = sqlx::query_scalar("select count(*) from parcels_parcel").fetch_one(&mut connection).await.unwrap();
     usize::try_from(count).unwrap()
 }
@@ -152,7 +152,7 @@ async fn an_odoo_with_workers_stands_still_between_two_transactions_and_goes_on(
 /// Asks for `/slow`, and waits until its transaction has been open for two seconds. It ends when the connection gives its lock away.
 async fn goes_slow(project: &Project, live: DataSetId, slot: &RunningSlot) -> (JoinHandle<u16>, PgConnection) {
     let cluster = project.host.run_cluster(project.instance, live).await.unwrap();
-    let mut connection = cluster.connect().await.unwrap();
+    let mut connection = cluster.connect_as_owner().await.unwrap();
     sqlx::query("select pg_advisory_lock(7)").execute(&mut connection).await.unwrap();
     let http = slot.http;
     let slow = tokio::spawn(async move { page(http, "/slow").await.0 });
@@ -203,7 +203,7 @@ async fn what_was_prepared_goes_with_its_claim_its_data_set_and_its_cluster() {
     let live = project.data_set(DataSource::Fresh).await;
     let (host, instance) = (&project.host, project.instance);
     let cluster = host.run_cluster(instance, live).await.unwrap();
-    let mut connection = cluster.connect().await.unwrap();
+    let mut connection = cluster.connect_as_owner().await.unwrap();
     let slots = "select count(*) from pg_replication_slots";
     let in_the_making = || std::fs::read_dir(host.layout.data_sets(instance)).unwrap().count() - host.data_sets(instance).unwrap().len();
     for end in ["a newer claim", "its removal", "its making"] {
@@ -230,12 +230,12 @@ async fn what_was_prepared_goes_with_its_claim_its_data_set_and_its_cluster() {
         drop(connection);
         cluster.find().unwrap().unwrap().stop(&[]).await.unwrap();
         cluster.start().await.unwrap();
-        cluster.connect().await.unwrap()
+        cluster.connect_as_owner().await.unwrap()
     };
     sqlx::query("create table later ()").execute(&mut connection).await.unwrap();
     let (watched, lines) = progress();
     host.create_data_set(instance, copy, DataSource::CopyOf(live), fence, watched).await.unwrap();
     assert!(lines.all().concat().contains("cannot be completed and is made anew"), "{}", lines.all().concat());
     let copied = host.run_cluster(instance, copy).await.unwrap();
-    sqlx::query("select from later").execute(&mut copied.connect().await.unwrap()).await.unwrap();
+    sqlx::query("select from later").execute(&mut copied.connect_as_owner().await.unwrap()).await.unwrap();
 }

@@ -10,7 +10,7 @@ async fn an_update_of_live_data_is_rehearsed_beside_them() {
     let (project, good, live) = Project::with_parcels(&parcels()).await;
     let slot = project.start(Color::Blue, live, &good).await.unwrap();
     let cluster = project.host.run_cluster(project.instance, live).await.unwrap();
-    let mut connection = cluster.connect().await.unwrap();
+    let mut connection = cluster.connect_as_owner().await.unwrap();
     sqlx::query("insert into parcels_parcel (name) values ('a'), ('b')").execute(&mut connection).await.unwrap();
 
     // What adds, what tightens, and code that would reach out.

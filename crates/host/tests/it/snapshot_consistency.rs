@@ -58,7 +58,7 @@ impl Writer {
         let (data_dir, owner) = (host.layout.data_dir(instance, data_set), allocation.odoo.uid);
         let mut tasks = Vec::new();
         for writer in 0..2_i32 {
-            let (stop, data_dir, mut connection) = (Arc::clone(&stop), data_dir.clone(), cluster.connect().await?);
+            let (stop, data_dir, mut connection) = (Arc::clone(&stop), data_dir.clone(), cluster.connect_as_owner().await?);
             tasks.push(tokio::spawn(async move {
                 let mut written = 0;
                 while !stop.load(Ordering::Relaxed) {
@@ -102,7 +102,7 @@ impl Writer {
 /// The invariant holds in a data set, whose cluster is started and stopped. Answers with how many transfers it has.
 pub(crate) async fn check(host: &LocalHost, instance: InstanceId, data_set: DataSetId) -> Result<usize> {
     let cluster = host.run_cluster(instance, data_set).await?;
-    let mut connection = cluster.connect().await?;
+    let mut connection = cluster.connect_as_owner().await?;
     let (money, accounts): (i64, i64) = sqlx::query_as("select sum(balance), count(*) from accounts").fetch_one(&mut connection).await?;
     ensure!((money, accounts) == (MONEY, 10), "{accounts} accounts hold {money}");
     let wrong: i64 = sqlx::query_scalar(
@@ -202,12 +202,12 @@ async fn a_checkpoint_in_the_middle_does_not_take_the_log_away() -> Result<()> {
     let heavy = tokio::spawn({
         let stop = stop.clone();
         async move {
-            let mut connection = cluster.connect().await?;
+            let (mut connection, mut superuser) = (cluster.connect_as_owner().await?, cluster.connect_as_superuser().await?);
             let mut rounds = 0;
             while !stop.is_cancelled() {
                 sqlx::query("insert into t select n, repeat('x', 500) from generate_series(1, 2000) as n").execute(&mut connection).await?;
-                sqlx::query("select pg_switch_wal()").execute(&mut connection).await?;
-                sqlx::query("checkpoint").execute(&mut connection).await?;
+                sqlx::query("select pg_switch_wal()").execute(&mut superuser).await?;
+                sqlx::query("checkpoint").execute(&mut superuser).await?;
                 rounds += 1;
             }
             anyhow::Ok(rounds)

@@ -72,7 +72,7 @@ pub(crate) struct Paused {
 
 impl Paused {
     pub(crate) async fn new(host: &LocalHost, instance: InstanceId, data_set: DataSetId) -> Result<Self> {
-        let mut connection = host.cluster(&host.allocation(instance).await?, instance, data_set)?.connect().await?;
+        let mut connection = host.cluster(&host.allocation(instance).await?, instance, data_set)?.connect_as_superuser().await?;
         let pid: i32 =
             sqlx::query_scalar("select pid from pg_stat_activity where backend_type = 'checkpointer'").fetch_one(&mut connection).await?;
         let checkpointer = rustix::process::Pid::from_raw(pid).context("a process")?;
@@ -98,7 +98,8 @@ impl Paused {
     }
 
     async fn wait_for_backup(host: &LocalHost, instance: InstanceId, data_set: DataSetId) -> Result<()> {
-        let waiting = "select count(*) from pg_stat_activity where query like 'select pg_backup_start%' and wait_event like 'Checkpoint%'";
+        let waiting =
+            "select count(*) from pg_stat_activity where query like 'select pg_catalog.pg_backup_start%' and wait_event like 'Checkpoint%'";
         until(host, instance, data_set, waiting, 1).await
     }
 
@@ -109,7 +110,7 @@ impl Paused {
 
 /// Until a query answers with that number.
 async fn until(host: &LocalHost, instance: InstanceId, data_set: DataSetId, query: &'static str, expected: i64) -> Result<()> {
-    let mut connection = host.cluster(&host.allocation(instance).await?, instance, data_set)?.connect().await?;
+    let mut connection = host.cluster(&host.allocation(instance).await?, instance, data_set)?.connect_as_superuser().await?;
     let waits = async {
         loop {
             if sqlx::query_scalar::<_, i64>(query).fetch_one(&mut connection).await? == expected {

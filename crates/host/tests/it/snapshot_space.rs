@@ -76,7 +76,7 @@ async fn settled(host: &LocalHost) -> Result<i64> {
 }
 
 async fn as_superuser(host: &LocalHost, instance: InstanceId, data_set: DataSetId, sql: &'static str) -> Result<()> {
-    let mut connection = host.cluster(&host.allocation(instance).await?, instance, data_set)?.connect().await?;
+    let mut connection = host.cluster(&host.allocation(instance).await?, instance, data_set)?.connect_as_superuser().await?;
     sqlx::query(sql).execute(&mut connection).await?;
     Ok(())
 }

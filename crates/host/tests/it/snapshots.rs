@@ -185,7 +185,7 @@ async fn a_long_transaction_neither_waits_nor_is_waited_for() -> Result<()> {
     let (instance, data_set) = running(&host).await?;
     as_odoo(&host, instance, data_set, "create table t as select 1 as n").await?.expect_success("table")?;
     let cluster = host.cluster(&host.allocation(instance).await?, instance, data_set)?;
-    let mut connection = cluster.connect().await?;
+    let mut connection = cluster.connect_as_owner().await?;
     let mut transaction = sqlx::Connection::begin(&mut connection).await?;
     sqlx::query("update t set n = 2").execute(&mut *transaction).await?;
     sqlx::query("lock table t").execute(&mut *transaction).await?;
@@ -293,7 +293,7 @@ async fn tablespaces_are_refused_and_manifests_of_old_are_the_instances_own() ->
     let place = host.layout.data_set(instance, data_set).join("pgdata/elsewhere");
     std::fs::create_dir(&place)?;
     std::os::unix::fs::chown(&place, Some(host.allocation(instance).await?.postgres.uid), None)?;
-    let mut connection = host.cluster(&host.allocation(instance).await?, instance, data_set)?.connect().await?;
+    let mut connection = host.cluster(&host.allocation(instance).await?, instance, data_set)?.connect_as_superuser().await?;
     sqlx::query(sqlx::AssertSqlSafe(format!("create tablespace elsewhere location '{}'", place.display())))
         .execute(&mut connection)
         .await?;

@@ -29,7 +29,7 @@ async fn it_serves_what_it_has_updated_or_nothing_runs() {
     project.run(live, &good, &["parcels", "parcels_labels"], &[]).await.unwrap();
     {
         let cluster = project.host.run_cluster(project.instance, live).await.unwrap();
-        let mut connection = cluster.connect().await.unwrap();
+        let mut connection = cluster.connect_as_owner().await.unwrap();
         sqlx::query("insert into parcels_parcel (name) values ('a'), ('a')").execute(&mut connection).await.unwrap();
     }
 
@@ -46,7 +46,7 @@ async fn it_serves_what_it_has_updated_or_nothing_runs() {
         let columns: i64 = sqlx::query_scalar(
             "select count(*) from information_schema.columns where table_name = 'parcels_parcel' and column_name = 'colour'",
         )
-        .fetch_one(&mut cluster.connect().await.unwrap())
+        .fetch_one(&mut cluster.connect_as_owner().await.unwrap())
         .await
         .unwrap();
         assert_eq!(columns, 1);

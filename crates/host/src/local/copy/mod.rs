@@ -8,7 +8,6 @@ mod tree;
 use std::{
     fs::File,
     io,
-    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -18,10 +17,10 @@ use std::{
 
 use nix::fcntl::{Flock, FlockArg};
 use tokio_util::sync::CancellationToken;
-use walkdir::WalkDir;
 
 pub(super) use self::tree::{Take, TreeCopy, is_full, read_steadily};
 use super::{
+    below::{self, Directory},
     durable::{self, blocking},
     pool::Pool,
 };
@@ -144,16 +143,12 @@ where
     }
 }
 
-/// Gives a whole tree to another owner and group; links are changed, not followed.
+/// Gives a whole tree to another owner and group; links are changed, not followed, and no file that has a second name.
 pub async fn change_owner(tree: &Path, uid: u32, gid: u32) -> Result<()> {
     let tree = tree.to_owned();
     blocking(move || {
-        for entry in WalkDir::new(&tree) {
-            let entry = entry.map_err(|error| HostError::machine_from(format!("{} could not be read", tree.display()), error))?;
-            std::os::unix::fs::lchown(entry.path(), Some(uid), Some(gid))
-                .map_err(|error| HostError::machine_from(format!("the owner of {} could not be changed", entry.path().display()), error))?;
-        }
-        Ok(())
+        below::change_owner(&tree, uid, gid, |_| false)
+            .map_err(|error| HostError::machine_from(format!("the owner of {} could not be changed: {error}", tree.display()), error))
     })
     .await
 }
@@ -194,15 +189,16 @@ pub fn sweep(directory: &Path) -> Result<()> {
 
 /// How much a tree takes: bytes of its files as the disk counts them, and how many entries it has.
 pub fn measure(tree: &Path) -> Result<(u64, u64)> {
-    let mut bytes = 0;
-    let mut entries = 0;
-    for entry in WalkDir::new(tree) {
-        let metadata = entry.and_then(|entry| entry.metadata());
-        let metadata =
-            metadata.map_err(|error| HostError::machine_from(format!("{} could not be read: {error}", tree.display()), error))?;
-        bytes += metadata.blocks() * 512;
-        entries += 1;
-    }
+    let mut bytes = 0_u64;
+    let mut entries = 1;
+    let measured = Directory::open(tree).and_then(|directory| {
+        directory.walk(|entry| {
+            bytes += entry.status.st_blocks.cast_unsigned() * 512;
+            entries += 1;
+            Ok(())
+        })
+    });
+    measured.map_err(|error: io::Error| HostError::machine_from(format!("{} could not be read: {error}", tree.display()), error))?;
     Ok((bytes, entries))
 }
 

@@ -29,19 +29,21 @@ use tokio_util::sync::CancellationToken;
 use super::Hold;
 use crate::{
     error::{HostError, Result},
-    local::durable::blocking,
+    local::{below::DEEPEST, durable::blocking},
 };
 
 /// Larger files are shared in pieces of this size, in bytes: the file system keeps writers out of the whole file while it shares a piece of it.
 const PIECE: u64 = 64 * 1024 * 1024;
-/// How many directories may lie in each other; Odoo's and PostgreSQL's are below ten.
-const DEEPEST: usize = 64;
 /// How many threads copy one tree. More would take the processors from the source, which serves meanwhile.
 const THREADS: usize = 2;
 /// How many directories, each with two descriptors, may wait for a thread; what is beyond is copied by the thread that finds it.
 const WAITING: usize = 64;
 /// How often a file that changes while it is read is read again.
 const STEADY_ATTEMPTS: usize = 100;
+/// How long such a file may be, in bytes.
+const STEADY_LIMIT: u64 = 1024 * 1024;
+/// For a plain copy, in bytes.
+const BUFFER: usize = 1024 * 1024;
 
 /// What of an entry is copied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +68,8 @@ pub(in crate::local) struct TreeCopy {
     pub(in crate::local) again: bool,
     /// With `again`: files that are not in the source any more are removed.
     pub(in crate::local) prune: bool,
+    /// A link in the source is an error: a database has none, unless it is told to keep a part of itself elsewhere.
+    pub(in crate::local) no_links: bool,
     /// Which files, by the path relative to the tree, become root's own, and readable for whoever reaches them: who may remove them may still not
     /// change them, and the copy can change hands without a change in each file.
     pub(in crate::local) seal: fn(&Path) -> bool,
@@ -97,7 +101,7 @@ pub(in crate::local) type Note = fn(&Path, &Stat, i64) -> bool;
 impl TreeCopy {
     /// Everything, with its owners, from a source at rest.
     pub(in crate::local) fn exact(share: bool) -> Self {
-        Self { share, owner: None, live: false, again: false, prune: false, seal: |_| false, take: |_| Take::All }
+        Self { share, owner: None, live: false, again: false, prune: false, no_links: false, seal: |_| false, take: |_| Take::All }
     }
 
     /// Copies `source` to `target`. The directory that `hold` stands for is not removed while a thread still works in it. `note` is asked about each
@@ -335,6 +339,9 @@ impl Pass<'_> {
     }
 
     fn link(&self, source: &OwnedFd, target: &OwnedFd, name: &CStr, status: &Stat) -> io::Result<()> {
+        if self.how.no_links {
+            return Err(io::Error::other("it is a link; the data must lie in the database's own directory"));
+        }
         let points_to = rustix::fs::readlinkat(source, name, Vec::new())?;
         match rustix::fs::symlinkat(&points_to, target, name) {
             Err(Errno::EXIST) if self.how.again => return Ok(()),
@@ -391,20 +398,62 @@ impl Pass<'_> {
                 Err(_) => {}
             }
         }
-        let mut has_begun = false;
-        loop {
+        // No more than its length of a moment ago, however fast it grows, and of that only what is there: a hole in the source is one in the copy.
+        let mut begin = 0;
+        while begin < length {
+            begin = match rustix::fs::seek(from, rustix::fs::SeekFrom::Data(begin)) {
+                Ok(begin) => begin,
+                Err(Errno::NXIO) => break,
+                Err(error) => return Err(error.into()),
+            };
+            let end = rustix::fs::seek(from, rustix::fs::SeekFrom::Hole(begin))?.min(length);
+            if !self.piece(from, made, begin, end)? {
+                break;
+            }
+            begin = end;
+        }
+        // One that was cut meanwhile is no longer than what is left of it.
+        let length = length.min(from.metadata()?.len());
+        if made.metadata()?.len() < length {
+            made.set_len(length)?;
+        }
+        Ok(())
+    }
+
+    /// What lies between two places of a file; `false` when the file ends before.
+    fn piece(&self, from: &File, made: &File, mut begin: u64, end: u64) -> io::Result<bool> {
+        let mut to = begin;
+        while begin < end {
             if self.cancel.iter().any(CancellationToken::is_cancelled) {
                 return Err(io::ErrorKind::Interrupted.into());
             }
+            let wanted = usize::try_from((end - begin).min(PIECE)).unwrap_or(usize::MAX);
             // Shares blocks where the file system can, and is the kernel's plain copy elsewhere.
-            match rustix::fs::copy_file_range(from, None, made, None, PIECE as usize) {
-                Ok(0) => return Ok(()),
-                Ok(_) => has_begun = true,
+            match rustix::fs::copy_file_range(from, Some(&mut begin), made, Some(&mut to), wanted) {
+                Ok(0) => return Ok(false),
+                Ok(_) => {}
                 Err(Errno::NOSPC) => return Err(Errno::NOSPC.into()),
-                Err(error) if has_begun => return Err(error.into()),
-                Err(_) => return io::copy(&mut &*from, &mut &*made).map(drop),
+                Err(_) => return self.plain_piece(from, made, begin, end),
             }
         }
+        Ok(true)
+    }
+
+    fn plain_piece(&self, from: &File, made: &File, mut begin: u64, end: u64) -> io::Result<bool> {
+        let mut buffer = vec![0; BUFFER];
+        while begin < end {
+            if self.cancel.iter().any(CancellationToken::is_cancelled) {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            let wanted = usize::try_from(end - begin).unwrap_or(usize::MAX).min(BUFFER);
+            let count = from.read_at(&mut buffer[..wanted], begin)?;
+            if count == 0 {
+                return Ok(false);
+            }
+            made.write_all_at(&buffer[..count], begin)?;
+            begin += count as u64;
+        }
+        Ok(true)
     }
 
     fn owner(&self, source: &Stat) -> Option<(Uid, Gid)> {
@@ -465,10 +514,13 @@ fn permissions(status: &Stat) -> Mode {
 }
 
 /// A small file that is written in one piece, e.g. `pg_control`: read until two looks agree.
-pub(in crate::local) fn read_steadily(path: &Path) -> io::Result<Vec<u8>> {
-    let file = File::open(path)?;
+pub(in crate::local) fn read_steadily(file: &File) -> io::Result<Vec<u8>> {
     let read = || -> io::Result<Vec<u8>> {
-        let mut content = vec![0; usize::try_from(file.metadata()?.len()).unwrap_or_default()];
+        let length = file.metadata()?.len();
+        if length > STEADY_LIMIT {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, format!("it is longer than {STEADY_LIMIT} bytes")));
+        }
+        let mut content = vec![0; usize::try_from(length).unwrap_or_default()];
         file.read_exact_at(&mut content, 0)?;
         Ok(content)
     };

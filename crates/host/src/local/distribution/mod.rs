@@ -5,10 +5,12 @@
 
 mod apt_sources;
 mod install;
+mod owned;
 
 use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use ocore_model::names::{ModuleName, OdooVersion};
@@ -16,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 pub use self::install::install;
+pub(super) use self::owned::{is_all_roots_own, is_roots_own};
 use super::{
     LocalHost, LocalHostConfig,
     durable::{self, blocking},
@@ -27,6 +30,8 @@ use crate::{
 };
 
 const RECORD: &str = "distribution.json";
+/// For a look at what the operator keeps.
+const LOOK_TIME: Duration = Duration::from_mins(5);
 
 /// An Odoo that the operator keeps: the configuration points to it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -130,7 +135,8 @@ async fn look_at(version: &OdooVersion, external: &ExternalDistribution) -> Resu
     }
     let script =
         "import json, sys, sysconfig; print(json.dumps([sysconfig.get_path('purelib'), sysconfig.get_path('platlib'), sys.version]))";
-    let finished = Program::new(&external.python).args(["-I", "-c", script]).run().await?;
+    // Users of instances run it too, and what is in its environment is not ours.
+    let finished = Program::new(&external.python).args(["-I", "-c", script]).run_as(owned::nobody()).time_limit(LOOK_TIME).run().await?;
     let finished = finished.expect_success(&format!("the Python of Odoo {version}, {}, does not run", external.python.display()))?;
     let mut answer: Vec<String> =
         serde_json::from_slice(&finished.stdout).map_err(|error| HostError::machine_from("Python did not name its directories", error))?;
@@ -164,7 +170,11 @@ async fn commit_of(source: &Path) -> Result<String> {
     if !source.join(".git").exists() {
         return Ok(String::new());
     }
-    let git = || Program::new("git").args(["-c", "safe.directory=*", "-C"]).arg(source);
+    let reader = owned::reader_of_checkout(source);
+    let git = || {
+        let git = Program::new("git").args(["-c", "safe.directory=*", "-C"]).arg(source).time_limit(LOOK_TIME);
+        reader.iter().cloned().fold(git, Program::run_as)
+    };
     let commit = git().args(["rev-parse", "HEAD"]).run().await?.expect_success("the commit of the configured Odoo could not be read")?;
     let changes = git().args(["diff", "HEAD"]).output_limit(64 * 1024 * 1024).run().await?;
     Ok(format!("{}{}", commit.stdout_text().trim(), hex::encode(Sha256::digest(changes.stdout))))

@@ -49,6 +49,10 @@ impl Running {
     }
 }
 
+/// How much of one stream the sink is given, in bytes: some programs run what a tenant has written, and whoever keeps the lines keeps all of them.
+const SINK_LIMIT: usize = 64 * 1024 * 1024;
+const LEAST_LINE: usize = 64;
+
 pub(super) type Output = Option<Box<dyn AsyncRead + Send + Unpin>>;
 
 /// A program that runs and is waited for.
@@ -221,13 +225,22 @@ async fn collect(stream: Option<impl AsyncRead + Unpin>, kept: &mut Kept, sink: 
     let Some(stream) = stream else { return Ok(()) };
     let mut reader = BufReader::new(stream);
     let mut line = Vec::new();
+    let mut told = 0;
     loop {
         line.clear();
         if (&mut reader).take(LINE_LIMIT).read_until(b'\n', &mut line).await? == 0 {
             break;
         }
         kept.push(&line);
-        if let Some(sink) = sink {
+        if let Some(sink) = sink
+            && told <= SINK_LIMIT
+        {
+            // Also of a line without a letter whoever keeps it keeps something.
+            told += line.len().max(LEAST_LINE);
+            if told > SINK_LIMIT {
+                sink.line(&format!("There is more than {} MiB of output; the rest is not shown.", SINK_LIMIT >> 20));
+                continue;
+            }
             let text = String::from_utf8_lossy(&line);
             sink.line(text.trim_end_matches(['\n', '\r']));
         }

@@ -14,6 +14,12 @@ use crate::{
 pub(super) const EXTENSIONS: &[&str] =
     &["plpgsql", "pg_trgm", "unaccent", "vector", "btree_gin", "btree_gist", "citext", "fuzzystrmatch", "hstore", "pgcrypto", "uuid-ossp"];
 
+/// Those of a backup that are not there from the beginning.
+pub(super) fn extensions_to_make(wanted: &[String], present: &[&str]) -> Vec<&'static str> {
+    let is_wanted = |name: &str| name != "plpgsql" && !present.contains(&name) && wanted.iter().any(|wanted| wanted == name);
+    EXTENSIONS.iter().copied().filter(|name| is_wanted(name)).collect()
+}
+
 impl LocalHost {
     pub(in crate::local) async fn check_upload(&self, request: &CheckImport, progress: &Progress) -> Result<ImportFacts> {
         let survey = self.survey_upload(request.import, progress).await?;

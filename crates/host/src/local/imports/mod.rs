@@ -12,7 +12,19 @@ mod uploads;
 
 use std::{path::Path, str::FromStr};
 
+use ocore_model::ids::ImportId;
+
 pub(super) use self::uploads::Uploading;
+use super::layout::Layout;
+
+/// What imports that a crash cut off have left readable is root's alone again.
+pub(super) fn sweep(layout: &Layout) {
+    for import in names_in::<ImportId>(&layout.uploads()) {
+        if let Err(error) = survey::share_no_more(&layout.upload(import)) {
+            tracing::warn!(%import, %error, "the rights of an upload could not be set");
+        }
+    }
+}
 
 /// The ids that directories in `directory` are named by, sorted.
 pub(super) fn names_in<T: FromStr + Ord>(directory: &Path) -> Vec<T> {

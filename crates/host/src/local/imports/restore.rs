@@ -4,12 +4,16 @@
 //! half-made is thrown away after a crash, and the whole file system is synced before the directory gets its name), the database is restored
 //! as the instance's own role, and the file store is unpacked beside it. No superuser ever runs a statement in the new database: its tables
 //! may be views and have triggers, whose functions would run with the superuser's rights.
+//!
+//! An Odoo of the instance may serve meanwhile, and it runs what its tenant has written. So its user reaches nothing of this until it is whole: not
+//! the directory, not the socket, and no process, since what restores is a user of a build, that has no other process. What is read of the upload stays
+//! root's own, and that user's group may read it.
 
 use std::{
-    collections::BTreeSet,
-    fs::{self, File, OpenOptions},
+    collections::{BTreeMap, btree_map::Entry},
+    fs::{File, OpenOptions},
     io::{self, BufReader, PipeWriter, Read, Write},
-    os::unix::fs::{OpenOptionsExt, PermissionsExt, chown},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -27,11 +31,12 @@ use super::{
     uploads,
 };
 use crate::{
-    api::{Progress, UploadPart},
+    api::Progress,
     error::{HostError, Result},
     local::{
         LocalHost,
-        cgroups::Group,
+        below::{self, Directory},
+        build_users::BuildUser,
         cluster::Cluster,
         copy::{self, WorkDirectory},
         data_sets::{ODOO_ROLE, open_to_group},
@@ -50,7 +55,10 @@ const JOBS: usize = 2;
 const RESTORE_TIME: Duration = Duration::from_hours(24);
 /// A hostile view may never end.
 const CHECK_TIME: Duration = Duration::from_mins(1);
+/// Of what is in a dump, in bytes.
+const LIST_LIMIT: usize = 64 << 20;
 /// Read after PostgreSQL's own configuration. Nothing that a crash leaves is used, so nothing is synced on the way.
+const AUTO_CONF: &str = "postgresql.auto.conf";
 const HASTE: &str = "fsync = off\nsynchronous_commit = off\nfull_page_writes = off\nwal_level = minimal\nautovacuum = off\n\
     max_wal_size = '8GB'\ncheckpoint_timeout = '1h'\nmaintenance_work_mem = '256MB'\n";
 
@@ -58,16 +66,21 @@ const HASTE: &str = "fsync = off\nsynchronous_commit = off\nfull_page_writes = o
 struct Quarters {
     work: Option<WorkDirectory>,
     cluster: Cluster,
+    /// Whoever restores.
+    user: Option<BuildUser>,
+    /// What that user may read of the upload.
+    shared: Vec<PathBuf>,
     /// What reads and writes on threads of its own.
     threads: TaskTracker,
     end: CancellationToken,
-    turn: Option<tokio::sync::OwnedMutexGuard<()>>,
+    turns: Option<[tokio::sync::OwnedMutexGuard<()>; 2]>,
 }
 
 impl Quarters {
     /// What has to go goes, in order.
     fn clear(&mut self) -> impl Future<Output = ()> + Send + 'static {
-        let (work, turn, cluster, threads) = (self.work.take(), self.turn.take(), self.cluster.clone(), self.threads.clone());
+        let (work, turns, cluster, threads) = (self.work.take(), self.turns.take(), self.cluster.clone(), self.threads.clone());
+        let (user, shared) = (self.user.take(), std::mem::take(&mut self.shared));
         self.end.cancel();
         threads.close();
         async move {
@@ -78,10 +91,27 @@ impl Quarters {
                 tracing::warn!(%error, "the cluster of a broken-off import still runs");
             }
             threads.wait().await;
+            if let Err(error) = end_sharing(user, shared).await {
+                tracing::warn!(%error, "what a broken-off import has read stays readable for a user of builds until the next start");
+            }
             drop(work);
-            drop(turn);
+            drop(turns);
         }
     }
+}
+
+/// The user's processes end, and then it reads nothing any more.
+async fn end_sharing(user: Option<BuildUser>, shared: Vec<PathBuf>) -> Result<()> {
+    if let Some(user) = user {
+        user.release().await?;
+    }
+    blocking(move || {
+        for path in shared {
+            below::share_no_more(&path).map_err(|error| cannot_share(&path, error))?;
+        }
+        Ok(())
+    })
+    .await
 }
 
 impl Drop for Quarters {
@@ -99,13 +129,18 @@ struct Restore<'a> {
     survey: &'a Survey,
     /// Of the upload.
     directory: PathBuf,
+    /// What `pg_restore` reads; `None` for SQL.
+    dump: Option<PathBuf>,
+    /// What of the dump it restores.
+    list: PathBuf,
     cluster: &'a Cluster,
     bin: PathBuf,
     run_as: RunAs,
     record: PathBuf,
     mark: String,
     data_set: DataSetId,
-    group: Group,
+    host: &'a LocalHost,
+    claim: &'a Claim,
     progress: &'a Progress,
     threads: &'a TaskTracker,
     end: &'a CancellationToken,
@@ -128,57 +163,78 @@ impl LocalHost {
         }
         self.pool.require(check::needed_bytes(&survey), "this import").await?;
         let target = self.layout.data_set(instance, data_set);
+        let directory = self.layout.upload(import);
         // An earlier attempt may still be clearing up.
         self.confine(instance).await?;
         let turn = self.builds.take(&target.display().to_string()).await;
+        // Each who reads it is of another group.
+        let turns = [turn, self.builds.take(&directory.display().to_string()).await];
+        let cluster = self.cluster(allocation, instance, data_set)?;
+        // Of an attempt that was cut off.
+        cluster.abandon().await?;
         let work = WorkDirectory::create(&target).await?;
-        self.fill_fresh(&work, allocation, std::slice::from_ref(&progress.cancel)).await?;
-        open_to_group(work.path(), allocation.odoo.uid)?;
-        let pgdata = work.path().join("pgdata");
-        let haste = pgdata.join("postgresql.auto.conf");
-        write_for(&haste, HASTE.as_bytes(), allocation.postgres.uid)?;
-        let cluster = Cluster { pgdata, ..self.cluster(allocation, instance, data_set)? };
-        let data_dir = work.path().join("data_dir");
-        let list = work.path().join("restore.list");
-        let mut quarters =
-            Quarters { work: Some(work), cluster, threads: TaskTracker::new(), end: CancellationToken::new(), turn: Some(turn) };
+        self.fill_fresh_cluster(&work, allocation, std::slice::from_ref(&progress.cancel)).await?;
+        open_to_group(work.path(), allocation.postgres.uid)?;
+        let (pgdata, data_dir) = (work.path().join("pgdata"), work.path().join("data_dir"));
+        durable::make_directory(&data_dir, 0o700)?;
+        let bin = self.config.postgres_bin()?;
+        let extensions = check::extensions_to_make(&survey.extensions, cluster.tenant.extensions);
+        Cluster { pgdata: pgdata.clone(), ..cluster.clone() }.make_extensions(&bin, &extensions).await?;
+        write_haste(&pgdata, allocation.postgres.uid)?;
+        let user = self.claim_build_user().await?;
+        let run_as = RunAs { uid: user.uid, gid: user.uid, groups: Vec::new() };
+        let cluster = Cluster { pgdata: pgdata.clone(), socket_gid: user.uid, trusts_its_group: true, ..cluster };
+        let dump = survey::dump_of(&directory, &survey.database);
+        let list = directory.join(format!("{data_set}.list"));
+        let mut quarters = Quarters {
+            work: Some(work),
+            cluster,
+            user: Some(user),
+            shared: dump.iter().chain([&list]).cloned().collect(),
+            threads: TaskTracker::new(),
+            end: CancellationToken::new(),
+            turns: Some(turns),
+        };
         let restored = {
             let restore = Restore {
                 survey: &survey,
-                directory: self.layout.upload(import),
+                directory,
+                dump,
+                list: list.clone(),
                 cluster: &quarters.cluster,
-                bin: self.config.postgres_bin()?,
-                run_as: RunAs { uid: allocation.odoo.uid, gid: allocation.odoo.uid, groups: Vec::new() },
+                bin,
+                run_as,
                 record: self.layout.record(instance, Unit::Run(claim.fence.operation)),
                 mark: Layout::mark(instance, Unit::Run(claim.fence.operation)),
                 data_set,
-                group: self.prepare_run(instance, claim.fence.operation)?,
+                host: self,
+                claim,
                 progress,
                 threads: &quarters.threads,
                 end: &quarters.end,
             };
-            restore.run(&data_dir, &list).await
+            restore.run(&data_dir).await
         };
         if let Err(error) = restored {
             quarters.clear().await;
             return Err(error);
         }
         quarters.cluster.stop().await?;
-        remove(&haste)?;
+        end_sharing(quarters.user.take(), std::mem::take(&mut quarters.shared)).await?;
         remove(&list)?;
+        remove_haste(&pgdata)?;
         copy::change_owner(&data_dir, allocation.odoo.uid, allocation.odoo.uid).await?;
         quarters.work.take().ok_or_else(|| HostError::machine("the import's directory is gone"))
     }
 }
 
 impl Restore<'_> {
-    async fn run(&self, data_dir: &Path, list: &Path) -> Result<()> {
+    async fn run(&self, data_dir: &Path) -> Result<()> {
         self.cluster.start().await?;
-        self.make_extensions().await?;
         let database = async {
-            match self.survey.database {
-                Database::Sql { .. } | Database::SqlInArchive => self.restore_sql().await,
-                _ => self.restore_dump(list).await,
+            match &self.dump {
+                Some(dump) => self.restore_dump(dump).await,
+                None => self.restore_sql().await,
             }
         };
         tokio::try_join!(self.unpack_file_store(data_dir), database)?;
@@ -187,31 +243,19 @@ impl Restore<'_> {
         self.look_again().await
     }
 
-    /// The database is still empty, so nothing of the backup runs with the superuser's rights.
-    async fn make_extensions(&self) -> Result<()> {
-        let wanted: BTreeSet<&str> = self.survey.extensions.iter().map(String::as_str).collect();
-        let mut connection = self.cluster.connect().await?;
-        for extension in check::EXTENSIONS.iter().filter(|name| wanted.contains(**name)) {
-            // The name is one of our list.
-            let statement = format!("create extension if not exists \"{extension}\" schema public");
-            sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(&mut connection).await.map_err(|error| {
-                HostError::machine_from(format!("the PostgreSQL extension {extension} could not be made: {error}"), error)
-            })?;
-        }
-        Ok(())
-    }
-
-    fn program(&self, name: &str) -> Program {
-        Program::new(self.bin.join(name))
+    /// Each has a control group of its own, which goes with it.
+    fn program(&self, name: &str) -> Result<Program> {
+        let group = self.host.prepare_run(self.claim.instance, self.claim.fence.operation)?;
+        Ok(Program::new(self.bin.join(name))
             .run_as(self.run_as.clone())
             .without_network()
             .env("PGHOST", &self.cluster.socket_directory)
             .env("PGPORT", CLUSTER_PORT.to_string())
             .env("PGUSER", self.cluster.tenant.name)
             .env("PGDATABASE", DATABASE)
-            .group(self.group.clone())
+            .group(group)
             .time_limit(RESTORE_TIME)
-            .progress(self.progress)
+            .progress(self.progress))
     }
 
     async fn run_recorded(&self, program: Program) -> Result<Finished> {
@@ -223,7 +267,7 @@ impl Restore<'_> {
         self.progress.log.line("Restoring the database from SQL.");
         let (reader, writer) = io::pipe().map_err(|error| HostError::machine_from("no pipe could be made", error))?;
         let program = self
-            .program("psql")
+            .program("psql")?
             .args(["--no-psqlrc", "--quiet", "--set", "ON_ERROR_STOP=1", "--file", "-"])
             .stdin_from(reader)
             .stdout_to(null()?);
@@ -241,47 +285,33 @@ impl Restore<'_> {
         judge(&finished)
     }
 
-    async fn restore_dump(&self, list: &Path) -> Result<()> {
+    async fn restore_dump(&self, dump: &Path) -> Result<()> {
         self.progress.log.line("Restoring the database.");
-        let dump = match self.survey.database {
-            Database::Custom => uploads::file_of(&self.directory, UploadPart::Backup),
-            Database::CustomBeside => survey::custom_beside(&self.directory),
-            _ => survey::directory_beside(&self.directory),
-        };
-        self.lend(&dump).await?;
-        let restored = async {
-            let contents = self.run_recorded(self.program("pg_restore").arg("--list").arg(&dump).output_limit(256 << 20)).await?;
-            let contents = contents.expect_success("the dump's list could not be read")?.stdout_text();
-            write_for(list, wanted_entries(&contents).as_bytes(), self.run_as.uid)?;
-            let program = self
-                .program("pg_restore")
-                .args(["--exit-on-error", "--no-owner", "--no-acl", "--no-publications", "--no-subscriptions", "--no-security-labels"])
-                .args(["--no-tablespaces", "--dbname", DATABASE])
-                .arg(format!("--jobs={JOBS}"))
-                .arg("--use-list")
-                .arg(list)
-                .arg(&dump);
-            judge(&self.run_recorded(program).await?)
-        };
-        let outcome = restored.await;
-        take_back(&dump).await?;
-        outcome
-    }
-
-    /// The instance's user may read the dump, for as long as it restores it.
-    async fn lend(&self, dump: &Path) -> Result<()> {
-        let (dump, uid) = (dump.to_owned(), self.run_as.uid);
-        if dump.is_dir() {
-            return copy::change_owner(&dump, uid, uid).await;
+        let share = |path: &Path| below::share(path, self.run_as.gid).map_err(|error| cannot_share(path, error));
+        share(dump)?;
+        let contents = self.run_recorded(self.program("pg_restore")?.arg("--list").arg(dump).output_limit(LIST_LIMIT)).await?;
+        let contents = contents.expect_success("the dump's list could not be read")?;
+        if contents.stdout.len() == LIST_LIMIT {
+            return Err(HostError::rejected(format!("the list of what is in the dump is longer than {} MiB", LIST_LIMIT >> 20)));
         }
-        blocking(move || set_rights(&dump, uid, 0o640)).await
+        write_list(&self.list, &wanted_entries(&contents.stdout_text()))?;
+        share(&self.list)?;
+        let program = self
+            .program("pg_restore")?
+            .args(["--exit-on-error", "--no-owner", "--no-acl", "--no-publications", "--no-subscriptions", "--no-security-labels"])
+            .args(["--no-tablespaces", "--dbname", DATABASE])
+            .arg(format!("--jobs={JOBS}"))
+            .arg("--use-list")
+            .arg(&self.list)
+            .arg(dump);
+        judge(&self.run_recorded(program).await?)
     }
 
     async fn unpack_file_store(&self, data_dir: &Path) -> Result<()> {
         let Some(store) = self.survey.file_store else { return Ok(()) };
         self.progress.log.line(&format!("Unpacking {} files of the file store.", store.files));
         let source = uploads::file_of(&self.directory, store.part);
-        let target = data_dir.join("filestore").join(DATABASE);
+        let target = data_dir.to_owned();
         let tokens = [self.end.clone(), self.progress.cancel.clone()];
         let unpack = self.threads.spawn_blocking(move || unpack(&source, &target, &tokens));
         let damaged = unpack.await.map_err(|error| HostError::machine_from("unpacking the file store was broken off", error))??;
@@ -298,7 +328,7 @@ impl Restore<'_> {
     }
 
     async fn analyze(&self) -> Result<()> {
-        let program = self.program("vacuumdb").args(["--analyze-only", "--quiet", "--dbname", DATABASE]).arg(format!("--jobs={JOBS}"));
+        let program = self.program("vacuumdb")?.args(["--analyze-only", "--quiet", "--dbname", DATABASE]).arg(format!("--jobs={JOBS}"));
         self.run_recorded(program).await?.expect_success("the statistics of the new database could not be gathered")?;
         Ok(())
     }
@@ -306,7 +336,9 @@ impl Restore<'_> {
     /// What was checked before is what is there now.
     async fn look_again(&self) -> Result<()> {
         let mut connection = self.cluster.connect_as_owner().await?;
-        let query = sqlx::query_scalar::<_, Option<String>>("select latest_version::text from public.ir_module_module where name = 'base'");
+        let query = sqlx::query_scalar::<_, Option<String>>(
+            "select pg_catalog.left(latest_version::pg_catalog.text, 40) from public.ir_module_module where name = 'base'",
+        );
         let answer = tokio::time::timeout(CHECK_TIME, query.fetch_optional(&mut connection)).await;
         let version = match answer {
             Ok(Ok(version)) => version.flatten().unwrap_or_default(),
@@ -339,20 +371,22 @@ fn feed(directory: &Path, database: &Database, writer: PipeWriter, end: Cancella
     writeln!(writer, "\n\\unrestrict {key}").and_then(|()| writer.flush()).map_err(lost)
 }
 
-/// The answer is the names of files whose content is another one than their names say. They stay: an import changes nothing, and Odoo serves
-/// them as the source did.
-fn unpack(source: &Path, target: &Path, tokens: &[CancellationToken]) -> Result<Vec<String>> {
+/// Into a `data_dir` that is root's own. The answer is the names of files whose content is another one than their names say. They stay: an import
+/// changes nothing, and Odoo serves them as the source did.
+fn unpack(source: &Path, data_dir: &Path, tokens: &[CancellationToken]) -> Result<Vec<String>> {
+    let made = Directory::open(data_dir).and_then(|directory| directory.make("filestore", 0o700)?.make(DATABASE, 0o700));
+    let store = made.map_err(|error| cannot_write(data_dir, error))?;
     let mut damaged = Vec::new();
-    let mut made = BTreeSet::new();
+    let mut shards: BTreeMap<String, Directory> = BTreeMap::new();
     let mut buffer = vec![0; 1 << 17];
     archive::read(source, Kind::of(source)?, Limits::default(), |member, _, reader| {
         let Member::Stored(name) = member else { return Ok(()) };
-        let directory = target.join(&name[..2]);
-        if made.insert(name[..2].to_owned()) {
-            durable::make_directory(&directory, 0o700)?;
-        }
-        let path = directory.join(&name);
-        let mut file = match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
+        let path = PathBuf::from(&name[..2]).join(&name);
+        let shard = match shards.entry(name[..2].to_owned()) {
+            Entry::Occupied(found) => found.into_mut(),
+            Entry::Vacant(place) => place.insert(store.make(&name[..2], 0o700).map_err(|error| cannot_write(&path, error))?),
+        };
+        let mut file = match shard.create(&name, 0o600) {
             Ok(file) => file,
             // Two names for the same content.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
@@ -427,33 +461,34 @@ fn null() -> Result<File> {
     OpenOptions::new().write(true).open("/dev/null").map_err(|error| HostError::machine_from("/dev/null could not be opened", error))
 }
 
-/// A new file that its reader cannot change.
-fn write_for(path: &Path, content: &[u8], reader: u32) -> Result<()> {
+fn write_list(path: &Path, content: &str) -> Result<()> {
     remove(path)?;
+    let write = || OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?.write_all(content.as_bytes());
+    write().map_err(|error: io::Error| cannot_write(path, error))
+}
+
+fn write_haste(pgdata: &Path, reader: u32) -> Result<()> {
     let write = || -> io::Result<()> {
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o640).open(path)?;
-        file.write_all(content)?;
+        let pgdata = Directory::open(pgdata)?;
+        pgdata.remove(AUTO_CONF)?;
+        let mut file = pgdata.create(AUTO_CONF, 0o640)?;
+        file.write_all(HASTE.as_bytes())?;
         std::os::unix::fs::fchown(&file, Some(0), Some(reader))
     };
-    write().map_err(|error| cannot_write(path, error))
+    write().map_err(|error| cannot_write(&pgdata.join(AUTO_CONF), error))
+}
+
+fn remove_haste(pgdata: &Path) -> Result<()> {
+    let removed = Directory::open(pgdata).and_then(|pgdata| pgdata.remove(AUTO_CONF));
+    removed.map_err(|error| HostError::machine_from(format!("{} could not be tidied up: {error}", pgdata.display()), error))
 }
 
 fn remove(path: &Path) -> Result<()> {
     durable::remove_fleeting(path).map_err(|error| HostError::machine_from(format!("{} could not be removed", path.display()), error))
 }
 
-async fn take_back(dump: &Path) -> Result<()> {
-    let dump = dump.to_owned();
-    if dump.is_dir() {
-        return copy::change_owner(&dump, 0, 0).await;
-    }
-    blocking(move || set_rights(&dump, 0, 0o600)).await
-}
-
-fn set_rights(path: &Path, gid: u32, mode: u32) -> Result<()> {
-    chown(path, Some(0), Some(gid))
-        .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(mode)))
-        .map_err(|error| HostError::machine_from(format!("the rights of {} could not be set", path.display()), error))
+fn cannot_share(path: &Path, error: io::Error) -> HostError {
+    HostError::machine_from(format!("the rights of {} could not be set: {error}", path.display()), error)
 }
 
 fn cannot_write(path: &Path, error: io::Error) -> HostError {

@@ -1,7 +1,7 @@
 //! Reads all of a backup, and writes down what is in it. Programs that parse it run as a user that owns nothing but what it is given.
 
 use std::{
-    fs::{self, DirBuilder, OpenOptions},
+    fs::{DirBuilder, OpenOptions},
     io::{self, BufReader, Read, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
@@ -22,7 +22,7 @@ use crate::{
     api::{BackupFormat, InstalledModule, Progress, UploadPart, UploadedPart},
     error::{HostError, Result},
     local::{
-        LocalHost, copy,
+        LocalHost, below,
         durable::{self, blocking},
         exec::Program,
     },
@@ -121,6 +121,24 @@ pub(super) fn custom_beside(directory: &Path) -> PathBuf {
 
 pub(super) fn directory_beside(directory: &Path) -> PathBuf {
     directory.join("database")
+}
+
+/// What `pg_restore` reads of an upload; `None` when its database is SQL.
+pub(super) fn dump_of(directory: &Path, database: &Database) -> Option<PathBuf> {
+    match database {
+        Database::Sql { .. } | Database::SqlInArchive => None,
+        Database::Custom => Some(uploads::file_of(directory, UploadPart::Backup)),
+        Database::CustomBeside => Some(custom_beside(directory)),
+        Database::DirectoryBeside => Some(directory_beside(directory)),
+    }
+}
+
+/// What a crash has left readable for a user of builds is root's alone again.
+pub(super) fn share_no_more(directory: &Path) -> io::Result<()> {
+    for place in [uploads::file_of(directory, UploadPart::Backup), custom_beside(directory), directory_beside(directory)] {
+        below::share_no_more(&place)?;
+    }
+    Ok(())
 }
 
 impl LocalHost {
@@ -239,7 +257,8 @@ impl LocalHost {
             .time_limit(SCAN_TIME)
             .cancel(progress.cancel.clone());
         if is_directory {
-            copy::change_owner(dump, user.uid, user.uid).await?;
+            // It stays ours, so that nobody else can change a name or a file in it.
+            below::share(dump, user.uid).map_err(|error| cannot_take_out(dump, error))?;
             program = program.arg("--format=directory").arg(dump);
         } else {
             // By its descriptor, so that the file may stay ours.
@@ -247,10 +266,10 @@ impl LocalHost {
         }
         let read = blocking(move || sql::filter(BufReader::with_capacity(1 << 18, reader), io::sink()));
         let (finished, findings) = tokio::join!(program.run(), read);
-        if is_directory {
-            copy::change_owner(dump, 0, 0).await?;
-        }
         user.release().await?;
+        if is_directory {
+            below::share_no_more(dump).map_err(|error| cannot_take_out(dump, error))?;
+        }
         let (finished, findings) = (finished?, findings?);
         if finished.status.success() {
             return Ok(findings);
@@ -301,12 +320,7 @@ async fn survey_file_store(directory: PathBuf) -> Result<FileStore> {
 fn take_stock(path: &Path, kind: Kind, directory: &Path) -> Result<Contents> {
     let mut contents = Contents::default();
     for leftover in [custom_beside(directory), directory_beside(directory)] {
-        let removed = if leftover.is_dir() { fs::remove_dir_all(&leftover) } else { fs::remove_file(&leftover) };
-        if let Err(error) = removed
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            return Err(HostError::machine_from(format!("{} could not be removed", leftover.display()), error));
-        }
+        durable::remove_tree(&leftover)?;
     }
     archive::read(path, kind, Limits::default(), |member, size, reader| {
         match member {

@@ -7,7 +7,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fs, io,
-    os::{fd::BorrowedFd, unix::fs::MetadataExt},
+    os::fd::BorrowedFd,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -23,7 +23,7 @@ use crate::{
     error::{HostError, Result},
     local::{
         LocalHost,
-        distribution::InstalledDistribution,
+        distribution::{self, InstalledDistribution},
         durable,
         exec::Program,
         forked::{Conversation, Forked},
@@ -127,6 +127,9 @@ impl Nurseries {
         let mut known = lock(&self.known);
         if let Some(nursery) = known.get(&distribution.distribution.odoo_version).filter(|nursery| nursery.id == id) {
             return Some(Arc::clone(nursery));
+        }
+        if !is_roots_own_throughout(distribution) {
+            return None;
         }
         let nursery = Arc::new(Nursery {
             layout: self.layout.clone(),
@@ -361,13 +364,24 @@ fn mark_of(layout: &Layout) -> String {
 /// Its code runs as root in the parent: whoever may change it would be root.
 fn is_roots_own(distribution: &InstalledDistribution) -> bool {
     let own_addons = distribution.own_addons();
-    let files = [&distribution.program, &distribution.python].into_iter().chain(distribution.packages.iter()).chain(own_addons.iter());
-    let is_own = |path: &Path| fs::metadata(path).is_ok_and(|metadata| metadata.uid() == 0 && metadata.mode() & 0o022 == 0);
-    let mut others = files.filter(|path| !is_own(path) || !path.parent().is_some_and(is_own)).peekable();
-    if let Some(path) = others.peek() {
+    let environment = distribution.python.parent().and_then(Path::parent).map(|environment| environment.join("pyvenv.cfg"));
+    let files = [&distribution.program, &distribution.python].into_iter().chain(environment.as_ref().filter(|path| path.exists()));
+    let mut all = files.chain(&distribution.packages).chain(&own_addons).chain(&distribution.addons);
+    is_nobody_elses(all.find(|path| !distribution::is_roots_own(path)))
+}
+
+/// The same of each file of one that an operator keeps; one that was installed is root's own from the beginning.
+fn is_roots_own_throughout(distribution: &InstalledDistribution) -> bool {
+    let code = distribution.program.parent().map(|source| source.join("odoo"));
+    let mut trees = distribution.packages.iter().chain(&distribution.addons).chain(&code);
+    is_nobody_elses(trees.find(|tree| !distribution.addons.is_empty() && !distribution::is_all_roots_own(tree)))
+}
+
+fn is_nobody_elses(others: Option<&PathBuf>) -> bool {
+    if let Some(path) = others {
         tracing::info!(path = %path.display(), "others than root may change this Odoo, so that it is started bare");
     }
-    others.peek().is_none()
+    others.is_none()
 }
 
 /// 16 hexadecimal digits that name what a parent has imported and how it talks.

@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use ocore_model::ids::{DataSetId, InstanceId};
 use rustix::process::Signal;
-use sqlx::{Connection, PgConnection};
 use tokio::time::Instant;
 
 use super::stop::{self, LOOK_INTERVAL, PATIENCE};
@@ -17,7 +16,7 @@ use crate::{
     error::{HostError, Result},
     local::{
         LocalHost,
-        cluster::{Cluster, SUPERUSER},
+        cluster::Cluster,
         data_sets::{ODOO_ROLE, RUN_PATIENCE},
         process::Process,
     },
@@ -75,12 +74,14 @@ async fn works(postmaster: i32) -> bool {
 
 async fn end_transactions(cluster: &Cluster, postmaster: i32) -> Result<()> {
     let failed = |error| HostError::machine_from("the transactions of an Odoo that stands still could not be ended", error);
-    let mut connection = PgConnection::connect_with(&cluster.options(SUPERUSER, SUPERUSER)).await.map_err(failed)?;
-    sqlx::query("select pg_terminate_backend(pid) from pg_stat_activity where usename = $1 and state is distinct from 'idle'")
-        .bind(ODOO_ROLE)
-        .execute(&mut connection)
-        .await
-        .map_err(failed)?;
+    let mut connection = cluster.connect_as_superuser().await.map_err(failed)?;
+    sqlx::query(
+        "select pg_catalog.pg_terminate_backend(pid) from pg_catalog.pg_stat_activity where usename = $1 and state is distinct from 'idle'",
+    )
+    .bind(ODOO_ROLE)
+    .execute(&mut connection)
+    .await
+    .map_err(failed)?;
     let ended = async {
         while works(postmaster).await {
             tokio::time::sleep(SECOND_LOOK).await;

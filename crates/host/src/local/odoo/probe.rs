@@ -2,11 +2,11 @@
 
 use std::{fs, time::Instant};
 
-use http::Uri;
+use http::{StatusCode, Uri};
 use ocore_model::{ids::InstanceId, instance::Color};
 
 use super::{
-    health::{self, Got},
+    health::{self, BUNDLE_LIMIT, Got, Page},
     log_record::{Level, Log},
     serve::read_from,
 };
@@ -23,6 +23,13 @@ const ASSETS: &str = "/web/assets/";
 const REDIRECTIONS: usize = 4;
 /// Of the log, when a page fails.
 const EXCERPT_LINES: usize = 40;
+
+/// What came of a page with its redirections.
+enum Asked {
+    Nothing,
+    Endless,
+    Answered(StatusCode),
+}
 
 impl LocalHost {
     pub(in crate::local) async fn probe(
@@ -46,13 +53,17 @@ impl LocalHost {
             let asked = async {
                 let mut place = path.clone();
                 for _ in 0..REDIRECTIONS {
-                    let got = health::get(details.http, &place).await?;
+                    let got = match health::get(details.http, &place, BUNDLE_LIMIT).await {
+                        Page::Nothing => return Asked::Nothing,
+                        Page::Endless => return Asked::Endless,
+                        Page::Whole(got) => got,
+                    };
                     match inside(&got) {
                         Some(next) => place = next,
-                        None => return Some(got.status),
+                        None => return Asked::Answered(got.status),
                     }
                 }
-                None
+                Asked::Nothing
             };
             let status = tokio::select! {
                 biased;
@@ -60,12 +71,13 @@ impl LocalHost {
                 status = tokio::time::timeout(patience, asked) => status,
             };
             let why = match status {
-                Ok(Some(status)) if status.is_success() || status.is_redirection() => {
+                Ok(Asked::Answered(status)) if status.is_success() || status.is_redirection() => {
                     probed.push(ProbedPage { path: path.clone(), status: status.as_u16(), seconds: begun.elapsed().as_secs_f64() });
                     continue;
                 }
-                Ok(Some(status)) => format!("answers {path} with {status}"),
-                Ok(None) => format!("does not answer {path}, or sends from one page to the next"),
+                Ok(Asked::Answered(status)) => format!("answers {path} with {status}"),
+                Ok(Asked::Endless) => format!("its page {path} does not end: after {} MiB there is still more of it", BUNDLE_LIMIT >> 20),
+                Ok(Asked::Nothing) => format!("does not answer {path}, or sends from one page to the next"),
                 Err(_) => format!("did not answer {path} within {} s", patience.as_secs()),
             };
             return Err(HostError::Rejected {
@@ -88,7 +100,7 @@ impl LocalHost {
         };
         let warming = async {
             for page in paths.iter().filter(|path| !path.starts_with(ASSETS)) {
-                futures::future::join_all((0..times).map(|_| health::get(details.http, page))).await;
+                futures::future::join_all((0..times).map(|_| health::get(details.http, page, BUNDLE_LIMIT))).await;
             }
         };
         let _ = tokio::time::timeout(self.config.patience.answer, warming).await;
@@ -117,8 +129,6 @@ fn excerpt(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use http::StatusCode;
-
     use super::*;
 
     #[test]

@@ -67,7 +67,7 @@ impl LocalHost {
         }
         .write(&config, &allocation.odoo)?;
         claim.check()?;
-        let hash = hash_password(&distribution, request.admin_password.as_deref(), progress);
+        let hash = self.hash_password(&distribution, request.admin_password.as_deref(), progress);
         let run = async {
             if install.is_empty() && request.update.is_empty() {
                 return Ok(Log::default());
@@ -132,16 +132,28 @@ impl LocalHost {
     }
 }
 
-/// As Odoo keeps it; `None` for none.
-pub(in crate::local) async fn hash_password(
-    distribution: &InstalledDistribution,
-    password: Option<&str>,
-    progress: &Progress,
-) -> Result<Option<String>> {
-    let Some(password) = password else { return Ok(None) };
-    let program = Program::new(&distribution.python).args(["-I", "-c", HASH_PASSWORD]).stdin(password).cancel(progress.cancel.clone());
-    let finished = program.time_limit(HASH_TIME).run().await?.expect_success("the password of Odoo's administrator could not be set")?;
-    Ok(Some(finished.stdout_text().trim().to_owned()))
+impl LocalHost {
+    /// As Odoo keeps it; `None` for none. A user of a build computes it: what Python imports may be an operator's, and nobody else sees that user's
+    /// processes.
+    pub(in crate::local) async fn hash_password(
+        &self,
+        distribution: &InstalledDistribution,
+        password: Option<&str>,
+        progress: &Progress,
+    ) -> Result<Option<String>> {
+        let Some(password) = password else { return Ok(None) };
+        let user = self.claim_build_user().await?;
+        let program = Program::new(&distribution.python)
+            .args(["-I", "-c", HASH_PASSWORD])
+            .stdin(password)
+            .of_build(&user, Vec::new())
+            .without_network()
+            .cancel(progress.cancel.clone());
+        let finished = program.time_limit(HASH_TIME).run().await;
+        user.release().await?;
+        let finished = finished?.expect_success("the password of Odoo's administrator could not be set")?;
+        Ok(Some(finished.stdout_text().trim().to_owned()))
+    }
 }
 
 /// Of the user that Odoo's own data calls `base.user_admin`, whatever its login is by now.

@@ -224,6 +224,12 @@ impl LocalHost {
                 match health::login_page(details.http, Duration::MAX).await {
                     answer if answer.is_good() => return Ok(()),
                     Answer::Status(status) => return Err(Wait::Failed(format!("Odoo started and answers its login page with {status}"))),
+                    Answer::Endless => {
+                        return Err(Wait::Failed(format!(
+                            "Odoo started, but the log-in page does not end: after {} KiB there is still more of it",
+                            health::PAGE_LIMIT / 1024
+                        )));
+                    }
                     Answer::Nothing => tokio::time::sleep(LOOK_INTERVAL).await,
                 }
             }

@@ -91,9 +91,9 @@ impl Looks {
         let look = async {
             let connection = match &mut self.connection {
                 Some(connection) => connection,
-                none => none.insert(self.work.cluster.connect().await.ok()?),
+                none => none.insert(self.work.cluster.connect_as_superuser().await.ok()?),
             };
-            let query = "select application_name from pg_stat_activity where usename = $1 and state is distinct from 'idle'";
+            let query = "select application_name from pg_catalog.pg_stat_activity where usename = $1 and state is distinct from 'idle'";
             sqlx::query_scalar::<_, String>(query).bind(ODOO_ROLE).fetch_all(connection).await.ok()
         };
         let Ok(Some(names)) = tokio::time::timeout(SESSIONS_PATIENCE, look).await else {

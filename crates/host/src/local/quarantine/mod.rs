@@ -44,13 +44,7 @@ use self::{
     scripts::{ModuleScripts, ProjectScripts, Script},
     settings::ProjectSettings,
 };
-use super::{
-    LocalHost,
-    cluster::Cluster,
-    copy, durable,
-    fence::Claim,
-    odoo::run::{hash_password, set_admin_password},
-};
+use super::{LocalHost, cluster::Cluster, copy, durable, fence::Claim, odoo::run::set_admin_password};
 use crate::{
     api::{Fact, NeutralizationReport, Neutralize, Neutralized, Progress, Standing},
     error::{HostError, Result},
@@ -93,7 +87,7 @@ impl LocalHost {
         self.require_isolation().await?;
         self.stop_users_of(instance, data_set).await?;
         let (_, distribution) = self.runnable(&request.release).await?;
-        let hash = hash_password(&distribution, Some(&request.admin_password), progress);
+        let hash = self.hash_password(&distribution, Some(&request.admin_password), progress);
         let work = self.neutralize_database(claim, request, progress);
         let (hash, (cluster, ground, identity, masked)) = tokio::try_join!(hash, work)?;
         if let Some(hash) = hash {

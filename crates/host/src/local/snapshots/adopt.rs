@@ -3,20 +3,16 @@
 //! It is the way of [`retire`](super) backwards. All that can be done is done where the snapshot is, whole and out of everybody's reach; then one
 //! rename makes it the data set. Killed before, it is still the snapshot; killed after, it is the data set.
 
-use std::{
-    io,
-    os::unix::fs::{MetadataExt, lchown},
-    path::Path,
-};
+use std::{io, path::Path};
 
 use ocore_model::ids::{DataSetId, SnapshotId};
-use walkdir::WalkDir;
 
 use super::{LocalHost, MANIFEST, file_store};
 use crate::{
     api::{Snapshot, Standing},
     error::{HostError, Result},
     local::{
+        below,
         data_sets::{self, Manifest},
         durable::{self, blocking},
         fence::Claim,
@@ -74,18 +70,10 @@ impl LocalHost {
     }
 }
 
-/// Gives a tree that nobody else can reach to another owner; links are changed, not followed, and what is sealed stays so. Done already is done.
+/// Gives a tree to another owner; links are changed, not followed, and what is sealed stays so. Done already is done.
 fn give(tree: &Path, owner: u32) -> io::Result<()> {
-    for entry in WalkDir::new(tree) {
-        let entry = entry?;
-        let metadata = entry.metadata()?;
-        let is_sealed = || {
-            let path = entry.path().strip_prefix(tree).unwrap_or(entry.path());
-            metadata.is_file() && metadata.uid() == 0 && metadata.mode() & 0o777 == 0o444 && file_store::is_content(path)
-        };
-        if (metadata.uid(), metadata.gid()) != (owner, owner) && !is_sealed() {
-            lchown(entry.path(), Some(owner), Some(owner))?;
-        }
-    }
-    Ok(())
+    below::change_owner(tree, owner, owner, |entry| {
+        let is_sealed = entry.status.st_uid == 0 && entry.status.st_mode & 0o777 == 0o444;
+        entry.is_file() && is_sealed && file_store::is_content(entry.path)
+    })
 }

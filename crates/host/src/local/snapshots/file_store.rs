@@ -4,13 +4,15 @@
 //! good name; Odoo never writes it again, since it is there.
 
 use std::{
-    fs::File,
     io::{self, Read},
+    os::unix::fs::MetadataExt,
     path::{Component, Path, PathBuf},
 };
 
 use rustix::fs::Stat;
 use sha1::{Digest, Sha1};
+
+use crate::local::below::{Directory, is_hollow};
 
 /// What is hashed while a snapshot is taken, in bytes; the rest is for the check of the whole.
 const CHEAP: u64 = 64 * 1024 * 1024;
@@ -53,28 +55,38 @@ pub(super) fn is_in(path: &Path) -> bool {
 }
 
 /// Whether the file's content is what its name says.
-pub(super) fn is_whole(data_dir: &Path, path: &Path) -> io::Result<bool> {
+pub(super) fn is_whole(data_dir: &Directory, path: &Path) -> io::Result<bool> {
     let Some(promised) = promised(path) else { return Ok(true) };
-    let mut file = File::open(data_dir.join(path))?;
+    let mut file = data_dir.file(path)?;
+    let found = file.metadata()?;
+    if is_hollow(found.len(), found.blocks()) {
+        return Ok(false);
+    }
+    let mut left = found.len();
     let mut digest = Sha1::new();
     let mut piece = vec![0; PIECE];
     loop {
-        match file.read(&mut piece)? {
-            0 => return Ok(<[u8; 20]>::from(digest.finalize()) == promised),
-            count => digest.update(&piece[..count]),
+        let count = file.read(&mut piece)?;
+        if count == 0 {
+            return Ok(<[u8; 20]>::from(digest.finalize()) == promised);
         }
+        // Somebody writes on to it.
+        let Some(less) = left.checked_sub(count as u64) else { return Ok(false) };
+        left = less;
+        digest.update(&piece[..count]);
     }
 }
 
 /// Those of the files, which lie in a `data_dir` that nobody works in, that are not whole. Stops after what is cheap.
 pub(super) fn not_whole(data_dir: &Path, paths: &[PathBuf]) -> io::Result<Vec<PathBuf>> {
+    let data_dir = Directory::open(data_dir)?;
     let mut budget = CHEAP;
     let mut found = Vec::new();
     for path in paths {
-        let length = std::fs::symlink_metadata(data_dir.join(path))?.len();
+        let length = data_dir.file(path)?.metadata()?.len();
         let Some(left) = budget.checked_sub(length) else { continue };
         budget = left;
-        if !is_whole(data_dir, path)? {
+        if !is_whole(&data_dir, path)? {
             found.push(path.clone());
         }
     }

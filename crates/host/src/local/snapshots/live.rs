@@ -5,14 +5,12 @@
 //! moment of the stop (PostgreSQL manual, "Making a Base Backup Using the Low Level API").
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::File,
     io::{self, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
-    path::{Path, PathBuf},
+    path::Path,
     time::Duration,
 };
 
-use rustix::fs::OFlags;
 use sqlx::{Connection, PgConnection};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -20,7 +18,8 @@ use uuid::Uuid;
 use crate::{
     error::{HostError, Result},
     local::{
-        cluster::{Cluster, SUPERUSER},
+        below::Directory,
+        cluster::Cluster,
         copy::{Hold, Take, TreeCopy, read_steadily},
         durable::blocking,
     },
@@ -33,6 +32,9 @@ const CHECKPOINT_PATIENCE: Duration = Duration::from_mins(10);
 const PLAIN_SEGMENTS: usize = 8;
 const PAGE: u64 = 8192;
 const CONTROL: &str = "global/pg_control";
+const LOG: &str = "pg_wal";
+/// In bytes; PostgreSQL makes no larger ones (`initdb --wal-segsize`).
+const LARGEST_SEGMENT: u64 = 1 << 30;
 
 /// A cluster in backup mode. Dropped, the session ends, and backup mode with it.
 pub(super) struct Backup {
@@ -59,9 +61,15 @@ struct Functions {
 impl Functions {
     fn of(version: i32) -> Self {
         if version >= 150_000 {
-            Self { start: "select pg_backup_start($1, fast => true)::text", stop: "pg_backup_stop(wait_for_archive => false)" }
+            Self {
+                start: "select pg_catalog.pg_backup_start($1, fast => true)::pg_catalog.text",
+                stop: "pg_catalog.pg_backup_stop(wait_for_archive => false)",
+            }
         } else {
-            Self { start: "select pg_start_backup($1, true, false)::text", stop: "pg_stop_backup(false, false)" }
+            Self {
+                start: "select pg_catalog.pg_start_backup($1, true, false)::pg_catalog.text",
+                stop: "pg_catalog.pg_stop_backup(false, false)",
+            }
         }
     }
 }
@@ -70,22 +78,23 @@ impl Backup {
     /// Waits for a checkpoint. `label` is any name.
     pub(super) async fn begin(cluster: &Cluster, label: &str) -> Result<Self> {
         let lost = |error| lost("did not go into backup mode", error);
-        // Not to the tenant's database, whose owner could put a function of the same name before PostgreSQL's.
-        let options = cluster.options(SUPERUSER, SUPERUSER);
-        let mut connection = PgConnection::connect_with(&options).await.map_err(lost)?;
-        let version: i32 =
-            sqlx::query_scalar("select current_setting('server_version_num')::int4").fetch_one(&mut connection).await.map_err(lost)?;
-        let spaces: i64 = sqlx::query_scalar("select count(*) from pg_tablespace where spcname not in ('pg_default', 'pg_global')")
+        let mut connection = cluster.connect_as_superuser().await.map_err(lost)?;
+        let version: i32 = sqlx::query_scalar("select pg_catalog.current_setting('server_version_num')::pg_catalog.int4")
             .fetch_one(&mut connection)
             .await
             .map_err(lost)?;
+        let spaces: i64 =
+            sqlx::query_scalar("select pg_catalog.count(*) from pg_catalog.pg_tablespace where spcname not in ('pg_default', 'pg_global')")
+                .fetch_one(&mut connection)
+                .await
+                .map_err(lost)?;
         if spaces > 0 {
             return Err(HostError::rejected(
                 "the database has tablespaces outside its directory, and a copy would share them with its source; move their tables to `pg_default` and drop them",
             ));
         }
         // Without it, a checkpoint in the middle removes the log that recovery needs.
-        sqlx::query("select pg_create_physical_replication_slot($1, true, true)")
+        sqlx::query("select pg_catalog.pg_create_physical_replication_slot($1, true, true)")
             .bind(format!("ocore_{}", Uuid::new_v4().simple()))
             .execute(&mut connection)
             .await
@@ -108,7 +117,7 @@ impl Backup {
     pub(super) async fn end(&mut self) -> Result<End> {
         let query = format!(
             "select stop.labelfile, coalesce(stop.spcmapfile, ''), place.file_name, place.file_offset
-             from {} as stop, pg_walfile_name_offset(stop.lsn) as place",
+             from {} as stop, pg_catalog.pg_walfile_name_offset(stop.lsn) as place",
             self.functions.stop
         );
         let (label, spaces, last_segment, last_offset): (String, String, String, i32) = sqlx::query_as(sqlx::AssertSqlSafe(query))
@@ -150,30 +159,20 @@ impl End {
     }
 
     fn write(&self, source: &Path, copy: &Path, share: bool) -> io::Result<u64> {
-        let new = || {
-            let mut options = OpenOptions::new();
-            options.write(true).create_new(true).mode(0o600);
-            options
-        };
-        std::fs::DirBuilder::new().mode(0o700).create(copy.join("pg_wal/archive_status"))?;
-        let mut segments: Vec<PathBuf> = Vec::new();
-        for entry in std::fs::read_dir(source.join("pg_wal"))? {
-            let entry = entry?;
-            let name = entry.file_name();
-            let name = name.to_str().unwrap_or_default();
-            let is_needed =
-                name.len() == self.first_segment.len() && (self.first_segment.as_str()..=self.last_segment.as_str()).contains(&name);
-            if is_needed || name.ends_with(".history") {
-                segments.push(entry.path());
-            }
-        }
+        let (log, copy) = (Directory::open(source)?.inside(LOG)?, Directory::open(copy)?);
+        let made = copy.inside(LOG)?;
+        made.make("archive_status", 0o700)?;
+        let mut segments = log.names()?;
+        segments.retain(|name| name.to_str().is_some_and(|name| self.is_needed(name)));
         let mut bytes = 0;
         let is_long = segments.len() > PLAIN_SEGMENTS;
-        for segment in segments {
-            let name = segment.file_name().unwrap_or_default();
-            let from = OpenOptions::new().read(true).custom_flags(OFlags::NOFOLLOW.bits().cast_signed()).open(&segment)?;
-            let made = new().open(copy.join("pg_wal").join(name))?;
+        for name in segments {
+            let from = log.file(&name)?;
             let length = from.metadata()?.len();
+            if length > LARGEST_SEGMENT {
+                return Err(io::Error::other(format!("{} is longer than any segment of a log", name.display())));
+            }
+            let made = made.create(&name, 0o600)?;
             bytes += length;
             if share && is_long && rustix::fs::ioctl_ficlone(&made, &from).is_ok() {
                 continue;
@@ -183,8 +182,15 @@ impl End {
             copy_plainly(&from, &made, needed)?;
             made.set_len(length)?;
         }
-        new().open(copy.join("backup_label"))?.write_all(self.label.as_bytes())?;
+        copy.create("backup_label", 0o600)?.write_all(self.label.as_bytes())?;
         Ok(bytes)
+    }
+
+    /// Of the files of the log by their names.
+    fn is_needed(&self, name: &str) -> bool {
+        let is_between =
+            name.len() == self.first_segment.len() && (self.first_segment.as_str()..=self.last_segment.as_str()).contains(&name);
+        is_between || name.ends_with(".history")
     }
 }
 
@@ -205,17 +211,17 @@ pub(in crate::local) async fn copy_database(
 
 /// Copies what matters of a cluster in backup mode; [`End::complete`] makes it a whole one. Answers with how many bytes.
 pub(super) async fn copy_files(pgdata: &Path, copy: &Path, share: bool, hold: Hold, cancel: &[CancellationToken]) -> Result<u64> {
-    let how = TreeCopy { owner: Some((0, 0)), live: true, take, ..TreeCopy::exact(share) };
+    let how = TreeCopy { owner: Some((0, 0)), live: true, no_links: true, take, ..TreeCopy::exact(share) };
     let copied = how.run(pgdata, copy, hold.clone(), cancel, None).await?;
-    let (from, to) = (pgdata.join(CONTROL), copy.join(CONTROL));
+    let (pgdata, copy) = (pgdata.to_owned(), copy.to_owned());
     // Last, as PostgreSQL's own base backup does, and in one piece: a cluster with a torn one does not start.
     blocking(move || {
         let _hold = hold;
         let write = || -> io::Result<()> {
-            let control = read_steadily(&from)?;
-            OpenOptions::new().write(true).create_new(true).mode(0o600).open(&to)?.write_all(&control)
+            let control = read_steadily(&Directory::open(&pgdata)?.file(CONTROL)?)?;
+            Directory::open(&copy)?.create(CONTROL, 0o600)?.write_all(&control)
         };
-        write().map_err(|error| HostError::machine_from(format!("{} could not be copied: {error}", from.display()), error))
+        write().map_err(|error| HostError::machine_from(format!("{} could not be copied: {error}", pgdata.join(CONTROL).display()), error))
     })
     .await?;
     Ok(copied.bytes)

@@ -10,7 +10,7 @@ mod file_store;
 mod live;
 pub(super) mod prepared;
 mod space;
-pub(super) mod verify;
+mod verify;
 pub(super) mod warm_copy;
 
 use std::{
@@ -21,13 +21,13 @@ use std::{
 
 use chrono::{DateTime, Utc};
 use ocore_model::ids::{DataSetId, InstanceId, SnapshotId};
-use walkdir::WalkDir;
 
 use self::live::Backup;
 pub(super) use self::live::copy_database;
 use super::{
     LocalHost,
-    cluster::Cluster,
+    below::Directory,
+    cluster::{self, Cluster},
     copy::{self, Take, TreeCopy, WorkDirectory},
     database,
     durable::{self, blocking},
@@ -133,7 +133,7 @@ impl LocalHost {
             database_bytes: sizes.database_bytes,
             file_store_bytes: sizes.file_store_bytes,
             file_store_files: sizes.file_store_files,
-            needed_bytes: self.pool.cost(sizes.bytes, sizes.entries, sizes.database_bytes),
+            needed_bytes: self.pool.cost(sizes.held, sizes.entries, sizes.database_bytes),
             available_bytes: self.pool.facts().await?.available_bytes,
         })
     }
@@ -171,7 +171,7 @@ impl LocalHost {
         let what = "this copy of a snapshot";
         let cost = async || {
             let sizes = measure(&source, DateTime::<Utc>::MAX_UTC).await?;
-            Ok::<_, HostError>(self.pool.cost(sizes.bytes, sizes.entries, sizes.database_bytes))
+            Ok::<_, HostError>(self.pool.cost(sizes.held, sizes.entries, sizes.database_bytes))
         };
         if !self.pool.fits_any_copy().await? {
             self.pool.require(cost().await?, what).await?;
@@ -266,7 +266,7 @@ impl LocalHost {
         let copied = async {
             let cancel = [progress.cancel.clone()];
             let share = self.pool.has_reflinks();
-            let how = TreeCopy { owner: Some((0, 0)), ..TreeCopy::exact(share) };
+            let how = TreeCopy { owner: Some((0, 0)), no_links: true, ..TreeCopy::exact(share) };
             let (pgdata, data_dir) = (work.path().join("pgdata"), work.path().join("data_dir"));
             let source = self.layout.data_dir(request.instance, request.data_set);
             // Odoo has ended; should one of its own processes not have, what it removes is no error.
@@ -394,6 +394,8 @@ struct Moment {
 pub(super) struct Sizes {
     /// Lengths of all files together, and how many files, directories and links there are.
     pub(super) bytes: u64,
+    /// Of those, what is really there.
+    held: u64,
     pub(super) entries: u64,
     pub(super) database_bytes: u64,
     pub(super) file_store_bytes: u64,
@@ -422,7 +424,8 @@ pub(super) async fn measure(directory: &Path, moment: DateTime<Utc>) -> Result<S
         let database = walk(&pgdata, i64::MAX)?;
         let files = walk(&data_dir, moment.timestamp().saturating_sub(RECENT))?;
         let sizes = Sizes {
-            bytes: database.bytes + files.bytes,
+            bytes: database.bytes.saturating_add(files.bytes),
+            held: database.held.saturating_add(files.held),
             entries: database.entries + files.entries,
             database_bytes: database.bytes,
             file_store_bytes: files.file_store_bytes,
@@ -450,6 +453,7 @@ async fn measure_file_store(data_dir: &Path) -> Result<Sizes> {
 #[derive(Default)]
 struct Walked {
     bytes: u64,
+    held: u64,
     entries: u64,
     file_store_bytes: u64,
     file_store_files: u64,
@@ -458,31 +462,27 @@ struct Walked {
 
 /// What vanishes meanwhile is not counted.
 fn walk(tree: &Path, since: i64) -> Result<Walked> {
-    use std::os::unix::fs::MetadataExt;
-    let mut walked = Walked::default();
-    for entry in WalkDir::new(tree) {
-        let metadata = entry.and_then(|entry| entry.metadata().map(|metadata| (entry, metadata)));
-        let (entry, metadata) = match metadata {
-            Ok(found) => found,
-            Err(error) if error.io_error().is_some_and(|error| error.kind() == std::io::ErrorKind::NotFound) && error.depth() > 0 => {
-                continue;
+    let mut walked = Walked { entries: 1, ..Walked::default() };
+    let walk = Directory::open(tree).and_then(|directory| {
+        directory.walk(|entry| {
+            walked.entries += 1;
+            if !entry.is_file() {
+                return Ok(());
             }
-            Err(error) => return Err(unreadable(tree, error.into())),
-        };
-        walked.entries += 1;
-        if !metadata.is_file() {
-            continue;
-        }
-        walked.bytes += metadata.len();
-        let path = entry.path().strip_prefix(tree).unwrap_or(entry.path());
-        if file_store::is_in(path) {
-            walked.file_store_bytes += metadata.len();
-            walked.file_store_files += 1;
-            if (metadata.len() == 0 || metadata.mtime() >= since) && file_store::promised(path).is_some() {
-                walked.suspects.push(path.to_owned());
+            // Somebody may have made files of any length.
+            walked.bytes = walked.bytes.saturating_add(entry.length());
+            walked.held += entry.length().min(entry.status.st_blocks.cast_unsigned() * 512);
+            if file_store::is_in(entry.path) {
+                walked.file_store_bytes = walked.file_store_bytes.saturating_add(entry.length());
+                walked.file_store_files += 1;
+                if file_store::is_suspect(entry.path, entry.status, since) {
+                    walked.suspects.push(entry.path.to_owned());
+                }
             }
-        }
-    }
+            Ok(())
+        })
+    });
+    walk.map_err(|error: std::io::Error| unreadable(tree, error))?;
     Ok(walked)
 }
 
@@ -494,15 +494,15 @@ async fn not_whole(data_dir: &Path, paths: Vec<PathBuf>) -> Result<Vec<PathBuf>>
 /// Removes from a copy the files that were still being written at its moment, which no row of its database names, and answers with those that are
 /// damaged for good.
 async fn drop_unfinished(data_dir: &Path, torn: Vec<PathBuf>, moment: DateTime<Utc>) -> Result<Vec<String>> {
-    use std::os::unix::fs::MetadataExt;
     let data_dir = data_dir.to_owned();
     blocking(move || {
+        let copy = Directory::open(&data_dir).map_err(|error| unreadable(&data_dir, error))?;
         let mut damaged = Vec::new();
         for path in torn {
-            let place = data_dir.join(&path);
-            let modified = std::fs::symlink_metadata(&place).map_err(|error| unreadable(&place, error))?.mtime();
-            if modified >= moment.timestamp() - BEING_WRITTEN {
-                durable::remove_fleeting(&place).map_err(|error| unreadable(&place, error))?;
+            let failed = |error| unreadable(&data_dir.join(&path), error);
+            let Some(status) = copy.status(&path).map_err(failed)? else { continue };
+            if status.st_mtime >= moment.timestamp() - BEING_WRITTEN {
+                copy.remove(&path).map_err(failed)?;
             } else {
                 damaged.push(path.display().to_string());
             }
@@ -522,14 +522,13 @@ async fn modules_of_resting(cluster: &Cluster) -> Result<Vec<InstalledModule>> {
 
 /// The major version that can read a cluster.
 fn postgres_version(pgdata: &Path) -> Result<String> {
-    let path = pgdata.join("PG_VERSION");
-    let version = std::fs::read_to_string(&path).map_err(|error| unreadable(&path, error))?;
-    Ok(version.trim().to_owned())
+    Ok(cluster::major_version(pgdata)?.to_string())
 }
 
 /// PostgreSQL writes it last when it stops.
 fn control_written_at(pgdata: &Path) -> Option<DateTime<Utc>> {
-    Some(std::fs::metadata(pgdata.join("global/pg_control")).ok()?.modified().ok()?.into())
+    let status = Directory::open(pgdata).ok()?.status("global/pg_control").ok()??;
+    DateTime::from_timestamp(status.st_mtime, u32::try_from(status.st_mtime_nsec).ok()?)
 }
 
 fn unreadable(path: &Path, error: std::io::Error) -> HostError {

@@ -12,7 +12,6 @@ use std::{
 };
 
 use ocore_model::ids::{DataSetId, InstanceId};
-use sqlx::{Connection, PgConnection};
 
 use super::live::{self, Backup};
 use crate::{
@@ -20,7 +19,7 @@ use crate::{
     error::{HostError, Result},
     local::{
         LocalHost,
-        cluster::{Cluster, SUPERUSER},
+        cluster::Cluster,
         copy::{self, TreeCopy, WorkDirectory},
         data_sets::ODOO_ROLE,
         ledger::Allocation,
@@ -175,12 +174,13 @@ impl LocalHost {
 /// the end.
 async fn until_no_long_transaction(cluster: &Cluster, progress: &Progress) -> Result<()> {
     let failed = |error| HostError::machine_from("the transactions of the live database could not be looked at", error);
-    let mut connection = PgConnection::connect_with(&cluster.options(SUPERUSER, SUPERUSER)).await.map_err(failed)?;
+    let mut connection = cluster.connect_as_superuser().await.map_err(failed)?;
     let begun = Instant::now();
     let mut is_said = false;
     loop {
         let longest: Option<f64> = sqlx::query_scalar(
-            "select extract(epoch from max(clock_timestamp() - xact_start))::float8 from pg_stat_activity where usename = $1 and datname = $1",
+            "select extract(epoch from pg_catalog.max(pg_catalog.clock_timestamp() - xact_start))::pg_catalog.float8
+             from pg_catalog.pg_stat_activity where usename = $1 and datname = $1",
         )
         .bind(ODOO_ROLE)
         .fetch_one(&mut connection)

@@ -6,26 +6,28 @@
 
 use std::{
     collections::BinaryHeap,
-    ffi::OsString,
-    os::unix::fs::MetadataExt,
+    fs::File,
+    io::{self, BufRead, BufReader},
+    os::fd::AsRawFd,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
 use ocore_model::ids::{InstanceId, SnapshotId};
-use walkdir::WalkDir;
 
 use crate::{
     api::{SpaceReport, Usage},
-    error::Result,
-    local::{LocalHost, durable::blocking, exec::Program, imports},
+    error::{HostError, Result},
+    local::{LocalHost, below::Directory, durable::blocking, exec::Program, imports},
 };
 
-/// Files that one `filefrag` is asked about.
-const BATCH: usize = 500;
+/// Files that one `filefrag` is asked about. All of them are open meanwhile.
+const BATCH: usize = 250;
+/// Extents of one instance or snapshot whose places are kept, each of 16 bytes.
+const MOST_EXTENTS: usize = 8_000_000;
 /// The unit of its answers, in bytes.
 const UNIT: u64 = 512;
-const OUTPUT_LIMIT: usize = 256 * 1024 * 1024;
 const TIME_LIMIT: Duration = Duration::from_mins(5);
 
 /// Whose a place on the disk is.
@@ -157,7 +159,7 @@ impl LocalHost {
             }
         } else {
             for (owner, directory) in owners {
-                let bytes = blocking(move || Ok(files(&directory).iter().map(|(_, bytes)| bytes).sum())).await?;
+                let bytes = blocking(move || Ok(files(&directory).paths.iter().map(|(_, bytes)| bytes).sum())).await?;
                 put(owner, Usage { referenced_bytes: bytes, exclusive_bytes: bytes });
             }
         }
@@ -169,46 +171,91 @@ impl LocalHost {
 /// Where the files below a directory lie, and how many units the file system tells no place of. What goes meanwhile is left out.
 async fn places_of(directory: &Path) -> Result<(Places, u64)> {
     let directory = directory.to_owned();
-    let files = blocking(move || Ok(files(&directory))).await?;
-    let mut raw = Vec::new();
-    let mut unplaced = 0;
-    for batch in files.chunks(BATCH) {
-        let paths: Vec<OsString> = batch.iter().map(|(path, _)| path.clone().into_os_string()).collect();
+    let mut files = blocking(move || Ok(files(&directory))).await?;
+    let mut found = Found::default();
+    while !files.paths.is_empty() {
+        let batch = files.paths.split_off(files.paths.len().saturating_sub(BATCH));
+        let Some(directory) = files.directory.clone() else { break };
+        // Who owns the files may put anything in the place of one. What is open here is a regular file, and no other is asked about.
+        let open: Vec<(File, u64)> =
+            blocking(move || Ok(batch.into_iter().filter_map(|(path, bytes)| Some((directory.file(path).ok()?, bytes))).collect())).await?;
+        let ours = std::process::id();
+        let names = open.iter().map(|(file, _)| format!("/proc/{ours}/fd/{}", file.as_raw_fd()));
+        let (reader, writer) = io::pipe().map_err(|error| HostError::machine_from("no pipe could be made", error))?;
         // It answers for those that are there and complains about the others. Only lines of extents are read, and one run is about one thing, so that a
-        // tenant's odd file names change nobody else's numbers.
-        let finished = Program::new("filefrag")
+        // tenant's odd files change nobody else's numbers.
+        let asked = Program::new("filefrag")
             .args([format!("-b{UNIT}"), "-v".to_owned()])
             .arg("--")
-            .args(&paths)
-            .output_limit(OUTPUT_LIMIT)
-            .time_limit(TIME_LIMIT)
-            .run()
-            .await?;
-        let before = (raw.len(), unplaced);
-        for extent in finished.stdout_text().lines().filter_map(parse) {
-            match extent {
-                Extent::At(start, end) => raw.push((start, end)),
-                Extent::Somewhere(length) => unplaced += length,
+            .args(names)
+            .stdout_to(writer)
+            .time_limit(TIME_LIMIT);
+        let read = blocking(move || {
+            let before = found.counts();
+            for line in BufReader::new(reader).lines().map_while(io::Result::ok) {
+                found.note(&line);
             }
-        }
-        if before == (raw.len(), unplaced) {
+            Ok((found.counts() == before, found))
+        });
+        let (asked, read) = tokio::join!(asked.run(), read);
+        asked?;
+        let is_silent;
+        (is_silent, found) = read?;
+        if is_silent {
             // A file system without maps, where nothing is known to be shared.
-            unplaced += batch.iter().map(|(_, bytes)| bytes / UNIT).sum::<u64>();
+            found.unplaced += open.iter().map(|(_, bytes)| bytes / UNIT).sum::<u64>();
         }
     }
+    let Found { raw, unplaced } = found;
     let places = blocking(move || Ok(Places::of(raw))).await?;
     Ok((places, unplaced))
 }
 
-/// The files below a directory that take space, with how much.
-fn files(directory: &Path) -> Vec<(PathBuf, u64)> {
-    let entries = WalkDir::new(directory).into_iter().flatten();
-    entries
-        .filter_map(|entry| {
-            let metadata = entry.metadata().ok()?;
-            (metadata.is_file() && metadata.blocks() > 0).then(|| (entry.into_path(), metadata.blocks() * 512))
-        })
-        .collect()
+/// What `filefrag` has said so far.
+#[derive(Default)]
+struct Found {
+    raw: Vec<(u64, u64)>,
+    unplaced: u64,
+}
+
+impl Found {
+    fn counts(&self) -> (usize, u64) {
+        (self.raw.len(), self.unplaced)
+    }
+
+    fn note(&mut self, line: &str) {
+        match parse(line) {
+            // Files of nothing but pieces could take all memory; how much they take is known then, and not what they share.
+            Some(Extent::At(start, end)) if self.raw.len() < MOST_EXTENTS => self.raw.push((start, end)),
+            Some(Extent::At(start, end)) => self.unplaced += end - start,
+            Some(Extent::Somewhere(length)) => self.unplaced += length,
+            None => {}
+        }
+    }
+}
+
+/// Files that take space, with how much, and the directory that they are in.
+#[derive(Default)]
+struct Files {
+    directory: Option<Arc<Directory>>,
+    paths: Vec<(PathBuf, u64)>,
+}
+
+/// What lies too deep, or cannot be looked at, is left out.
+fn files(place: &Path) -> Files {
+    let Ok(directory) = Directory::open(place) else { return Files::default() };
+    let mut paths = Vec::new();
+    let walked = directory.walk(|entry| {
+        let bytes = entry.status.st_blocks.cast_unsigned() * 512;
+        if entry.is_file() && bytes > 0 {
+            paths.push((entry.path.to_owned(), bytes));
+        }
+        io::Result::Ok(())
+    });
+    if let Err(error) = walked {
+        tracing::warn!(path = %place.display(), %error, "not all that is there could be measured");
+    }
+    Files { directory: Some(Arc::new(directory)), paths }
 }
 
 #[cfg(test)]

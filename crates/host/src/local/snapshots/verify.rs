@@ -4,23 +4,33 @@
 //! base backup reasons too (`basebackup.c`). The log itself is checked when the snapshot comes to life.
 
 use std::{
-    fs::File,
-    io::{self, Read},
+    fs::{File, Permissions},
+    io::{self, Read, Write},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use ocore_model::ids::SnapshotId;
 use tokio_util::sync::CancellationToken;
-use walkdir::WalkDir;
 
 use super::{file_store, unreadable};
 use crate::{
     api::{Damage, Progress, Verification},
     error::{HostError, Result},
-    local::{LocalHost, cluster, durable::blocking, exec::Program},
+    local::{
+        LocalHost,
+        below::Directory,
+        cluster,
+        copy::read_steadily,
+        durable::blocking,
+        exec::{Finished, Program},
+    },
 };
 
 const PAGE: usize = 8192;
+/// In bytes.
+const LABEL_LIMIT: u64 = 64 * 1024;
 /// Pages of one file of a relation; the next ones go on in another (PostgreSQL's `RELSEG_SIZE`).
 const SEGMENT_PAGES: u32 = 131_072;
 /// No more pages of one file are named than this.
@@ -33,54 +43,92 @@ impl LocalHost {
         if self.find_snapshot(snapshot)?.is_none() {
             return Err(HostError::NotFound { what: "snapshot", id: snapshot.to_string() });
         }
-        check(&self.layout.snapshot(snapshot), progress).await
+        self.check(&self.layout.snapshot(snapshot), progress).await
+    }
+
+    /// Reads all of a database and file store at rest.
+    pub(in crate::local) async fn check(&self, directory: &Path, progress: &Progress) -> Result<Verification> {
+        let control = self.control_of(&directory.join("pgdata")).await?;
+        let stop = progress.cancel.child_token();
+        let _stop_when_dropped = stop.clone().drop_guard();
+        let files = {
+            let (directory, stop) = (directory.to_owned(), stop.clone());
+            blocking(move || check_file_store(&directory, &stop))
+        };
+        let pages = {
+            let (directory, has_checksums) = (directory.to_owned(), control.has_checksums);
+            blocking(move || if has_checksums { check_pages(&directory, &stop) } else { Ok(Verification::default()) })
+        };
+        let (files, pages) = tokio::try_join!(files, pages)?;
+        if !control.has_checksums {
+            progress.log.line("The database's pages have no checksums, so they were not checked.");
+        }
+        let mut damaged: Vec<Damage> = [control.damage, files.damaged, pages.damaged].into_iter().flatten().collect();
+        damaged.sort_by(|one, other| one.path.cmp(&other.path));
+        Ok(Verification { checked_files: files.checked_files + pages.checked_files, damaged })
+    }
+
+    /// What PostgreSQL's own program says of it: run by a user that owns nothing, on a copy of the one file that it reads.
+    async fn control_of(&self, pgdata: &Path) -> Result<Control> {
+        let program = cluster::postgres_bin(pgdata)?.join("pg_controldata");
+        let pgdata = pgdata.to_owned();
+        let copied = blocking(move || {
+            let copy = || -> io::Result<tempfile::TempDir> {
+                let control = read_steadily(&Directory::open(&pgdata)?.file(CONTROL)?)?;
+                let place = tempfile::Builder::new().prefix("ocore-").permissions(Permissions::from_mode(0o711)).tempdir()?;
+                Directory::open(place.path())?.make("global", 0o711)?;
+                Directory::open(place.path())?.create(CONTROL, 0o444)?.write_all(&control)?;
+                Ok(place)
+            };
+            Ok(copy())
+        });
+        let place = match copied.await? {
+            Ok(place) => place,
+            Err(error) => return Ok(Control::damaged(&format!("it cannot be read: {error}"))),
+        };
+        let user = self.claim_build_user().await?;
+        let described =
+            Program::new(program).arg(place.path()).of_build(&user, Vec::new()).without_network().time_limit(CONTROL_TIME).run();
+        let described = described.await;
+        user.release().await?;
+        Ok(Control::of(&described?))
     }
 }
 
-/// Reads all of a database and file store at rest.
-pub(in crate::local) async fn check(directory: &Path, progress: &Progress) -> Result<Verification> {
-    let control = Control::read(&directory.join("pgdata")).await?;
-    let stop = progress.cancel.child_token();
-    let _stop_when_dropped = stop.clone().drop_guard();
-    let files = {
-        let (directory, stop) = (directory.to_owned(), stop.clone());
-        blocking(move || check_file_store(&directory, &stop))
-    };
-    let pages = {
-        let (directory, has_checksums) = (directory.to_owned(), control.has_checksums);
-        blocking(move || if has_checksums { check_pages(&directory, &stop) } else { Ok(Verification::default()) })
-    };
-    let (files, pages) = tokio::try_join!(files, pages)?;
-    if !control.has_checksums {
-        progress.log.line("The database's pages have no checksums, so they were not checked.");
-    }
-    let mut damaged: Vec<Damage> = [control.damage, files.damaged, pages.damaged].into_iter().flatten().collect();
-    damaged.sort_by(|one, other| one.path.cmp(&other.path));
-    Ok(Verification { checked_files: files.checked_files + pages.checked_files, damaged })
-}
+const CONTROL: &str = "global/pg_control";
+const CONTROL_TIME: Duration = Duration::from_mins(1);
 
-/// What PostgreSQL's own program reads in `global/pg_control`.
 struct Control {
     has_checksums: bool,
     damage: Vec<Damage>,
 }
 
 impl Control {
-    async fn read(pgdata: &Path) -> Result<Self> {
-        let program = Program::new(cluster::postgres_bin(pgdata)?.join("pg_controldata")).arg(pgdata).run().await?;
-        let text = program.stdout_text() + &program.stderr_text();
-        let version = text.lines().find_map(|line| line.strip_prefix("Data page checksum version:"));
-        let is_damaged = !program.status.success() || text.contains("CRC");
-        let damage =
-            is_damaged.then(|| Damage { path: "pgdata/global/pg_control".to_owned(), problem: "PostgreSQL cannot read it".to_owned() });
-        Ok(Self { has_checksums: version.is_some_and(|version| version.trim() != "0"), damage: damage.into_iter().collect() })
+    fn of(described: &Finished) -> Self {
+        let text = described.stdout_text() + &described.stderr_text();
+        if !described.status.success() || text.contains("CRC") {
+            return Self { has_checksums: has_checksums(&text), ..Self::damaged("PostgreSQL cannot read it") };
+        }
+        Self { has_checksums: has_checksums(&text), damage: Vec::new() }
+    }
+
+    fn damaged(problem: &str) -> Self {
+        Self {
+            has_checksums: false,
+            damage: vec![Damage { path: Path::new("pgdata").join(CONTROL).display().to_string(), problem: problem.to_owned() }],
+        }
     }
 }
 
+fn has_checksums(described: &str) -> bool {
+    let version = described.lines().find_map(|line| line.strip_prefix("Data page checksum version:"));
+    version.is_some_and(|version| version.trim() != "0")
+}
+
 fn check_file_store(directory: &Path, stop: &CancellationToken) -> Result<Verification> {
-    let data_dir = directory.join("data_dir");
+    let (data_dir, paths) = files(&directory.join("data_dir"))?;
     let mut verification = Verification::default();
-    for path in files(&data_dir)? {
+    for path in paths {
         if stop.is_cancelled() {
             return Err(HostError::Cancelled);
         }
@@ -99,17 +147,17 @@ fn check_file_store(directory: &Path, stop: &CancellationToken) -> Result<Verifi
 }
 
 fn check_pages(directory: &Path, stop: &CancellationToken) -> Result<Verification> {
-    let pgdata = directory.join("pgdata");
-    let label = std::fs::read_to_string(pgdata.join("backup_label")).ok();
+    let (pgdata, paths) = files(&directory.join("pgdata"))?;
+    let label = pgdata.read_text("backup_label", LABEL_LIMIT).ok();
     let begun = label
         .as_deref()
         .map(|label| start_of(label).ok_or_else(|| HostError::machine("the backup label does not say where recovery starts")));
     let begun = begun.transpose()?.unwrap_or(u64::MAX);
     let mut verification = Verification::default();
-    for path in files(&pgdata)? {
+    for path in paths {
         let Some(segment) = relation_segment(&path) else { continue };
         verification.checked_files += 1;
-        let problem = match wrong_pages(&pgdata.join(&path), segment, begun, stop) {
+        let problem = match pgdata.file(&path).and_then(|file| wrong_pages(file, segment, begun, stop)) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Err(HostError::Cancelled),
             Err(error) => format!("it cannot be read: {error}"),
             Ok(wrong) if wrong.count == 0 => continue,
@@ -124,16 +172,21 @@ fn check_pages(directory: &Path, stop: &CancellationToken) -> Result<Verificatio
     Ok(verification)
 }
 
-/// All files below a directory, relative to it, sorted.
-fn files(directory: &Path) -> Result<Vec<PathBuf>> {
+/// A directory, and all files below it, relative to it, sorted.
+fn files(place: &Path) -> Result<(Directory, Vec<PathBuf>)> {
     let mut files = Vec::new();
-    for entry in WalkDir::new(directory).sort_by_file_name() {
-        let entry = entry.map_err(|error| unreadable(directory, error.into()))?;
-        if entry.file_type().is_file() {
-            files.push(entry.path().strip_prefix(directory).unwrap_or(entry.path()).to_owned());
-        }
-    }
-    Ok(files)
+    let walked = Directory::open(place).and_then(|directory| {
+        directory.walk(|entry| {
+            if entry.is_file() {
+                files.push(entry.path.to_owned());
+            }
+            io::Result::Ok(())
+        })?;
+        Ok(directory)
+    });
+    let directory = walked.map_err(|error| unreadable(place, error))?;
+    files.sort_unstable();
+    Ok((directory, files))
 }
 
 /// The number of the file among those of its relation: `base/5/1259.2` and `global/1262_fsm` are such; others are no relation's.
@@ -163,8 +216,10 @@ struct WrongPages {
     first: Vec<u32>,
 }
 
-fn wrong_pages(path: &Path, segment: u32, begun: u64, stop: &CancellationToken) -> io::Result<WrongPages> {
-    let mut file = File::open(path)?;
+fn wrong_pages(mut file: File, segment: u32, begun: u64, stop: &CancellationToken) -> io::Result<WrongPages> {
+    if file.metadata()?.len() > u64::from(SEGMENT_PAGES) * PAGE as u64 {
+        return Err(io::Error::other("it is longer than a file of a relation can be"));
+    }
     let mut chunk = vec![0; PAGE * 128];
     let mut wrong = WrongPages::default();
     let mut page_in_file = 0;
@@ -177,7 +232,7 @@ fn wrong_pages(path: &Path, segment: u32, begun: u64, stop: &CancellationToken) 
             return Ok(wrong);
         }
         for page in chunk[..length].chunks(PAGE) {
-            let number = segment * SEGMENT_PAGES + page_in_file;
+            let number = segment.wrapping_mul(SEGMENT_PAGES).wrapping_add(page_in_file);
             if !is_right(page, number, begun) {
                 wrong.count += 1;
                 if wrong.first.len() < NAMED_PAGES {

@@ -91,7 +91,16 @@ impl LocalHost {
             }
         })
         .await?;
-        let how = TreeCopy { share: true, owner: Some((0, 0)), live: true, again, prune: again, seal: file_store::is_content, take };
+        let how = TreeCopy {
+            share: true,
+            owner: Some((0, 0)),
+            live: true,
+            again,
+            prune: again,
+            no_links: false,
+            seal: file_store::is_content,
+            take,
+        };
         // The turn is the thread's: it ends with the thread, also when nobody waits for that any more.
         let hold = Hold::of(turn);
         how.run(&source, &place, hold.clone(), &[progress.cancel.clone(), end], None).await?;

@@ -32,7 +32,7 @@ use super::{
     durable::{self, blocking},
     ledger::Allocation,
     releases::ReleaseRecord,
-    snapshots::{self, verify},
+    snapshots,
 };
 use crate::{
     api::{DataSource, InstalledModule, KeepTemplate, Progress, ReleaseId, Standing, TakeSnapshot, Template, TemplateContent},
@@ -212,7 +212,7 @@ impl LocalHost {
         let [pgdata, data_dir] = ["pgdata", "data_dir"].map(|part| (directory.join(part), work.path().join(part)));
         let (sizes, checked, _, _) = tokio::try_join!(
             snapshots::measure(directory, DateTime::<Utc>::MAX_UTC),
-            verify::check(directory, progress),
+            self.check(directory, progress),
             how(allocation.postgres.uid, snapshots::all).run(&pgdata.0, &pgdata.1, work.hold(), &cancel, None),
             how(allocation.odoo.uid, snapshots::all_but_sessions).run(&data_dir.0, &data_dir.1, work.hold(), &cancel, None),
         )?;
