@@ -264,7 +264,7 @@ impl Cgroups {
                 let group = whole.join(name);
                 fs::create_dir_all(group.join(part.place()))?;
                 set(&group.join("cgroup.subtree_control"), "+memory");
-                self.limit_whole(&group, memory_bytes, cpu_millis, processes);
+                limit_whole(&group, memory_bytes, cpu_millis, processes);
             }
             (Limiting::Separate { memory, cpu, pids }, _) => {
                 let (memory, cpu) = (memory.join(name), cpu.join(name));
@@ -295,7 +295,7 @@ impl Cgroups {
             (Limiting::Unified, Some(whole)) => {
                 let group = whole.join(name);
                 fs::create_dir_all(&group)?;
-                self.limit_whole(&group, memory_bytes, None, processes);
+                limit_whole(&group, memory_bytes, None, processes);
             }
             (Limiting::Separate { memory, pids, .. }, _) => {
                 let memory = memory.join(name);
@@ -323,13 +323,13 @@ impl Cgroups {
         group.enter = enter.into_iter().map(|directory| directory.join("cgroup.procs")).collect();
         Ok(group)
     }
+}
 
-    fn limit_whole(&self, group: &Path, memory_bytes: Option<u64>, cpu_millis: Option<u32>, processes: Option<u32>) {
-        set(&group.join("memory.max"), &or(memory_bytes, "max"));
-        set(&group.join("cpu.max"), &format!("{} {CPU_PERIOD}", or(quota(cpu_millis), "max")));
-        if group.join("pids.max").exists() {
-            set(&group.join("pids.max"), &or(processes, "max"));
-        }
+fn limit_whole(group: &Path, memory_bytes: Option<u64>, cpu_millis: Option<u32>, processes: Option<u32>) {
+    set(&group.join("memory.max"), &or(memory_bytes, "max"));
+    set(&group.join("cpu.max"), &format!("{} {CPU_PERIOD}", or(quota(cpu_millis), "max")));
+    if group.join("pids.max").exists() {
+        set(&group.join("pids.max"), &or(processes, "max"));
     }
 }
 

@@ -5,6 +5,7 @@
 
 use std::{
     ffi::{OsStr, OsString},
+    fmt::Write as _,
     fs::File,
     io::{self, Write},
     os::{
@@ -88,7 +89,7 @@ impl Program {
     fn prelude(&self) -> String {
         let mut script = ENTER.to_owned();
         if self.goes_first {
-            script.push_str(&format!("echo {GOES_FIRST} 2>/dev/null >/proc/self/oom_score_adj; "));
+            let _ = write!(script, "echo {GOES_FIRST} 2>/dev/null >/proc/self/oom_score_adj; ");
         }
         script.push_str(&if self.yields { YIELD.replace("NICE", &YIELDING.to_string()) } else { "exec \"$@\"".to_owned() });
         script

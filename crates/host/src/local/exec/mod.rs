@@ -379,7 +379,13 @@ mod tests {
     use std::sync::Mutex;
 
     use super::*;
-    use crate::error::HostError;
+    use crate::{
+        error::HostError,
+        local::{
+            cgroups::Cgroups,
+            config::{BuildLimits, InstanceLimits},
+        },
+    };
 
     #[derive(Default)]
     struct Lines(Mutex<Vec<String>>);
@@ -499,9 +505,13 @@ mod tests {
         assert!(!begun.exists());
     }
 
+    fn no_limits() -> Cgroups {
+        Cgroups::detect(InstanceLimits::default(), BuildLimits::default())
+    }
+
     #[tokio::test]
     async fn a_process_is_in_its_control_group_before_it_is_anybodys_and_ends_with_it() {
-        let cgroups = super::super::cgroups::Cgroups::detect(Default::default(), Default::default());
+        let cgroups = no_limits();
         let name = format!("test-{}", std::process::id());
         let group = cgroups.prepare_build(&name);
         if !group.is_whole() {
@@ -512,8 +522,7 @@ mod tests {
         let own = Program::new("grep").args(["-o", "ocore/test-[0-9]*", "/proc/self/cgroup"]).run_as(user.clone()).group(group.clone());
         assert!(own.run().await.unwrap().stdout_text().lines().any(|place| place == format!("ocore/{name}")));
         // One that cannot be put there does not begin.
-        let elsewhere =
-            super::super::cgroups::Cgroups::detect(Default::default(), Default::default()).prepare_build(&format!("{name}-gone"));
+        let elsewhere = no_limits().prepare_build(&format!("{name}-gone"));
         elsewhere.remove();
         let outcome = Program::new("echo").arg("begun").run_as(user.clone()).group(elsewhere).run().await.unwrap();
         assert!(!outcome.status.success() && outcome.stdout.is_empty(), "{outcome:?}");

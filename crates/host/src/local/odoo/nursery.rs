@@ -196,14 +196,12 @@ impl Nursery {
             conversation.say(&serde_json::to_vec(request)?).await?;
             conversation.hear().await
         };
-        let answer = match timeout(ANSWER_LIMIT, ask).await {
-            Ok(answered) => answered.map_err(broken)?.unwrap_or_default(),
+        let Ok(answered) = timeout(ANSWER_LIMIT, ask).await else {
             // Somebody keeps it from that, and nobody else.
-            Err(_) => {
-                identity.signal(Signal::KILL);
-                return Err(NoFork::Failed(format!("what the nursery of Odoo {} forked did not become ready; it is ended", self.version)));
-            }
+            identity.signal(Signal::KILL);
+            return Err(NoFork::Failed(format!("what the nursery of Odoo {} forked did not become ready; it is ended", self.version)));
         };
+        let answer = answered.map_err(broken)?.unwrap_or_default();
         match answer.split_once(' ') {
             None if answer == "ready" => Ok(Forked::new(identity, conversation)),
             Some(("no", reason)) => Err(NoFork::Unfit(reason.to_owned())),
