@@ -15,11 +15,9 @@ use std::{
 };
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
+use ocore_model::network::{self, Network};
 
-use crate::{
-    host_name::{HostError, RequestedHost},
-    network::Network,
-};
+use crate::host_name::{HostError, RequestedHost};
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -112,29 +110,10 @@ impl Origin {
     }
 }
 
-/// The address nearest to this edge that is no trusted proxy. What stands before it in the list is its own claim.
+/// The address nearest to this edge that is no trusted proxy.
 fn client_behind(headers: &HeaderMap, peer: IpAddr, trusted: &[Network]) -> IpAddr {
-    let mut client = peer;
-    let lines: Vec<&str> = headers.get_all(X_FORWARDED_FOR).iter().filter_map(|value| value.to_str().ok()).collect();
-    for entry in lines.iter().rev().flat_map(|line| line.rsplit(',')) {
-        let Some(address) = parse_forwarded_address(entry.trim()) else { break };
-        client = address;
-        if !trusted.iter().any(|network| network.contains(address)) {
-            break;
-        }
-    }
-    client
-}
-
-/// Addresses come bare, in brackets, and with a port.
-fn parse_forwarded_address(text: &str) -> Option<IpAddr> {
-    if let Ok(address) = text.parse::<IpAddr>() {
-        return Some(address.to_canonical());
-    }
-    if let Ok(address) = text.parse::<std::net::SocketAddr>() {
-        return Some(address.ip().to_canonical());
-    }
-    text.strip_prefix('[')?.strip_suffix(']')?.parse::<IpAddr>().ok().map(|address| address.to_canonical())
+    // A line that is no text is kept as one that cannot be read: without it, what stands before it would be believed in its place.
+    network::client_behind(peer, headers.get_all(X_FORWARDED_FOR).iter().map(|value| value.to_str().unwrap_or_default()), trusted)
 }
 
 fn last_value<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {

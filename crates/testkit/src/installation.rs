@@ -182,11 +182,18 @@ impl Installation {
         Ok(())
     }
 
-    /// Makes an account with an organization; the answer is a client that is logged in as its owner.
+    /// The token of the first account, as long as there is none.
+    pub fn first_account_token(&self) -> Option<String> {
+        fs::read_to_string(self.home.join("first-account-token")).ok().map(|token| token.trim().to_owned())
+    }
+
+    /// Makes an account with an organization; the answer is a client that is logged in as its owner. Another one than the first needs
+    /// `OCORE__AUTH__OPEN_SIGNUP=true` among the options.
     pub async fn owner(&self, email: &str, organization: &str) -> Result<ApiClient> {
         let anonymous = ApiClient::new(&self.api_url(), None, None);
         let password = "correct horse 1";
-        anonymous.post("/auth/signup", &json!({ "email": email, "name": "Test", "password": password })).await?;
+        let body = json!({ "email": email, "name": "Test", "password": password, "firstAccountToken": self.first_account_token() });
+        anonymous.post("/auth/signup", &body).await?;
         let login = anonymous.post("/auth/login", &json!({ "email": email, "password": password })).await?;
         let token = login["accessToken"].as_str().context("no access token")?.to_owned();
         let client = ApiClient::new(&self.api_url(), Some(token.clone()), None);

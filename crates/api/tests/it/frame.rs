@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use axum::http::{Method, StatusCode};
+use ocore_testkit::store::METRICS_TOKEN;
 use serde_json::json;
 
 use crate::support::TestApi;
@@ -103,13 +104,13 @@ async fn health_readiness_and_metrics_tell_the_truth() -> Result<()> {
     let api = TestApi::new().await?;
     assert_eq!(api.raw(Method::GET, "/healthz").expect(StatusCode::OK).await?["status"], "ok");
     // The store answers; there is no machine in this test.
-    let ready = api.raw(Method::GET, "/readyz").expect(StatusCode::SERVICE_UNAVAILABLE).await?;
+    let ready = api.raw(Method::GET, "/readyz").token(METRICS_TOKEN).expect(StatusCode::SERVICE_UNAVAILABLE).await?;
     let checks: Vec<(&str, bool)> =
         ready["checks"].as_array().unwrap().iter().map(|check| (check["name"].as_str().unwrap(), check["ok"].as_bool().unwrap())).collect();
     assert_eq!(checks, [("store", true), ("host", false), ("edge", false)]);
 
     api.get("/servers/018f3b1e-0000-7000-8000-000000000000").status().await?;
-    let metrics = api.raw(Method::GET, "/metrics").send().await?;
+    let metrics = api.raw(Method::GET, "/metrics").token(METRICS_TOKEN).send().await?;
     assert!(metrics.text.contains(r#"ocore_http_requests_total{method="GET",route="/api/servers/{id}",status="401"}"#), "{}", metrics.text);
     assert!(metrics.text.contains("ocore_http_request_seconds_bucket"), "{}", metrics.text);
     assert!(metrics.text.contains("ocore_deployments{status=\"failed\"} 0"), "{}", metrics.text);
