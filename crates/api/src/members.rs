@@ -255,6 +255,7 @@ pub(crate) async fn invitation_page(State(state): State<AppState>, Path(token): 
          With an account: log in, then\n\
          \x20   POST {url}/api/invitations/accept  {{\"token\": \"{token}\"}}\n\n\
          Without one: sign up with the e-mail address that was invited\n\
+         \x20   ocore --url {url} signup --email … --name … --invitation {token}\n\
          \x20   POST {url}/api/auth/signup  {{\"email\": …, \"name\": …, \"password\": …, \"invitation\": \"{token}\"}}\n\n\
          The API is described at {url}/api/docs/\n"
     ))

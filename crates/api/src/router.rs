@@ -13,9 +13,9 @@ use utoipa_axum::{
 };
 
 use crate::{
-    AppState, accounts, api_keys, audit, branches, clones, deployments, docs, document, egress, environments, events, exports, git, headers,
-    health, imports, instances, large::LargeReads, mail, members, metrics, neutralizations, observe, organizations, pipeline, plans, problem,
-    projects, quarantines, reports, repositories, roles, rollbacks, servers, sleep, snapshots, space,
+    AppState, accounts, api_keys, audit, branches, clones, deployments, docs, document, egress, environments, events, exports, git,
+    headers, health, imports, instances, large::LargeReads, mail, members, metrics, neutralizations, observe, organizations, pipeline,
+    plans, problem, projects, quarantines, reports, repositories, roles, rollbacks, servers, sleep, snapshots, space,
 };
 
 /// The API takes no larger body. (A push is not a call of the API.)

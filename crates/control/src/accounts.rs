@@ -121,7 +121,10 @@ async fn admission(control: &Control, connection: &mut sqlx::PgConnection, new: 
     }
     if new.first_account_token.is_some() {
         // Of two who sign up with it at once, the later one: it must not become just another account without a word.
-        return Err(Error::conflict("first_account_made", "this installation has its first account already; log in, or ask for an invitation"));
+        return Err(Error::conflict(
+            "first_account_made",
+            "this installation has its first account already; log in, or ask for an invitation",
+        ));
     }
     if let Some(token) = &new.invitation {
         members::invitation_for(connection, email, token, control.clock.now()).await?;

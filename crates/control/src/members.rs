@@ -101,7 +101,12 @@ pub async fn accept(control: &Control, person: &Person, token: &str, client: &Cl
 }
 
 /// The invitation of that token. It is for one e-mail address: a forwarded link gives nobody else a way in.
-pub(crate) async fn invitation_for(connection: &mut PgConnection, email: &str, token: &str, now: DateTime<Utc>) -> Result<PendingInvitation> {
+pub(crate) async fn invitation_for(
+    connection: &mut PgConnection,
+    email: &str,
+    token: &str,
+    now: DateTime<Utc>,
+) -> Result<PendingInvitation> {
     store::members::pending_invitation(connection, &secrets::token_hash(token), now)
         .await?
         .filter(|invitation| invitation.email == email)

@@ -305,6 +305,15 @@ mod tests {
     }
 
     #[test]
+    fn a_line_that_is_no_text_does_not_open_the_way_to_the_claim_before_it() {
+        let mut headers = HeaderMap::new();
+        headers.append(X_FORWARDED_FOR, HeaderValue::from_static("6.6.6.6"));
+        headers.append(X_FORWARDED_FOR, HeaderValue::from_bytes(b"\xff, 203.0.113.9").unwrap());
+        let client = client_behind(&headers, "10.0.0.1".parse().unwrap(), &["10.0.0.0/8".parse().unwrap()]);
+        assert_eq!(client.to_string(), "10.0.0.1");
+    }
+
+    #[test]
     fn hop_by_hop_headers_end_here_the_named_ones_too() {
         let headers = prepared(
             &[

@@ -109,7 +109,11 @@ async fn register(config: &Config, pool: &PgPool, host: &LocalHost) -> Result<Se
 
 /// The address of the control plane's database: the configured one, or that of the private cluster, which is started for it.
 pub async fn database_url(config: &Config) -> Result<String> {
-    if config.database.url.is_empty() { Ok(PrivateCluster::start(&config.host()).await?.url()) } else { Ok(config.database.url.expose().to_owned()) }
+    if config.database.url.is_empty() {
+        Ok(PrivateCluster::start(&config.host()).await?.url())
+    } else {
+        Ok(config.database.url.expose().to_owned())
+    }
 }
 
 async fn connect(config: &Config) -> Result<PgPool> {

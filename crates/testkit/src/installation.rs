@@ -64,6 +64,8 @@ impl Installation {
             ("OCORE__POOL__IMAGE_LIMIT_BYTES", image_bytes.to_string()),
             ("OCORE__GIT__ALLOW_LOCAL_REPOSITORIES", "true".to_owned()),
             ("OCORE__GIT__ALLOW_FILE_REPOSITORIES", "true".to_owned()),
+            // Users of other organizations sign up by themselves; the first account takes its token all the same.
+            ("OCORE__AUTH__OPEN_SIGNUP", "true".to_owned()),
             ("OCORE__LIMITS__FIRST_UID", first_uid(number).to_string()),
             ("OCORE__LIMITS__LAST_UID", (first_uid(number) + 999).to_string()),
             ("OCORE__LIMITS__FIRST_PORT", first_port(number).to_string()),
@@ -187,8 +189,8 @@ impl Installation {
         fs::read_to_string(self.home.join("first-account-token")).ok().map(|token| token.trim().to_owned())
     }
 
-    /// Makes an account with an organization; the answer is a client that is logged in as its owner. Another one than the first needs
-    /// `OCORE__AUTH__OPEN_SIGNUP=true` among the options.
+    /// Makes an account with an organization; the answer is a client that is logged in as its owner. Any number may, unless an option
+    /// closes sign-up.
     pub async fn owner(&self, email: &str, organization: &str) -> Result<ApiClient> {
         let anonymous = ApiClient::new(&self.api_url(), None, None);
         let password = "correct horse 1";

@@ -98,6 +98,12 @@ impl Call<'_> {
         self
     }
 
+    /// One more header of that name, of any bytes.
+    pub(crate) fn bytes_header(mut self, name: &str, value: &[u8]) -> Self {
+        self.request = self.request.header(name, value);
+        self
+    }
+
     pub(crate) fn token(self, token: &str) -> Self {
         self.header(header::AUTHORIZATION.as_str(), &format!("Bearer {token}"))
     }

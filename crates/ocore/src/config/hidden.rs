@@ -110,14 +110,22 @@ mod tests {
     #[test]
     fn the_secrets_of_a_file_are_found_however_they_are_written() {
         let secrets = |text: &str| secrets_in(text).unwrap();
-        assert!(secrets("home = '/srv'
+        assert!(
+            secrets(
+                "home = '/srv'
 [database]
 url = 'postgres://ocore@db/ocore'
 [auth]
-secret = ''").is_empty());
+secret = ''"
+            )
+            .is_empty()
+        );
         assert_eq!(secrets("auth.secret = 'x'"), ["auth.secret"]);
         assert_eq!(secrets("database = { url = 'postgres:///ocore?password=x' }"), ["the password in database.url"]);
-        assert_eq!(secrets("[mail]\nrelay_url = 'smtp://a:b@c'\n[metrics]\ntoken = 'x'"), ["the password in mail.relay_url", "metrics.token"]);
+        assert_eq!(
+            secrets("[mail]\nrelay_url = 'smtp://a:b@c'\n[metrics]\ntoken = 'x'"),
+            ["the password in mail.relay_url", "metrics.token"]
+        );
         let error = secrets_in("[auth]\nsecret = hunter2").unwrap_err().to_string();
         assert!(!error.contains("hunter2"), "{error}");
     }
