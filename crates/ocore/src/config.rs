@@ -410,9 +410,11 @@ impl Config {
         self.home.join("first-account-token")
     }
 
-    /// What is of no tenant's concern lies in directories that only root enters: names of all projects, addresses of all instances, all mail.
+    /// What is of no tenant's concern lies in directories that only root enters: names of all projects, addresses of all instances, all mail, what runs
+    /// with which variables.
     pub fn close_directories(&self) -> Result<()> {
-        [self.repositories(), self.edge_directory(), self.mail_directory()].iter().try_for_each(|path| file::private_directory(path))
+        let directories = [self.repositories(), self.edge_directory(), self.mail_directory(), self.home.join("state")];
+        directories.iter().try_for_each(|path| file::private_directory(path))
     }
 
     pub fn tenant_limits(&self) -> TenantLimits {

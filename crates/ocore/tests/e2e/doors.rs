@@ -115,11 +115,11 @@ async fn outsiders_learn_nothing_of_the_inside_and_tenants_do_not_enter_its_dire
     let mut installation = closed().await?;
     // As an earlier version left them.
     installation.terminate_server().await?;
-    for name in ["repositories", "edge", "mail"] {
+    for name in ["repositories", "edge", "mail", "state"] {
         fs::set_permissions(installation.home.join(name), fs::Permissions::from_mode(0o755))?;
     }
     installation.serve(&[]).await?;
-    for name in ["repositories", "edge", "mail"] {
+    for name in ["repositories", "edge", "mail", "state"] {
         ensure!(mode(&installation.home.join(name))? == 0o700, "{name}");
     }
     for name in ["secret", "metrics-token"] {
