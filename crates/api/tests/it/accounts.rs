@@ -172,7 +172,7 @@ async fn the_first_account_takes_the_token_in_the_body() -> Result<()> {
 /// A store whose API stands behind a proxy at 10.0.0.1.
 async fn behind_a_proxy() -> Result<TestApi> {
     let store = ocore_testkit::Store::new().await?.with_settings(|settings| {
-        settings.trusted_proxies = vec!["10.0.0.1".parse().unwrap(), "fd00::/8".parse().unwrap()];
+        settings.trusted_proxies = vec!["10.0.0.1".parse().expect("a network"), "fd00::/8".parse().expect("a network")];
         settings.limits.signups_per_hour = 3;
     });
     store.user("ada@example.com").await?;

@@ -16,7 +16,7 @@ use ocore_testkit::{Store, store::PASSWORD};
 use crate::accounts::code;
 
 fn from(address: &str) -> Client {
-    Client { address: Some(address.parse().unwrap()), user_agent: String::new() }
+    Client { address: Some(address.parse().expect("an address")), user_agent: String::new() }
 }
 
 fn new_user(email: &str) -> NewUser {

@@ -146,7 +146,7 @@ async fn outsiders_learn_nothing_of_the_inside_and_tenants_do_not_enter_its_dire
 
     // The edge dies: everybody sees that it is not ready, and the operator alone why.
     let edge: Value = serde_json::from_slice(&fs::read(installation.home.join("edge/process.json"))?)?;
-    let pid = edge["pid"].as_i64().context("no pid")?.to_string();
+    let pid = edge["identity"]["pid"].as_i64().context("no pid")?.to_string();
     ensure!(std::process::Command::new("kill").args(["-STOP", &pid]).status()?.success());
     let unready = eventually(Duration::from_secs(30), async || {
         let answer = get("/readyz", None).await.ok()?;
