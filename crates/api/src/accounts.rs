@@ -35,6 +35,8 @@ pub(crate) struct SignUp {
     name: String,
     /// The token of an invitation; its organization is joined at once.
     invitation: Option<String>,
+    /// As long as the installation has no user, only the holder of the token that `ocore serve` prints at its start may sign up. It works once.
+    first_account_token: Option<String>,
 }
 
 #[derive(Deserialize, ToSchema)]
@@ -60,9 +62,16 @@ pub(crate) struct ChangePassword {
     current_password: String,
     #[schema(format = Password)]
     new_password: String,
-    /// Ends every other session of the user.
-    #[serde(default)]
+    /// Ends every other session of the user; true when left out.
+    #[serde(default = "yes")]
     revoke_other_sessions: bool,
+    /// Revokes every API key of the user, in all organizations; false when left out, since programs work with them.
+    #[serde(default)]
+    revoke_api_keys: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// A person.
@@ -101,18 +110,20 @@ impl From<accounts::User> for User {
 
 /// Sign up.
 ///
-/// Makes a user and logs them in.
+/// Makes a user and logs them in: the first one with the installation's token, then whoever is invited, or everybody where sign-up is open. Answers 429
+/// after too many from one network.
 #[utoipa::path(post, path = "/auth/signup", tag = "Accounts", request_body = SignUp, security(()),
     responses((status = 201, description = "The user is there and logged in.", body = Session)))]
 pub(crate) async fn signup(State(state): State<AppState>, Peer(client): Peer, Input(body): Input<SignUp>) -> Result<Response, Problem> {
-    let new = NewUser { email: body.email, name: body.name, password: body.password, invitation: body.invitation };
+    let SignUp { email, password, name, invitation, first_account_token } = body;
+    let new = NewUser { email, name, password, invitation, first_account_token };
     let logged_in = accounts::sign_up(&state.control, new, &client).await?;
     Ok(session(&state, StatusCode::CREATED, logged_in))
 }
 
 /// Log in.
 ///
-/// Answers 429 after too many attempts for one e-mail address from one network.
+/// Answers 429 after too many wrong passwords from one network, for one e-mail address or for all together.
 #[utoipa::path(post, path = "/auth/login", tag = "Accounts", request_body = LogIn, security(()),
     responses((status = 200, description = "A session has begun.", body = Session)))]
 pub(crate) async fn login(State(state): State<AppState>, Peer(client): Peer, Input(body): Input<LogIn>) -> Result<Response, Problem> {
@@ -190,6 +201,8 @@ pub(crate) async fn user(State(state): State<AppState>, Caller(identity): Caller
 }
 
 /// Change the password.
+///
+/// Other sessions end with it; the answer says how many API keys still work. Answers 429 after too many wrong current passwords.
 #[utoipa::path(post, path = "/user/change-password", tag = "Accounts", request_body = ChangePassword,
     responses((status = 200, description = "The new password holds.", body = Message)))]
 pub(crate) async fn change_password(
@@ -202,9 +215,13 @@ pub(crate) async fn change_password(
         current: body.current_password,
         new: body.new_password,
         revoke_other_sessions: body.revoke_other_sessions,
+        revoke_api_keys: body.revoke_api_keys,
     };
-    accounts::change_password(&state.control, &person, change, &client).await?;
-    Ok(Message::json("the password is changed"))
+    let keys = accounts::change_password(&state.control, &person, change, &client).await?;
+    Ok(Message::json(match keys {
+        0 => "the password is changed".to_owned(),
+        keys => format!("the password is changed; {keys} of your API keys still work, revoke those that you do not know"),
+    }))
 }
 
 fn session(state: &AppState, status: StatusCode, LoggedIn { user, tokens }: LoggedIn) -> Response {

@@ -24,7 +24,7 @@ pub(crate) struct CreateApiKey {
     name: String,
     /// Words such as `manage:instances`; no more than the caller has.
     permissions: Vec<String>,
-    /// Never when left out.
+    /// Never when left out; with an API key as caller no later than that one, and when left out with it.
     expires_at: Option<DateTime<Utc>>,
 }
 
@@ -91,7 +91,7 @@ pub(crate) async fn list(State(state): State<AppState>, Authorized(grant): Autho
 
 /// Make an API key.
 ///
-/// It belongs to the caller and the organization, and is shown once.
+/// It belongs to the caller and the organization, and is shown once. One that is made with another key ends with that, when it expires or is revoked.
 #[utoipa::path(post, path = "/api-keys", tag = "API keys", request_body = CreateApiKey,
     responses((status = 201, description = "The key, readable this once.", body = CreatedApiKey)))]
 pub(crate) async fn create(
@@ -106,7 +106,7 @@ pub(crate) async fn create(
 
 /// Revoke an API key.
 ///
-/// One's own; those of others with `manage:members`.
+/// One's own; those of others with `manage:members`. The keys that were made with it end too.
 #[utoipa::path(delete, path = "/api-keys/{id}", tag = "API keys", params(("id" = Uuid, Path)),
     responses((status = 200, description = "It opens nothing any more.", body = Message)))]
 pub(crate) async fn revoke(

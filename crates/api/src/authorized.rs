@@ -11,6 +11,7 @@ use ocore_control::{
     Error,
     accounts::{self, Identity, Person},
     authorization::{Grant, Right, Scope},
+    secrets::same_token,
 };
 
 use crate::{AppState, cookies, problem::Problem};
@@ -74,6 +75,14 @@ async fn scope(parts: &Parts, state: &AppState) -> Result<Scope, Problem> {
 async fn identity(parts: &Parts, state: &AppState) -> Result<Identity, Problem> {
     let token = presented_token(&parts.method, &parts.headers, state)?;
     Ok(accounts::identify(&state.control, &token).await?)
+}
+
+/// Whether the request has the token of the installation's metrics, which whoever watches over it has.
+pub(crate) fn has_metrics_token(headers: &HeaderMap, state: &AppState) -> bool {
+    let bearer = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(|value| value.split_once(' '));
+    let expected = state.control.settings.metrics_token.expose();
+    !expected.is_empty()
+        && bearer.is_some_and(|(scheme, token)| scheme.eq_ignore_ascii_case("bearer") && same_token(token.trim().as_bytes(), expected))
 }
 
 /// A websocket is opened by GET, so a page of somebody else could open one with the cookie: browsers do not ask first.

@@ -36,7 +36,12 @@ fn page(path: &str) -> Result<Response, Problem> {
             let security = "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'";
             Ok((
                 StatusCode::OK,
-                [(header::CONTENT_TYPE, file.content_type.as_str()), (header::CONTENT_SECURITY_POLICY, security)],
+                [
+                    (header::CONTENT_TYPE, file.content_type.as_str()),
+                    (header::CONTENT_SECURITY_POLICY, security),
+                    // The same for everybody, and as old as the program.
+                    (header::CACHE_CONTROL, "max-age=3600"),
+                ],
                 file.bytes.into_owned(),
             )
                 .into_response())

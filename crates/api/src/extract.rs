@@ -4,7 +4,7 @@
 //! A body's type says `#[serde(deny_unknown_fields)]`: a field that oCore does not know is refused (422, with the field's name) and never
 //! dropped in silence, since it is a slip of the pen or meant for another version.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use axum::{
     body::Bytes,
@@ -12,9 +12,12 @@ use axum::{
     http::{HeaderMap, StatusCode, header, request::Parts},
 };
 use ocore_control::{Error, accounts::Client};
+use ocore_model::network::client_behind;
 use serde::de::DeserializeOwned;
 
 use crate::{AppState, problem::Problem};
+
+const FORWARDED_FOR: &str = "x-forwarded-for";
 
 /// A JSON body. 415 when it is not sent as JSON, 400 when it is not JSON, 413 when it is too large, 422 when it does not fit `T`.
 pub(crate) struct Input<T>(pub(crate) T);
@@ -135,14 +138,18 @@ impl<T: DeserializeOwned> FromRequestParts<AppState> for FromQuery<T> {
     }
 }
 
-/// From where a request comes: the peer's address, when the server was started with it, and what the client calls itself.
+/// From where a request comes: the client's address, behind whatever proxies are trusted, and what it calls itself.
 pub(crate) struct Peer(pub(crate) Client);
 
 impl FromRequestParts<AppState> for Peer {
     type Rejection = std::convert::Infallible;
 
-    async fn from_request_parts(parts: &mut Parts, _state: &AppState) -> Result<Self, Self::Rejection> {
-        let address = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(address)| address.ip());
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, Self::Rejection> {
+        // Without the peer's address all clients are one, and share what one may.
+        let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |info| info.ip());
+        // A line that is no text is kept as one that cannot be read: without it, what stands before it would be believed in its place.
+        let forwarded_for = parts.headers.get_all(FORWARDED_FOR).iter().map(|value| value.to_str().unwrap_or_default());
+        let address = Some(client_behind(peer, forwarded_for, &state.control.settings.trusted_proxies));
         let user_agent = parts.headers.get(header::USER_AGENT).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
         Ok(Self(Client { address, user_agent }))
     }

@@ -3,23 +3,26 @@
 use axum::{
     Json,
     extract::State,
-    http::StatusCode,
+    http::{HeaderMap, StatusCode},
     response::{IntoResponse, Response},
 };
 use ocore_control::health::{self, Check};
 use serde::Serialize;
 
-use crate::AppState;
+use crate::{AppState, authorized::has_metrics_token};
 
 /// `GET /healthz`: the process answers.
 pub(crate) async fn healthz() -> Json<Health> {
     Json(Health { status: "ok", checks: Vec::new() })
 }
 
-/// `GET /readyz`: the store, the host and the edge answer; 503 with the reason when one does not.
-pub(crate) async fn readyz(State(state): State<AppState>) -> Response {
-    let checks: Vec<CheckView> = health::checks(&state.control).await.into_iter().map(CheckView::from).collect();
+/// `GET /readyz`: the store, the host and the edge answer; 503 when one does not. Which one, and why, is for the operator: it takes the metrics token.
+pub(crate) async fn readyz(State(state): State<AppState>, headers: HeaderMap) -> Response {
+    let mut checks: Vec<CheckView> = health::checks(&state.control).await.into_iter().map(CheckView::from).collect();
     let ready = checks.iter().all(|check| check.ok);
+    if !has_metrics_token(&headers, &state) {
+        checks.clear();
+    }
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(Health { status: if ready { "ok" } else { "unavailable" }, checks })).into_response()
 }

@@ -21,6 +21,7 @@ mod events;
 mod exports;
 mod extract;
 mod git;
+mod headers;
 mod health;
 mod imports;
 mod instances;

@@ -18,7 +18,7 @@ use uuid::Uuid;
 use crate::{
     AppState,
     authorized::{Authorized, InOrganization, SignedIn},
-    extract::{FromPath, Input},
+    extract::{FromPath, Input, Peer},
     problem::Problem,
     wire::{Message, permission_words},
 };
@@ -231,15 +231,16 @@ pub(crate) async fn cancel_invitation(
 
 /// Accept an invitation.
 ///
-/// It must be for the caller's own e-mail address. Who has no account yet gives the token at sign-up instead.
+/// It must be for the caller's own e-mail address; 429 after too many that were not. Who has no account yet gives the token at sign-up instead.
 #[utoipa::path(post, path = "/invitations/accept", tag = "Members", request_body = AcceptInvitation,
     responses((status = 200, description = "The caller is a member now.", body = Joined)))]
 pub(crate) async fn accept(
     State(state): State<AppState>,
     SignedIn(person): SignedIn,
+    Peer(client): Peer,
     Input(body): Input<AcceptInvitation>,
 ) -> Result<Json<Joined>, Problem> {
-    let organization_id = members::accept(&state.control, &person, &body.token).await?;
+    let organization_id = members::accept(&state.control, &person, &body.token, &client).await?;
     Ok(Json(Joined { organization_id, message: "welcome".to_owned() }))
 }
 
@@ -254,6 +255,7 @@ pub(crate) async fn invitation_page(State(state): State<AppState>, Path(token): 
          With an account: log in, then\n\
          \x20   POST {url}/api/invitations/accept  {{\"token\": \"{token}\"}}\n\n\
          Without one: sign up with the e-mail address that was invited\n\
+         \x20   ocore --url {url} signup --email … --name … --invitation {token}\n\
          \x20   POST {url}/api/auth/signup  {{\"email\": …, \"name\": …, \"password\": …, \"invitation\": \"{token}\"}}\n\n\
          The API is described at {url}/api/docs/\n"
     ))

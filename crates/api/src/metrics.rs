@@ -10,7 +10,7 @@ use std::{
 
 use axum::{
     extract::State,
-    http::{Method, StatusCode, header},
+    http::{HeaderMap, Method, StatusCode, header},
     response::IntoResponse,
 };
 use metrics::{counter, gauge, histogram};
@@ -18,7 +18,7 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use ocore_control::{Error, health};
 use ocore_model::{deployment::DeploymentStatus, instance::InstanceStatus};
 
-use crate::{AppState, edge_metrics, problem::Problem};
+use crate::{AppState, authorized::has_metrics_token, edge_metrics, problem::Problem};
 
 const BUCKETS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
 
@@ -67,7 +67,15 @@ pub(crate) fn request(method: &Method, route: &str, status: StatusCode, elapsed:
 }
 
 /// `GET /metrics`. Bounded labels only: no tenant's names, and of ids only instances', a bounded number. What cannot be read at the moment is left out.
-pub(crate) async fn metrics(State(state): State<AppState>) -> Result<impl IntoResponse, Problem> {
+/// Takes the metrics token, from this machine too: the Odoos of all tenants run on it.
+pub(crate) async fn metrics(State(state): State<AppState>, headers: HeaderMap) -> Result<impl IntoResponse, Problem> {
+    if !has_metrics_token(&headers, &state) {
+        return Err(Error::unauthenticated(
+            "metrics_token_required",
+            "send `Authorization: Bearer` with the setting metrics.token, or with what the file metrics-token in oCore's home holds",
+        )
+        .into());
+    }
     let handle = recorder().ok_or_else(|| Problem::from(Error::broken("the process has another metrics recorder")))?;
     let numbers = health::numbers(&state.control).await;
     // All words each time: a status that nothing has any more is 0, not what it was.

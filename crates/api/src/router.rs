@@ -13,9 +13,9 @@ use utoipa_axum::{
 };
 
 use crate::{
-    AppState, accounts, api_keys, audit, branches, clones, deployments, docs, document, egress, environments, events, exports, git, health,
-    imports, instances, large::LargeReads, mail, members, metrics, neutralizations, observe, organizations, pipeline, plans, problem,
-    projects, quarantines, reports, repositories, roles, rollbacks, servers, sleep, snapshots, space,
+    AppState, accounts, api_keys, audit, branches, clones, deployments, docs, document, egress, environments, events, exports, git,
+    headers, health, imports, instances, large::LargeReads, mail, members, metrics, neutralizations, observe, organizations, pipeline,
+    plans, problem, projects, quarantines, reports, repositories, roles, rollbacks, servers, sleep, snapshots, space,
 };
 
 /// The API takes no larger body. (A push is not a call of the API.)
@@ -140,6 +140,7 @@ pub fn router(state: AppState) -> Router {
         .fallback(problem::no_such_path)
         .method_not_allowed_fallback(problem::no_such_method)
         .layer(CatchPanicLayer::custom(problem::from_panic))
+        .layer(middleware::from_fn_with_state(state.clone(), headers::protect))
         .layer(middleware::from_fn(observe::observe))
         .with_state(state)
 }

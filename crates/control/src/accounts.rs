@@ -1,20 +1,24 @@
 //! People and how they prove who they are: sign-up, log-in, sessions, and the way from a token to a [`Scope`].
 
+mod first_account;
 mod identity;
 mod password;
 mod session;
-mod throttle;
+pub(crate) mod throttle;
 
 use std::net::IpAddr;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use ocore_model::ids::UserId;
 
+pub use first_account::keep_first_account_file;
 pub(crate) use identity::Membership;
 pub use identity::{API_KEY_PREFIX, Identity, Person, authenticate, identify};
 pub use session::{Tokens, log_out, log_out_by_refresh_token, refresh};
 
-use crate::{Control, Error, FieldError, Result, authorization::System, members, secrets, store};
+use throttle::Attempt;
+
+use crate::{Control, Error, FieldError, Result, authorization::System, members, store};
 
 /// A person as they see themselves.
 #[derive(Debug, Clone)]
@@ -34,13 +38,23 @@ pub struct NewUser {
     pub password: String,
     /// The token of an invitation: its holder may sign up where sign-up is closed, and joins the organization at once.
     pub invitation: Option<String>,
+    /// The token of the first account: as long as there is no user, only its holder may sign up.
+    pub first_account_token: Option<String>,
 }
 
 /// From where somebody logs in.
 #[derive(Debug, Clone, Default)]
 pub struct Client {
+    /// The client itself, not a proxy before us. `None`: the program itself, which nothing limits.
     pub address: Option<IpAddr>,
     pub user_agent: String,
+}
+
+impl Client {
+    /// What counts as one place that calls come from.
+    fn network(&self) -> Option<String> {
+        self.address.map(throttle::network)
+    }
 }
 
 /// A user who has just logged in or signed up.
@@ -50,17 +64,34 @@ pub struct LoggedIn {
     pub tokens: Tokens,
 }
 
-/// Makes a user and logs them in. The first user of an installation always may; others when sign-up is open or they are invited.
-/// An e-mail that is taken is `Conflict` with the code `email_taken`.
+/// What lets somebody make an account.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Admission {
+    /// There is no user, and they have the token for that.
+    First,
+    Invited,
+    /// Sign-up is open.
+    Open,
+}
+
+/// Makes a user and logs them in. The first user of an installation needs its token; others may when sign-up is open or they are invited.
+/// An e-mail that is taken is `Conflict` with the code `email_taken`; too many from one address are `TooMany`.
 pub async fn sign_up(control: &Control, new: NewUser, client: &Client) -> Result<LoggedIn> {
     let email = check_new_user(&new)?;
+    let attempt = match &new.invitation {
+        Some(_) => Attempt::invitation(client),
+        None => Attempt::sign_up(control, client),
+    };
+    if let Some(attempt) = &attempt {
+        throttle::count(control, attempt).await?;
+    }
     // Before the costly hash, so that a closed installation cannot be kept busy; decided again in the transaction.
-    may_sign_up(control, &mut *control.pool.acquire().await?, &new).await?;
-    let hash = password::hash(new.password.clone()).await?;
+    admission(control, &mut *control.pool.acquire().await?, &new, &email).await?;
+    let hash = password::hash(new.password.clone(), client).await?;
     let now = control.clock.now();
     let mut transaction = control.pool.begin().await?;
     store::accounts::lock_sign_up(&mut transaction).await?;
-    may_sign_up(control, &mut transaction, &new).await?;
+    let admission = admission(control, &mut transaction, &new, &email).await?;
     let user = User { id: UserId::new(), email, name: new.name.trim().to_owned(), created_at: now, updated_at: now };
     if !store::accounts::insert_user(&mut transaction, &user, &hash).await? {
         return Err(Error::conflict("email_taken", "there is a user with this e-mail address already; log in instead"));
@@ -68,44 +99,74 @@ pub async fn sign_up(control: &Control, new: NewUser, client: &Client) -> Result
     if let Some(invitation) = &new.invitation {
         members::join(&mut transaction, &user, invitation, now).await?;
     }
+    match admission {
+        Admission::First => store::accounts::forget_first_account(&mut transaction).await?,
+        // Of the invited any number may come from one address.
+        Admission::Invited => take_back(&mut transaction, attempt.as_ref()).await?,
+        Admission::Open => {}
+    }
     let tokens = session::begin(control, &mut transaction, user.id, client).await?;
     transaction.commit().await?;
+    if admission == Admission::First {
+        first_account::made(control);
+    }
     tracing::info!(user_id = %user.id, "a user signed up");
     Ok(LoggedIn { user, tokens })
 }
 
-async fn may_sign_up(control: &Control, connection: &mut sqlx::PgConnection, new: &NewUser) -> Result<()> {
-    if control.settings.open_signup || !store::accounts::any_user(connection).await? {
-        return Ok(());
+async fn admission(control: &Control, connection: &mut sqlx::PgConnection, new: &NewUser, email: &str) -> Result<Admission> {
+    if !store::accounts::any_user(connection).await? {
+        first_account::check(control, connection, new.first_account_token.as_deref()).await?;
+        return Ok(Admission::First);
     }
-    let invited = match &new.invitation {
-        Some(token) => store::members::pending_invitation(connection, &secrets::token_hash(token), control.clock.now()).await?.is_some(),
-        None => false,
-    };
-    if invited {
-        return Ok(());
+    if new.first_account_token.is_some() {
+        // Of two who sign up with it at once, the later one: it must not become just another account without a word.
+        return Err(Error::conflict(
+            "first_account_made",
+            "this installation has its first account already; log in, or ask for an invitation",
+        ));
+    }
+    if let Some(token) = &new.invitation {
+        members::invitation_for(connection, email, token, control.clock.now()).await?;
+        return Ok(Admission::Invited);
+    }
+    if control.settings.open_signup {
+        return Ok(Admission::Open);
     }
     Err(Error::forbidden("signup_closed", "sign-up is closed on this installation; ask a member of an organization for an invitation"))
 }
 
-/// Logs a user in. A wrong password and an unknown e-mail give the same answer, `invalid_credentials`, after the same work; too many attempts
-/// from one address for one e-mail give `TooMany`.
+async fn take_back(connection: &mut sqlx::PgConnection, attempt: Option<&Attempt>) -> Result<()> {
+    match attempt {
+        Some(attempt) => throttle::take_back(connection, attempt).await,
+        None => Ok(()),
+    }
+}
+
+/// Logs a user in. A wrong password and an unknown e-mail give the same answer, `invalid_credentials`, after the same work; too many wrong ones
+/// from one address, for one e-mail or for all of them together, give `TooMany`. Nothing that comes from elsewhere counts.
 pub async fn log_in(control: &Control, email: &str, password: &str, client: &Client) -> Result<LoggedIn> {
     let wrong = || Error::unauthenticated("invalid_credentials", "the e-mail address or the password is wrong");
     let email = normalize_email(email);
-    let attempt = throttle::Attempt::of(&email, client);
+    let attempt = Attempt::log_in(&email, client);
     throttle::count(control, &attempt).await?;
+    // Only then: whoever hammers at one account does not use up what their neighbours have.
+    let from_there = Attempt::log_in_from(client);
+    if let Some(from_there) = &from_there {
+        throttle::count(control, from_there).await?;
+    }
     let known = store::accounts::user_by_email(&mut *control.pool.acquire().await?, &email).await?;
     let (user, hash) = match known {
         Some((user, hash)) => (Some(user), Some(hash)),
         None => (None, None),
     };
-    let matches = password::verify(password.to_owned(), hash).await?;
+    let matches = password::verify(password.to_owned(), hash, client).await?;
     let Some(user) = user.filter(|_| matches) else {
         return Err(wrong());
     };
     let mut transaction = control.pool.begin().await?;
     throttle::forget(&mut transaction, &attempt).await?;
+    take_back(&mut transaction, from_there.as_ref()).await?;
     let tokens = session::begin(control, &mut transaction, user.id, client).await?;
     transaction.commit().await?;
     Ok(LoggedIn { user, tokens })
@@ -117,29 +178,35 @@ pub struct PasswordChange {
     pub current: String,
     pub new: String,
     pub revoke_other_sessions: bool,
+    pub revoke_api_keys: bool,
 }
 
-/// Changes the caller's password. A wrong current one is `Invalid`, and counts as an attempt to log in.
-pub async fn change_password(control: &Control, person: &Person, change: PasswordChange, client: &Client) -> Result<()> {
+/// Changes the caller's password; gives how many API keys of theirs still open something. A wrong current one is `Invalid`, and too many of those in one
+/// session are `TooMany`; neither counts as an attempt to log in.
+pub async fn change_password(control: &Control, person: &Person, change: PasswordChange, client: &Client) -> Result<u64> {
     password::check(&change.new).map_err(|message| Error::invalid("newPassword", message))?;
-    let user = store::accounts::user(&mut *control.pool.acquire().await?, person.user_id).await?.ok_or(Error::NotFound { what: "user" })?;
-    let attempt = throttle::Attempt::of(&user.email, client);
+    let attempt = Attempt::password_change(person.session_id);
     throttle::count(control, &attempt).await?;
-    let known = store::accounts::user_by_email(&mut *control.pool.acquire().await?, &user.email).await?;
-    if !password::verify(change.current, known.map(|(_, hash)| hash)).await? {
+    let known = store::accounts::password_hash(&mut *control.pool.acquire().await?, person.user_id).await?;
+    let current = known.ok_or(Error::NotFound { what: "user" })?;
+    if !password::verify(change.current, Some(current), client).await? {
         return Err(Error::invalid("currentPassword", "this is not your password"));
     }
-    let hash = password::hash(change.new).await?;
+    let hash = password::hash(change.new, client).await?;
     let now = control.clock.now();
     let mut transaction = control.pool.begin().await?;
     throttle::forget(&mut transaction, &attempt).await?;
-    store::accounts::set_password(&mut transaction, user.id, &hash, now).await?;
+    store::accounts::set_password(&mut transaction, person.user_id, &hash, now).await?;
     if change.revoke_other_sessions {
-        store::accounts::revoke_other_sessions(&mut transaction, user.id, person.session_id, now).await?;
+        store::accounts::revoke_other_sessions(&mut transaction, person.user_id, person.session_id, now).await?;
     }
+    if change.revoke_api_keys {
+        store::api_keys::revoke_of_user(&mut transaction, person.user_id, now).await?;
+    }
+    let keys = store::api_keys::count_of_user(&mut transaction, person.user_id, now).await?;
     transaction.commit().await?;
-    tracing::info!(user_id = %user.id, "a user changed their password");
-    Ok(())
+    tracing::info!(user_id = %person.user_id, "a user changed their password");
+    Ok(keys)
 }
 
 /// The user behind an identity.

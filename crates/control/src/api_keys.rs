@@ -10,7 +10,7 @@ use ocore_model::{
 use crate::{
     Control, Error, FieldError, Result,
     accounts::API_KEY_PREFIX,
-    authorization::{Grant, ManageApiKeys, ViewApiKeys},
+    authorization::{Credential, Grant, ManageApiKeys, ViewApiKeys},
     secrets, store,
 };
 
@@ -53,7 +53,8 @@ pub async fn list(control: &Control, grant: &Grant<ViewApiKeys>) -> Result<Vec<A
     store::api_keys::list(&mut *control.pool.acquire().await?, grant).await
 }
 
-/// Makes a key of the caller. More permissions than the caller has are `Forbidden`.
+/// Makes a key of the caller. More permissions than the caller has are `Forbidden`. One that is made with another key never outlives that: it expires
+/// no later, and ends when that is revoked.
 pub async fn create(control: &Control, grant: &Grant<ManageApiKeys>, new: NewApiKey) -> Result<CreatedApiKey> {
     let now = control.clock.now();
     let mut fields = Vec::new();
@@ -72,8 +73,16 @@ pub async fn create(control: &Control, grant: &Grant<ManageApiKeys>, new: NewApi
         return Err(Error::Invalid { fields });
     }
     may_give(&grant.permissions, &permissions)?;
-    let mut connection = control.pool.acquire().await?;
-    let user = store::accounts::user(&mut connection, grant.user_id).await?.ok_or(Error::NotFound { what: "user" })?;
+    let mut transaction = control.pool.begin().await?;
+    let made_with = match grant.credential {
+        Credential::Session => None,
+        Credential::ApiKey(id) => Some(id),
+    };
+    let expires_at = match made_with {
+        None => new.expires_at,
+        Some(id) => expiry_within(store::api_keys::hold(&mut transaction, id).await?.ok_or_else(revoked)?, new.expires_at)?,
+    };
+    let user = store::accounts::user(&mut transaction, grant.user_id).await?.ok_or(Error::NotFound { what: "user" })?;
     let plaintext = secrets::new_token(API_KEY_PREFIX);
     let key = ApiKey {
         id: ApiKeyId::new(),
@@ -83,18 +92,36 @@ pub async fn create(control: &Control, grant: &Grant<ManageApiKeys>, new: NewApi
         prefix: plaintext[..SHOWN_CHARACTERS].to_owned(),
         permissions,
         created_at: now,
-        expires_at: new.expires_at,
+        expires_at,
         last_used_at: None,
     };
-    store::api_keys::insert(&mut connection, grant, &key, &secrets::token_hash(&plaintext)).await?;
+    store::api_keys::insert(&mut transaction, grant, &key, &secrets::token_hash(&plaintext), made_with).await?;
+    transaction.commit().await?;
     tracing::info!(api_key_id = %key.id, user_id = %key.user_id, "an API key was made");
     Ok(CreatedApiKey { key, plaintext })
 }
 
-/// Ends a key at once. Everybody ends their own; those of others need `manage:members`, and are `NotFound` without it.
+/// When a key expires that is made with one that expires then.
+fn expiry_within(of_maker: Option<DateTime<Utc>>, wished: Option<DateTime<Utc>>) -> Result<Option<DateTime<Utc>>> {
+    match (of_maker, wished) {
+        (Some(latest), Some(wished)) if wished > latest => Err(Error::invalid(
+            "expiresAt",
+            format!("a key that is made with another one expires no later than that: at {} at the latest", latest.to_rfc3339()),
+        )),
+        (of_maker, wished) => Ok(wished.or(of_maker)),
+    }
+}
+
+fn revoked() -> Error {
+    Error::unauthenticated("api_key_revoked", "this API key has been revoked")
+}
+
+/// Ends a key at once, and those that were made with it. Everybody ends their own; those of others need `manage:members`, and are `NotFound` without it.
 pub async fn revoke(control: &Control, grant: &Grant<ManageApiKeys>, id: ApiKeyId) -> Result<()> {
     let of = if grant.permissions.allows(Permission::manage(Resource::Members)) { None } else { Some(grant.user_id) };
-    let revoked = store::api_keys::revoke(&mut *control.pool.acquire().await?, grant, id, of, control.clock.now()).await?;
+    let mut transaction = control.pool.begin().await?;
+    let revoked = store::api_keys::revoke(&mut transaction, grant, id, of, control.clock.now()).await?;
+    transaction.commit().await?;
     if revoked { Ok(()) } else { Err(Error::NotFound { what: "API key" }) }
 }
 

@@ -3,10 +3,10 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use ocore_host::Host;
-use ocore_model::{clock::Clock, ids::ServerId};
+use ocore_model::{clock::Clock, ids::ServerId, network::Network};
 use sqlx::PgPool;
 
-use crate::{signals::Signals, sleep::SleepSettings};
+use crate::{secrets::Secret, signals::Signals, sleep::SleepSettings};
 
 /// The control plane as one value; cheap to clone.
 #[derive(Clone)]
@@ -26,11 +26,18 @@ pub struct Control {
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// At least 32 bytes; signs access tokens (HS256) and derives the key that seals secrets in the store.
-    pub secret: Vec<u8>,
+    pub secret: Secret,
     pub access_token_lifetime: Duration,
     pub refresh_token_lifetime: Duration,
-    /// Anybody may sign up. When false, only the first user of the installation and people with an invitation may.
+    /// Anybody may sign up. When false, only people with an invitation may. The first user needs the installation's token either way.
     pub open_signup: bool,
+    pub limits: TenantLimits,
+    /// Holds the token of the first account as long as there is none.
+    pub first_account_file: PathBuf,
+    /// Proxies before the API whose word for a client's address is believed.
+    pub trusted_proxies: Vec<Network>,
+    /// Opens the metrics and the details of readiness.
+    pub metrics_token: Secret,
     /// Instances answer at `<slug>.<base domain>`.
     pub base_domain: String,
     /// How a browser reaches the edge: scheme and, when it is not the scheme's own, port. `http`, 8080 gives `http://<slug>.localhost:8080`.
@@ -59,13 +66,31 @@ pub struct Settings {
     pub mail_relay: Option<MailRelay>,
 }
 
+/// How much one person, organization or address may make. 0: any number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TenantLimits {
+    /// `auth.signups_per_hour`, from one client address; those with an invitation do not count.
+    pub signups_per_hour: u32,
+    /// `limits.organizations_per_user`
+    pub organizations_per_user: u32,
+    /// `limits.projects_per_organization`
+    pub projects_per_organization: u32,
+}
+
 /// The server for released messages.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct MailRelay {
     /// `smtp://user:password@host:587?tls=required`, as lettre reads it.
     pub url: String,
     /// The envelope's sender; empty: the message's own.
     pub sender: String,
+}
+
+impl std::fmt::Debug for MailRelay {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The address may hold a password.
+        formatter.debug_struct("MailRelay").field("sender", &self.sender).finish_non_exhaustive()
+    }
 }
 
 impl Settings {
@@ -91,10 +116,14 @@ pub(crate) mod tests {
 
     pub(crate) fn settings() -> Settings {
         Settings {
-            secret: vec![7; 32],
+            secret: Secret::new(vec![7; 32]),
             access_token_lifetime: Duration::from_secs(3600),
             refresh_token_lifetime: Duration::from_secs(30 * 24 * 3600),
             open_signup: true,
+            limits: TenantLimits { signups_per_hour: 0, organizations_per_user: 0, projects_per_organization: 0 },
+            first_account_file: PathBuf::from("/nonexistent/first-account-token"),
+            trusted_proxies: Vec::new(),
+            metrics_token: Secret::new("a token of tests"),
             base_domain: "localhost".to_owned(),
             edge_scheme: "http".to_owned(),
             edge_port: 8080,

@@ -47,7 +47,7 @@ pub mod space;
 pub mod steps;
 pub mod store;
 
-pub use context::{Control, MailRelay, Settings};
+pub use context::{Control, MailRelay, Settings, TenantLimits};
 pub use error::{Error, FieldError, Result};
 pub use sleep::SleepSettings;
 

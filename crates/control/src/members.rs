@@ -10,10 +10,14 @@ use uuid::Uuid;
 
 use crate::{
     Control, Error, Result,
-    accounts::{self, Person, User},
+    accounts::{
+        self, Client, Person, User,
+        throttle::{self, Attempt},
+    },
     api_keys::may_give,
     authorization::{Grant, ManageMembers, Scope, ViewMembers},
-    secrets, store,
+    secrets,
+    store::{self, members::PendingInvitation},
 };
 
 const INVITATION_LIFETIME: TimeDelta = TimeDelta::days(7);
@@ -81,20 +85,37 @@ pub async fn cancel_invitation(control: &Control, grant: &Grant<ManageMembers>, 
 }
 
 /// Joins the organization that invited the caller's e-mail address; gives its id.
-pub async fn accept(control: &Control, person: &Person, token: &str) -> Result<OrganizationId> {
+pub async fn accept(control: &Control, person: &Person, token: &str, client: &Client) -> Result<OrganizationId> {
+    let attempt = Attempt::invitation(client);
+    if let Some(attempt) = &attempt {
+        throttle::count(control, attempt).await?;
+    }
     let mut transaction = control.pool.begin().await?;
     let user = store::accounts::user(&mut transaction, person.user_id).await?.ok_or(Error::NotFound { what: "user" })?;
     let organization = join(&mut transaction, &user, token, control.clock.now()).await?;
+    if let Some(attempt) = &attempt {
+        throttle::take_back(&mut transaction, attempt).await?;
+    }
     transaction.commit().await?;
     Ok(organization)
 }
 
-/// Uses an invitation. It is for one e-mail address: a forwarded link gives nobody else a way in.
-pub(crate) async fn join(connection: &mut PgConnection, user: &User, token: &str, now: DateTime<Utc>) -> Result<OrganizationId> {
-    let invitation = store::members::pending_invitation(connection, &secrets::token_hash(token), now)
+/// The invitation of that token. It is for one e-mail address: a forwarded link gives nobody else a way in.
+pub(crate) async fn invitation_for(
+    connection: &mut PgConnection,
+    email: &str,
+    token: &str,
+    now: DateTime<Utc>,
+) -> Result<PendingInvitation> {
+    store::members::pending_invitation(connection, &secrets::token_hash(token), now)
         .await?
-        .filter(|invitation| invitation.email == user.email)
-        .ok_or(Error::NotFound { what: "invitation for your e-mail address" })?;
+        .filter(|invitation| invitation.email == email)
+        .ok_or(Error::NotFound { what: "invitation for your e-mail address" })
+}
+
+/// Uses an invitation.
+pub(crate) async fn join(connection: &mut PgConnection, user: &User, token: &str, now: DateTime<Utc>) -> Result<OrganizationId> {
+    let invitation = invitation_for(connection, &user.email, token, now).await?;
     store::members::accept_invitation(connection, invitation.id).await?;
     store::members::insert(connection, invitation.organization_id, user.id, invitation.role_id, now).await?;
     Ok(invitation.organization_id)

@@ -51,7 +51,7 @@ pub struct OrganizationPatch {
 }
 
 /// Makes an organization with its system roles; the caller becomes its owner. A slug that is taken is `Conflict` with the code `slug_taken`;
-/// one made from the name gets a number instead.
+/// one made from the name gets a number instead. One more than a user may make is `Conflict` with the code `too_many_organizations`.
 pub async fn create(control: &Control, person: &Person, new: NewOrganization) -> Result<OwnOrganization> {
     let now = control.clock.now();
     let name = new.name.trim().to_owned();
@@ -71,6 +71,17 @@ pub async fn create(control: &Control, person: &Person, new: NewOrganization) ->
         return Err(Error::Invalid { fields });
     }
     let mut transaction = control.pool.begin().await?;
+    store::accounts::lock_user(&mut transaction, person.user_id).await?;
+    let limit = control.settings.limits.organizations_per_user;
+    if limit > 0 && store::organizations::count_made_by(&mut transaction, person.user_id).await? >= i64::from(limit) {
+        return Err(Error::conflict(
+            "too_many_organizations",
+            format!(
+                "you have made {limit} organizations, and one user may not make more (limits.organizations_per_user in this oCore's configuration); \
+                 delete one, or ask whoever runs it"
+            ),
+        ));
+    }
     let slug = if let Some(slug) = wished {
         slug
     } else {
@@ -80,7 +91,7 @@ pub async fn create(control: &Control, person: &Person, new: NewOrganization) ->
     };
     let organization =
         Organization { id: OrganizationId::new(), name, slug: slug.to_string(), logo_url: String::new(), created_at: now, updated_at: now };
-    if !store::organizations::insert(&mut transaction, &organization).await? {
+    if !store::organizations::insert(&mut transaction, &organization, person.user_id).await? {
         return Err(slug_taken(&organization.slug));
     }
     let owner = store::roles::insert_system_roles(&mut transaction, organization.id, now).await?;

@@ -11,7 +11,7 @@ use ocore_model::{
 
 use crate::{
     Control, Error, FieldError, Result,
-    authorization::{Grant, ManageProjects, ViewProjects},
+    authorization::{Grant, ManageProjects, Scope, ViewProjects},
     organizations::first_free,
     store::{self, projects::Written},
 };
@@ -103,7 +103,8 @@ pub async fn show(control: &Control, grant: &Grant<ViewProjects>, id: ProjectId)
     store::projects::find(&mut *control.pool.acquire().await?, grant, id).await?.ok_or(NOT_FOUND)
 }
 
-/// Makes a project with a built-in repository. A name or slug that is taken in the organization is `Conflict`.
+/// Makes a project with a built-in repository. A name or slug that is taken in the organization is `Conflict`, and so is one project more than an
+/// organization may have (`too_many_projects`).
 pub async fn create(control: &Control, grant: &Grant<ManageProjects>, new: NewProject) -> Result<Project> {
     let now = control.clock.now();
     let name = new.name.trim().to_owned();
@@ -124,6 +125,7 @@ pub async fn create(control: &Control, grant: &Grant<ManageProjects>, new: NewPr
         return Err(Error::Invalid { fields });
     };
     let mut transaction = control.pool.begin().await?;
+    refuse_one_too_many(control, &mut transaction, grant).await?;
     let slug = if let Some(slug) = wished_slug {
         slug
     } else {
@@ -150,6 +152,23 @@ pub async fn create(control: &Control, grant: &Grant<ManageProjects>, new: NewPr
     written(store::projects::insert(&mut transaction, grant, &project).await?, &project)?;
     transaction.commit().await?;
     Ok(project)
+}
+
+/// Each project has a repository on this machine, also an archived one. The organization is locked, so that two at once do not both be the last.
+async fn refuse_one_too_many(control: &Control, connection: &mut sqlx::PgConnection, scope: &Scope) -> Result<()> {
+    let limit = control.settings.limits.projects_per_organization;
+    store::members::lock(connection, scope).await?;
+    if limit > 0 && store::projects::count(connection, scope).await? >= i64::from(limit) {
+        return Err(Error::conflict(
+            "too_many_projects",
+            format!(
+                "{} has {limit} projects, archived ones included, and may not have more (limits.projects_per_organization in this oCore's configuration); \
+                 ask whoever runs it",
+                scope.organization_slug
+            ),
+        ));
+    }
+    Ok(())
 }
 
 /// Changes a project. What it changes holds from the next deployment on.

@@ -20,6 +20,7 @@ use crate::{Error, Result, Settings};
 pub(crate) enum Purpose {
     SealedColumns,
     AccessTokens,
+    FirstAccount,
 }
 
 impl Purpose {
@@ -27,6 +28,7 @@ impl Purpose {
         match self {
             Self::SealedColumns => b"ocore sealed columns 1",
             Self::AccessTokens => b"ocore access tokens 1",
+            Self::FirstAccount => b"ocore first account 1",
         }
     }
 }
@@ -34,7 +36,7 @@ impl Purpose {
 /// The key for one purpose.
 pub(crate) fn derive(settings: &Settings, purpose: Purpose) -> [u8; 32] {
     let mut key = [0; 32];
-    Hkdf::<Sha256>::new(None, &settings.secret)
+    Hkdf::<Sha256>::new(None, settings.secret.expose())
         .expand(purpose.label(), &mut key)
         .expect("HKDF gives 32 bytes from SHA-256 whatever the secret is");
     key
@@ -126,6 +128,21 @@ pub(crate) fn new_token(prefix: &str) -> String {
     format!("{prefix}{}", base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes))
 }
 
+/// A token that is the same for whoever has the installation's secret and the nonce, and that nobody else can make.
+pub(crate) fn derived_token(settings: &Settings, purpose: Purpose, nonce: Uuid, prefix: &str) -> Result<String> {
+    use base64::Engine as _;
+    use hmac::{Hmac, Mac};
+    let mut hmac = Hmac::<Sha256>::new_from_slice(&derive(settings, purpose)).map_err(|error| Error::internal("a key of HMAC", error))?;
+    hmac.update(nonce.as_bytes());
+    Ok(format!("{prefix}{}", base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(hmac.finalize().into_bytes())))
+}
+
+/// Whether two tokens are the same, without telling by the time it takes where they differ.
+pub fn same_token(one: &[u8], other: &[u8]) -> bool {
+    use subtle::ConstantTimeEq;
+    one.ct_eq(other).into()
+}
+
 /// What the store keeps of a token. Tokens are 256 random bits, so a fast hash without salt is enough.
 pub(crate) fn token_hash(token: &str) -> Vec<u8> {
     Sha256::digest(token.as_bytes()).to_vec()
@@ -147,7 +164,7 @@ mod tests {
         assert_eq!(open(&settings, place(), &sealed).unwrap().expose_text().unwrap(), "hunter2");
         assert!(open(&settings, Place { row: Uuid::max(), ..place() }, &sealed).is_err());
         assert!(open(&settings, Place { column: "other", ..place() }, &sealed).is_err());
-        let other = Settings { secret: vec![9; 32], ..settings };
+        let other = Settings { secret: Secret::new(vec![9; 32]), ..settings };
         assert!(open(&other, place(), &sealed).is_err());
     }
 

@@ -2,7 +2,9 @@
 
 use std::{collections::HashMap, net::SocketAddr, path::PathBuf, time::Duration};
 
-use crate::{host_name::HostName, network::Network};
+use ocore_model::network::Network;
+
+use crate::host_name::HostName;
 
 /// An edge's settings. Sizes are bytes. [`EdgeConfig::new`] gives the defaults that each field names.
 #[derive(Debug, Clone)]

@@ -15,11 +15,9 @@ use std::{
 };
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
+use ocore_model::network::{self, Network};
 
-use crate::{
-    host_name::{HostError, RequestedHost},
-    network::Network,
-};
+use crate::host_name::{HostError, RequestedHost};
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -112,29 +110,10 @@ impl Origin {
     }
 }
 
-/// The address nearest to this edge that is no trusted proxy. What stands before it in the list is its own claim.
+/// The address nearest to this edge that is no trusted proxy.
 fn client_behind(headers: &HeaderMap, peer: IpAddr, trusted: &[Network]) -> IpAddr {
-    let mut client = peer;
-    let lines: Vec<&str> = headers.get_all(X_FORWARDED_FOR).iter().filter_map(|value| value.to_str().ok()).collect();
-    for entry in lines.iter().rev().flat_map(|line| line.rsplit(',')) {
-        let Some(address) = parse_forwarded_address(entry.trim()) else { break };
-        client = address;
-        if !trusted.iter().any(|network| network.contains(address)) {
-            break;
-        }
-    }
-    client
-}
-
-/// Addresses come bare, in brackets, and with a port.
-fn parse_forwarded_address(text: &str) -> Option<IpAddr> {
-    if let Ok(address) = text.parse::<IpAddr>() {
-        return Some(address.to_canonical());
-    }
-    if let Ok(address) = text.parse::<std::net::SocketAddr>() {
-        return Some(address.ip().to_canonical());
-    }
-    text.strip_prefix('[')?.strip_suffix(']')?.parse::<IpAddr>().ok().map(|address| address.to_canonical())
+    // A line that is no text is kept as one that cannot be read: without it, what stands before it would be believed in its place.
+    network::client_behind(peer, headers.get_all(X_FORWARDED_FOR).iter().map(|value| value.to_str().unwrap_or_default()), trusted)
 }
 
 fn last_value<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
@@ -323,6 +302,15 @@ mod tests {
         let headers = prepared(&[("x-forwarded-for", "[2001:db8::1]:5000")], "10.0.0.1", &["10.0.0.0/8"]);
         assert_eq!(all(&headers, "x-forwarded-for"), ["2001:db8::1"]);
         assert_eq!(all(&headers, "forwarded"), ["for=\"[2001:db8::1]\";host=\"shop.example:8080\";proto=http"]);
+    }
+
+    #[test]
+    fn a_line_that_is_no_text_does_not_open_the_way_to_the_claim_before_it() {
+        let mut headers = HeaderMap::new();
+        headers.append(X_FORWARDED_FOR, HeaderValue::from_static("6.6.6.6"));
+        headers.append(X_FORWARDED_FOR, HeaderValue::from_bytes(b"\xff, 203.0.113.9").unwrap());
+        let client = client_behind(&headers, "10.0.0.1".parse().unwrap(), &["10.0.0.0/8".parse().unwrap()]);
+        assert_eq!(client.to_string(), "10.0.0.1");
     }
 
     #[test]

@@ -20,7 +20,6 @@ mod host_name;
 mod latency;
 mod line;
 mod metrics;
-mod network;
 mod pages;
 mod pool;
 mod predecessor;
@@ -36,5 +35,4 @@ mod workers;
 
 pub use config::{EdgeConfig, HoldLimits};
 pub use error::EdgeError;
-pub use network::Network;
 pub use server::{Edge, run, runtime};

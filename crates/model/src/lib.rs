@@ -15,6 +15,7 @@ pub mod import;
 pub mod instance;
 pub mod mail;
 pub mod names;
+pub mod network;
 pub mod operation;
 pub mod permission;
 pub mod plan;

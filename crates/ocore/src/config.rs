@@ -1,22 +1,25 @@
 //! The one configuration of the installation: defaults (a commented file in the binary), then a file, then the environment.
 
+mod file;
+mod hidden;
+
 use std::{
     collections::{BTreeMap, HashMap},
-    fs,
-    io::Write,
     net::SocketAddr,
-    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use ocore_control::{MailRelay, SleepSettings};
+use ocore_control::{MailRelay, SleepSettings, TenantLimits};
 use ocore_host::local::{
     BuildLimits, EgressConfig, EnforceEgress, InstanceLimits, LocalHostConfig, Patience, PoolConfig, distribution::ExternalDistribution,
 };
-use ocore_model::names::OdooVersion;
-use serde::Deserialize;
+use ocore_model::{names::OdooVersion, network::Network};
+use serde::{Deserialize, Deserializer};
+
+use file::GuardedFile;
+use hidden::{Hidden, SecretUrl};
 
 /// The commented defaults; `ocore config --default` prints them.
 pub const DEFAULTS: &str = include_str!("../config.default.toml");
@@ -30,6 +33,8 @@ pub struct Config {
     pub home: PathBuf,
     pub listen: SocketAddr,
     pub public_url: String,
+    #[serde(deserialize_with = "networks")]
+    pub trusted_proxies: Vec<Network>,
     pub base_domain: String,
     pub edge: Edge,
     pub database: Database,
@@ -42,6 +47,7 @@ pub struct Config {
     pub templates: Templates,
     pub limits: Limits,
     pub mail: Mail,
+    pub metrics: Metrics,
     pub log: Log,
 }
 
@@ -51,7 +57,8 @@ pub struct Edge {
     pub listen: SocketAddr,
     pub scheme: String,
     pub port: u16,
-    pub trusted_proxies: Vec<String>,
+    #[serde(deserialize_with = "networks")]
+    pub trusted_proxies: Vec<Network>,
     pub max_body_bytes: u64,
     /// By host name.
     #[serde(default)]
@@ -93,14 +100,15 @@ impl Sleep {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Database {
-    pub url: String,
+    pub url: SecretUrl,
 }
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Auth {
-    pub secret: String,
+    pub secret: Hidden,
     pub open_signup: bool,
+    pub signups_per_hour: u32,
     pub access_token_seconds: u64,
     pub refresh_token_seconds: u64,
 }
@@ -157,10 +165,18 @@ pub struct Limits {
     pub instance_processes: u32,
     pub build_memory_bytes: u64,
     pub build_processes: u32,
+    pub organizations_per_user: u32,
+    pub projects_per_organization: u32,
     pub first_uid: u32,
     pub last_uid: u32,
     pub first_port: u16,
     pub last_port: u16,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Metrics {
+    pub token: Hidden,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -178,33 +194,71 @@ pub struct Mail {
     pub mailbox_bytes: u64,
     pub days: u64,
     pub free_bytes: u64,
-    pub relay_url: String,
+    pub relay_url: SecretUrl,
     pub relay_sender: String,
 }
 
 impl Mail {
     pub fn relay(&self) -> Option<MailRelay> {
-        (!self.relay_url.is_empty()).then(|| MailRelay { url: self.relay_url.clone(), sender: self.relay_sender.clone() })
+        (!self.relay_url.is_empty()).then(|| MailRelay { url: self.relay_url.expose().to_owned(), sender: self.relay_sender.clone() })
     }
 }
 
+/// A list, or from the environment words with commas between them.
+fn networks<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Network>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Written {
+        List(Vec<String>),
+        Words(String),
+    }
+    let words = match Written::deserialize(deserializer)? {
+        Written::List(words) => words,
+        Written::Words(words) => words.split(',').map(|word| word.trim().to_owned()).filter(|word| !word.is_empty()).collect(),
+    };
+    words.iter().map(|word| word.parse().map_err(serde::de::Error::custom)).collect()
+}
+
+/// A configuration with what is wrong with the file that it comes from.
+pub struct Loaded {
+    pub config: Config,
+    /// The file that was read, if there is one.
+    pub file: Option<PathBuf>,
+    /// Who else could have written it, or can read the secrets in it, with the command that ends that.
+    pub trouble: Option<String>,
+}
+
 impl Config {
-    /// Reads the configuration. `file` must be there when it is named; the system's file may be absent.
+    /// Reads the configuration. `file` must be there when it is named; the system's file may be absent. A file that others can write is
+    /// refused, since it says what root runs; and one that has secrets and that others can read.
     pub fn load(file: Option<&Path>) -> Result<Self> {
+        let Loaded { config, trouble, .. } = Self::load_and_tell(file)?;
+        match trouble {
+            Some(trouble) => bail!("{trouble}"),
+            None => Ok(config),
+        }
+    }
+
+    /// [`Config::load`] for whoever tells what is wrong instead of working with it.
+    pub fn load_and_tell(file: Option<&Path>) -> Result<Loaded> {
         use config::{Environment, File, FileFormat};
+        let read = GuardedFile::read(file.unwrap_or(Path::new(SYSTEM_FILE)))?;
+        if let (Some(named), None) = (file, &read) {
+            bail!("there is no configuration at {}", named.display());
+        }
+        let unreadable = "the configuration cannot be read; `ocore config --default` prints every setting";
         let mut builder = config::Config::builder().add_source(File::from_str(DEFAULTS, FileFormat::Toml));
-        builder = match file {
-            Some(file) => builder.add_source(File::from(file).format(FileFormat::Toml)),
-            None => builder.add_source(File::new(SYSTEM_FILE, FileFormat::Toml).required(false)),
-        };
+        let mut trouble = None;
+        if let Some(read) = &read {
+            let text = read.text()?;
+            trouble = read.trouble(&hidden::secrets_in(text).with_context(|| read.path.display().to_string()).context(unreadable)?);
+            builder = builder.add_source(File::from_str(text, FileFormat::Toml));
+        }
         builder = builder.add_source(Environment::with_prefix("OCORE").prefix_separator("__").separator("__").try_parsing(true));
         if let Ok(url) = std::env::var("DATABASE_URL") {
             builder = builder.set_override("database.url", url)?;
         }
-        let mut config: Self = builder
-            .build()
-            .and_then(config::Config::try_deserialize)
-            .context("the configuration cannot be read; `ocore config --default` prints every setting")?;
+        let mut config: Self = builder.build().and_then(config::Config::try_deserialize).context(unreadable)?;
         if config.pool.path.as_os_str().is_empty() {
             config.pool.path = config.home.join("pool");
         }
@@ -213,7 +267,7 @@ impl Config {
         }
         config.public_url.truncate(config.public_url.trim_end_matches('/').len());
         config.check()?;
-        Ok(config)
+        Ok(Loaded { config, file: read.map(|file| file.path), trouble })
     }
 
     fn check(&self) -> Result<()> {
@@ -241,7 +295,8 @@ impl Config {
             ensure!(seconds > 0, "odoo.{what}_seconds must be at least 1");
         }
         ensure!(matches!(self.edge.scheme.as_str(), "http" | "https"), "edge.scheme is http or https, not {}", self.edge.scheme);
-        ensure!(self.auth.secret.is_empty() || self.auth.secret.len() >= 32, "auth.secret needs at least 32 bytes");
+        ensure!(self.auth.secret.is_empty() || self.auth.secret.expose().len() >= 32, "auth.secret needs at least 32 bytes");
+        ensure!(self.metrics.token.is_empty() || self.metrics.token.expose().len() >= 16, "metrics.token needs at least 16 bytes");
         if self.listen.port() == self.edge.listen.port() && self.listen.port() != 0 {
             bail!("listen and edge.listen have the same port {}", self.listen.port());
         }
@@ -251,10 +306,10 @@ impl Config {
     /// The key that signs tokens and seals secrets; made once, readable by root alone.
     pub fn secret(&self) -> Result<Vec<u8>> {
         if !self.auth.secret.is_empty() {
-            return Ok(self.auth.secret.clone().into_bytes());
+            return Ok(self.auth.secret.expose().as_bytes().to_vec());
         }
         let path = self.home.join("secret");
-        if let Ok(secret) = fs::read(&path) {
+        if let Some(secret) = file::read_secret(&path)? {
             ensure!(
                 secret.len() >= 32,
                 "{} is too short to be a secret; restore it from a backup: without it stored secrets cannot be read",
@@ -262,14 +317,25 @@ impl Config {
             );
             return Ok(secret);
         }
-        fs::create_dir_all(&self.home).with_context(|| format!("cannot make {}", self.home.display()))?;
-        let secret: String = (0..4).map(|_| uuid::Uuid::new_v4().simple().to_string()).collect();
-        let temporary = self.home.join(".secret.new");
-        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-        file.write_all(secret.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&temporary, &path)?;
+        let secret = new_secret(4);
+        file::write_secret(&path, &secret)?;
         Ok(secret.into_bytes())
+    }
+
+    /// What opens the metrics and the details of readiness; made once, readable by root alone.
+    pub fn metrics_token(&self) -> Result<String> {
+        if !self.metrics.token.is_empty() {
+            return Ok(self.metrics.token.expose().to_owned());
+        }
+        let path = self.home.join("metrics-token");
+        if let Some(token) = file::read_secret(&path)? {
+            let token = String::from_utf8(token).with_context(|| format!("{} is not text; remove it and start again", path.display()))?;
+            ensure!(token.trim().len() >= 16, "{} is too short to be a secret; remove it and start again", path.display());
+            return Ok(token.trim().to_owned());
+        }
+        let token = new_secret(2);
+        file::write_secret(&path, &token)?;
+        Ok(token)
     }
 
     /// What the data plane of this machine needs. The numbers are shared out: half for users of instances, the last 64 for builds, the rest for
@@ -339,6 +405,26 @@ impl Config {
         self.home.join("mail")
     }
 
+    /// Where the token of the first account lies until that is made.
+    pub fn first_account_file(&self) -> PathBuf {
+        self.home.join("first-account-token")
+    }
+
+    /// What is of no tenant's concern lies in directories that only root enters: names of all projects, addresses of all instances, all mail, what runs
+    /// with which variables.
+    pub fn close_directories(&self) -> Result<()> {
+        let directories = [self.repositories(), self.edge_directory(), self.mail_directory(), self.home.join("state")];
+        directories.iter().try_for_each(|path| file::private_directory(path))
+    }
+
+    pub fn tenant_limits(&self) -> TenantLimits {
+        TenantLimits {
+            signups_per_hour: self.auth.signups_per_hour,
+            organizations_per_user: self.limits.organizations_per_user,
+            projects_per_organization: self.limits.projects_per_organization,
+        }
+    }
+
     pub fn repositories(&self) -> PathBuf {
         self.home.join("repositories")
     }
@@ -359,8 +445,15 @@ impl Config {
     }
 }
 
+/// Random text of so many times 122 bits.
+fn new_secret(parts: usize) -> String {
+    (0..parts).map(|_| uuid::Uuid::new_v4().simple().to_string()).collect()
+}
+
 #[cfg(test)]
 mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt};
+
     use super::*;
 
     #[test]
@@ -382,7 +475,6 @@ mod tests {
 
     #[test]
     fn the_secret_is_made_once_and_only_its_owner_reads_it() {
-        use std::os::unix::fs::PermissionsExt;
         let directory = tempfile::tempdir().unwrap();
         let mut config = Config::load(None).unwrap();
         config.home = directory.path().join("home");

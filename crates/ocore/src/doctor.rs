@@ -11,7 +11,7 @@ use anyhow::{Result, bail};
 use ocore_host::local::EnforceEgress;
 use serde::Serialize;
 
-use crate::config::Config;
+use crate::config::{Config, Loaded};
 
 #[derive(Debug, Serialize)]
 struct Check {
@@ -45,8 +45,9 @@ const PROGRAMS: &[(&str, &str)] = &[
 ];
 
 /// Prints every check; fails when something is missing.
-pub fn run(config: &Config, json: bool) -> Result<()> {
-    let checks = checks(config);
+pub fn run(loaded: &Loaded, json: bool) -> Result<()> {
+    let mut checks = checks(&loaded.config);
+    checks.insert(1, configuration(loaded));
     let missing = checks.iter().filter(|check| check.state == State::Missing).count();
     if json {
         println!("{:#}", serde_json::json!({ "checks": checks }));
@@ -79,6 +80,7 @@ fn checks(config: &Config) -> Vec<Check> {
     checks.push(distribution(config));
     checks.push(control_groups(config));
     checks.push(egress(config));
+    checks.push(sign_up(config));
     checks.push(port("API", config.listen));
     checks.push(port("edge", config.edge.listen));
     checks
@@ -219,6 +221,37 @@ fn egress(config: &Config) -> Check {
             check(NAME, State::Missing, words.lines().next().unwrap_or("nft failed").to_owned(), advice)
         }
         Err(error) => check(NAME, State::Missing, format!("{} cannot be started: {error}", config.egress.nft.display()), advice),
+    }
+}
+
+fn configuration(loaded: &Loaded) -> Check {
+    const NAME: &str = "configuration file";
+    let found = loaded.file.as_ref().map_or_else(|| "none; the defaults hold".to_owned(), |file| file.display().to_string());
+    match &loaded.trouble {
+        None => check(NAME, State::Ok, found, ""),
+        Some(trouble) => check(NAME, State::Missing, found, format!("oCore does not start: {trouble}")),
+    }
+}
+
+/// Whoever may sign up may push code, and that runs here.
+fn sign_up(config: &Config) -> Check {
+    const NAME: &str = "sign-up";
+    if !config.auth.open_signup {
+        return check(NAME, State::Ok, "closed: people come by invitation", "");
+    }
+    if config.listen.ip().is_loopback() && is_loopback_url(&config.public_url) {
+        return check(NAME, State::Ok, "open to whoever reaches this machine's loopback addresses", "");
+    }
+    let advice = "whoever signs up may push code that runs on this machine; auth.open_signup = false leaves invitations as the way in";
+    check(NAME, State::Warning, format!("open to everybody who reaches {}", config.public_url), advice)
+}
+
+fn is_loopback_url(url: &str) -> bool {
+    match url::Url::parse(url).ok().as_ref().and_then(url::Url::host) {
+        Some(url::Host::Ipv4(address)) => address.is_loopback(),
+        Some(url::Host::Ipv6(address)) => address.is_loopback(),
+        Some(url::Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+        None => false,
     }
 }
 

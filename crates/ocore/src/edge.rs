@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use ocore_edge::{EdgeConfig, Network};
+use ocore_edge::EdgeConfig;
 
 use crate::{config::Config, shutdown};
 
@@ -33,12 +33,7 @@ pub fn run(config: &Config, take_over: bool) -> Result<()> {
     edge.hold.websockets = config.edge.held_websockets;
     edge.hold.in_all = config.edge.held_in_all;
     edge.hold.body_bytes = config.edge.held_body_bytes;
-    edge.trusted_proxies = config
-        .edge
-        .trusted_proxies
-        .iter()
-        .map(|network| network.parse::<Network>().with_context(|| format!("edge.trusted_proxies: `{network}`")))
-        .collect::<Result<_>>()?;
+    edge.trusted_proxies.clone_from(&config.edge.trusted_proxies);
     ocore_edge::runtime()?.block_on(async {
         let shutdown = shutdown::on_signal()?;
         ocore_edge::run(edge, shutdown).await.context("the edge ended")

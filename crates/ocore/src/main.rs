@@ -75,12 +75,12 @@ enum Command {
     /// Odoo distributions on this machine
     #[command(subcommand)]
     Odoo(odoo::OdooCommand),
-    /// Print the settings in force
+    /// Print the settings in force, without the secrets among them
     Config {
         /// Print every setting with its default and meaning
         #[arg(long)]
         default: bool,
-        /// Print the address of the control plane's database
+        /// Print the address of the control plane's database, with its password
         #[arg(long, conflicts_with = "default")]
         database_url: bool,
     },
@@ -148,7 +148,7 @@ fn run(command_line: CommandLine) -> Result<()> {
             }
             small_runtime()?.block_on(stop::purge(&config, keep_odoo))
         }
-        Command::Doctor => doctor::run(&load()?, command_line.client.json),
+        Command::Doctor => doctor::run(&Config::load_and_tell(file.as_deref())?, command_line.client.json),
         Command::Odoo(command) => small_runtime()?.block_on(odoo::run(command, &load()?, command_line.client.json)),
         Command::Config { default: true, .. } => print(config::DEFAULTS),
         Command::Config { database_url: true, .. } => print(&format!("{}\n", small_runtime()?.block_on(serve::database_url(&load()?))?)),

@@ -5,7 +5,8 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use anyhow::{Context, Result};
 use ocore_api::AppState;
 use ocore_control::{
-    Control, Settings, authorization::System, operations::Engine, reconcilers::Reconcilers, servers, signals::Signals, store::pool_options,
+    Control, Settings, accounts, authorization::System, operations::Engine, reconcilers::Reconcilers, secrets::Secret, servers,
+    signals::Signals, store::pool_options,
 };
 use ocore_host::local::{LocalHost, PrivateCluster};
 use ocore_model::{clock::SystemClock, ids::ServerId};
@@ -21,6 +22,7 @@ const ANSWER_GRACE: Duration = Duration::from_secs(5);
 pub async fn run(config: Config, config_file: Option<PathBuf>) -> Result<()> {
     let shutdown = shutdown::on_signal()?;
     let _lock = ServerLock::take(&config.home)?;
+    config.close_directories()?;
     // Before anything is started: a taken port is the operator's to solve.
     let listener = TcpListener::bind(config.listen)
         .await
@@ -51,6 +53,9 @@ pub async fn run(config: Config, config_file: Option<PathBuf>) -> Result<()> {
         signals: Signals::default(),
     };
 
+    if let Some(token) = accounts::keep_first_account_file(System, &control).await.context("the first account's token cannot be kept")? {
+        announce(&config, &token);
+    }
     let engine = Engine::start(control.clone(), shutdown.clone()).await.context("the operations engine cannot start")?;
     let reconcilers = Reconcilers::start(&control, &shutdown);
     let patrols = [
@@ -81,6 +86,16 @@ pub async fn run(config: Config, config_file: Option<PathBuf>) -> Result<()> {
     Ok(())
 }
 
+/// Tells whoever starts this how the first account is made. Not in the log, which may go elsewhere and has a filter.
+fn announce(config: &Config, token: &str) {
+    println!(
+        "There is no account yet. Make the first one with\n    ocore --url {} signup --email you@example.com --name \"Your name\" --token {token}\n\
+         The token is also in {}; it works once.",
+        config.public_url,
+        config.first_account_file().display()
+    );
+}
+
 /// This machine's row. Its id is kept in the home, so that the machine stays the same when its name changes.
 async fn register(config: &Config, pool: &PgPool, host: &LocalHost) -> Result<ServerId> {
     let path = config.home.join("server-id");
@@ -94,7 +109,11 @@ async fn register(config: &Config, pool: &PgPool, host: &LocalHost) -> Result<Se
 
 /// The address of the control plane's database: the configured one, or that of the private cluster, which is started for it.
 pub async fn database_url(config: &Config) -> Result<String> {
-    if config.database.url.is_empty() { Ok(PrivateCluster::start(&config.host()).await?.url()) } else { Ok(config.database.url.clone()) }
+    if config.database.url.is_empty() {
+        Ok(PrivateCluster::start(&config.host()).await?.url())
+    } else {
+        Ok(config.database.url.expose().to_owned())
+    }
 }
 
 async fn connect(config: &Config) -> Result<PgPool> {
@@ -110,10 +129,14 @@ async fn connect(config: &Config) -> Result<PgPool> {
 
 fn settings(config: &Config) -> Result<Settings> {
     Ok(Settings {
-        secret: config.secret()?,
+        secret: Secret::new(config.secret()?),
         access_token_lifetime: config.access_token_lifetime(),
         refresh_token_lifetime: config.refresh_token_lifetime(),
         open_signup: config.auth.open_signup,
+        limits: config.tenant_limits(),
+        first_account_file: config.first_account_file(),
+        trusted_proxies: config.trusted_proxies.clone(),
+        metrics_token: Secret::new(config.metrics_token()?),
         base_domain: config.base_domain.clone(),
         edge_scheme: config.edge.scheme.clone(),
         edge_port: config.edge_port(),

@@ -64,6 +64,8 @@ impl Installation {
             ("OCORE__POOL__IMAGE_LIMIT_BYTES", image_bytes.to_string()),
             ("OCORE__GIT__ALLOW_LOCAL_REPOSITORIES", "true".to_owned()),
             ("OCORE__GIT__ALLOW_FILE_REPOSITORIES", "true".to_owned()),
+            // Users of other organizations sign up by themselves; the first account takes its token all the same.
+            ("OCORE__AUTH__OPEN_SIGNUP", "true".to_owned()),
             ("OCORE__LIMITS__FIRST_UID", first_uid(number).to_string()),
             ("OCORE__LIMITS__LAST_UID", (first_uid(number) + 999).to_string()),
             ("OCORE__LIMITS__FIRST_PORT", first_port(number).to_string()),
@@ -182,11 +184,18 @@ impl Installation {
         Ok(())
     }
 
-    /// Makes an account with an organization; the answer is a client that is logged in as its owner.
+    /// The token of the first account, as long as there is none.
+    pub fn first_account_token(&self) -> Option<String> {
+        fs::read_to_string(self.home.join("first-account-token")).ok().map(|token| token.trim().to_owned())
+    }
+
+    /// Makes an account with an organization; the answer is a client that is logged in as its owner. Any number may, unless an option
+    /// closes sign-up.
     pub async fn owner(&self, email: &str, organization: &str) -> Result<ApiClient> {
         let anonymous = ApiClient::new(&self.api_url(), None, None);
         let password = "correct horse 1";
-        anonymous.post("/auth/signup", &json!({ "email": email, "name": "Test", "password": password })).await?;
+        let body = json!({ "email": email, "name": "Test", "password": password, "firstAccountToken": self.first_account_token() });
+        anonymous.post("/auth/signup", &body).await?;
         let login = anonymous.post("/auth/login", &json!({ "email": email, "password": password })).await?;
         let token = login["accessToken"].as_str().context("no access token")?.to_owned();
         let client = ApiClient::new(&self.api_url(), Some(token.clone()), None);

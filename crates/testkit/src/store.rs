@@ -17,10 +17,11 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
 use nix::unistd::{Uid, User, chown};
 use ocore_control::{
-    Control, Settings, SleepSettings,
+    Control, Settings, SleepSettings, TenantLimits,
     accounts::{self, Client, LoggedIn, NewUser, Person},
-    authorization::Scope,
+    authorization::{Scope, System},
     organizations::{self, NewOrganization},
+    secrets::Secret,
     signals::Signals,
     store::pool_options,
 };
@@ -35,6 +36,8 @@ use crate::host::NoHost;
 
 const SUPERUSER: &str = "postgres";
 const TEMPLATE: &str = "ocore_template";
+/// What opens the metrics of a store's API.
+pub const METRICS_TOKEN: &str = "a metrics token of tests";
 /// The password of every user of [`Store::user`].
 pub const PASSWORD: &str = "correct horse 1";
 
@@ -216,7 +219,10 @@ impl Store {
 
     /// A user of that e-mail address, signed up, with the password [`PASSWORD`].
     pub async fn user(&self, email: &str) -> Result<LoggedIn> {
-        let new = NewUser { email: email.to_owned(), name: email.to_owned(), password: PASSWORD.to_owned(), invitation: None };
+        // The first one needs the token that an installation prints.
+        let first_account_token = accounts::keep_first_account_file(System, &self.control).await?;
+        let (email, name, password) = (email.to_owned(), email.to_owned(), PASSWORD.to_owned());
+        let new = NewUser { email, name, password, invitation: None, first_account_token };
         Ok(accounts::sign_up(&self.control, new, &Client::default()).await?)
     }
 
@@ -243,7 +249,7 @@ impl Store {
         let invitation = members::invite(&self.control, &owner.grant()?, email, role.id).await?;
         let login = self.user(email).await?;
         let person = self.person(&login).await?;
-        members::accept(&self.control, &person, &invitation.token).await?;
+        members::accept(&self.control, &person, &invitation.token, &Client::default()).await?;
         let scope = accounts::authenticate(&self.control, &login.tokens.access_token, Some(&owner.organization_slug)).await?;
         ensure!(scope.user_id == login.user.id, "another user");
         Ok(Owned { login, person, scope })
@@ -290,10 +296,14 @@ async fn insert_server(pool: &PgPool) -> Result<ServerId> {
 /// Settings whose paths lie in a directory of the test.
 pub fn settings(directory: &Path) -> Settings {
     Settings {
-        secret: b"a secret of tests, thirty-two bytes".to_vec(),
+        secret: Secret::new("a secret of tests, thirty-two bytes"),
         access_token_lifetime: Duration::from_hours(1),
         refresh_token_lifetime: Duration::from_hours(30 * 24),
         open_signup: true,
+        limits: TenantLimits { signups_per_hour: 0, organizations_per_user: 0, projects_per_organization: 0 },
+        first_account_file: directory.join("first-account-token"),
+        trusted_proxies: Vec::new(),
+        metrics_token: Secret::new(METRICS_TOKEN),
         base_domain: "localhost".to_owned(),
         edge_scheme: "http".to_owned(),
         edge_port: 8080,

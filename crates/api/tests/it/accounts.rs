@@ -20,6 +20,7 @@ async fn log_in(api: &TestApi, email: &str) -> Result<Answer> {
 #[tokio::test]
 async fn a_program_signs_up_works_refreshes_and_logs_out() -> Result<()> {
     let api = TestApi::new().await?;
+    api.store.user("first@example.com").await?;
     let body = json!({ "email": "Ada@example.com", "name": "Ada", "password": PASSWORD });
     let session = api.post("/auth/signup", &body).expect(StatusCode::CREATED).await?;
     assert_eq!(session["user"]["email"], "ada@example.com");
@@ -128,6 +129,119 @@ async fn a_changed_password_holds_and_other_sessions_end_on_demand() -> Result<(
     assert_eq!(api.get("/user").token(&other.tokens.access_token).problem(StatusCode::UNAUTHORIZED).await?, "session_ended");
     let old = json!({ "email": "ada@example.com", "password": PASSWORD });
     assert_eq!(api.post("/auth/login", &old).problem(StatusCode::UNAUTHORIZED).await?, "invalid_credentials");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_changed_password_ends_other_sessions_unless_told_otherwise_and_says_how_many_keys_work() -> Result<()> {
+    let api = TestApi::new().await?;
+    let owner = api.store.organization("acme").await?;
+    let key = json!({ "name": "laptop", "permissions": ["view:projects"] });
+    let key = api.post("/api-keys", &key).token(owner.token()).expect(StatusCode::CREATED).await?;
+    let key = key["key"].as_str().context("key")?;
+    let thief = log_in(&api, "owner@acme.example").await?.body;
+    let thief = thief["accessToken"].as_str().context("accessToken")?;
+    let keep = json!({ "currentPassword": PASSWORD, "newPassword": "better horse 2", "revokeOtherSessions": false });
+    api.post("/user/change-password", &keep).token(owner.token()).expect(StatusCode::OK).await?;
+    api.get("/user").token(thief).expect(StatusCode::OK).await?;
+
+    let change = json!({ "currentPassword": "better horse 2", "newPassword": "better horse 3" });
+    let answer = api.post("/user/change-password", &change).token(owner.token()).expect(StatusCode::OK).await?;
+    assert!(answer["message"].as_str().unwrap().contains("1 of your API keys still work"), "{answer}");
+    assert_eq!(api.get("/user").token(thief).problem(StatusCode::UNAUTHORIZED).await?, "session_ended");
+    api.get("/projects").token(key).expect(StatusCode::OK).await?;
+
+    let all = json!({ "currentPassword": "better horse 3", "newPassword": "better horse 4", "revokeApiKeys": true });
+    api.post("/user/change-password", &all).token(owner.token()).expect(StatusCode::OK).await?;
+    assert_eq!(api.get("/projects").token(key).problem(StatusCode::UNAUTHORIZED).await?, "api_key_revoked");
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_first_account_takes_the_token_in_the_body() -> Result<()> {
+    let api = TestApi::new().await?;
+    let token = ocore_control::accounts::keep_first_account_file(ocore_control::authorization::System, &api.store.control).await?;
+    let body = |token: Option<&str>| json!({ "email": "ada@example.com", "name": "Ada", "password": PASSWORD, "firstAccountToken": token });
+    assert_eq!(api.post("/auth/signup", &body(None)).problem(StatusCode::FORBIDDEN).await?, "first_account_token_required");
+    assert_eq!(api.post("/auth/signup", &body(Some("x"))).problem(StatusCode::FORBIDDEN).await?, "first_account_token_invalid");
+    api.post("/auth/signup", &body(token.as_deref())).expect(StatusCode::CREATED).await?;
+    assert_eq!(api.post("/auth/signup", &body(token.as_deref())).problem(StatusCode::CONFLICT).await?, "first_account_made");
+    Ok(())
+}
+
+/// A store whose API stands behind a proxy at 10.0.0.1.
+async fn behind_a_proxy() -> Result<TestApi> {
+    let store = ocore_testkit::Store::new().await?.with_settings(|settings| {
+        settings.trusted_proxies = vec!["10.0.0.1".parse().expect("a network"), "fd00::/8".parse().expect("a network")];
+        settings.limits.signups_per_hour = 3;
+    });
+    store.user("ada@example.com").await?;
+    Ok(TestApi::on(store))
+}
+
+#[tokio::test]
+async fn behind_a_trusted_proxy_the_client_is_locked_and_not_everybody() -> Result<()> {
+    let api = behind_a_proxy().await?;
+    let log_in = |client: &str, password: &str| {
+        let body = json!({ "email": "ada@example.com", "password": password });
+        api.post("/auth/login", &body).from("10.0.0.1").header("x-forwarded-for", client)
+    };
+    for _ in 0..10 {
+        log_in("203.0.113.9", "wrong horse 1").problem(StatusCode::UNAUTHORIZED).await?;
+    }
+    assert_eq!(log_in("203.0.113.9", PASSWORD).status().await?, StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(log_in("203.0.113.10", PASSWORD).status().await?, StatusCode::OK);
+    // What the locked client writes before the proxy's word changes nothing, nor does a second trusted proxy between.
+    for claim in ["203.0.113.10, 203.0.113.9", "10.0.0.1, 203.0.113.9", "203.0.113.9, fd00::1", "[2001:db8::1]:1, 203.0.113.9:4711"] {
+        assert_eq!(log_in(claim, PASSWORD).status().await?, StatusCode::TOO_MANY_REQUESTS, "{claim}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn who_is_no_trusted_proxy_speaks_for_itself_alone() -> Result<()> {
+    let api = behind_a_proxy().await?;
+    let guess = json!({ "email": "ada@example.com", "password": "wrong horse 1" });
+    let right = json!({ "email": "ada@example.com", "password": PASSWORD });
+    let names = ["x-forwarded-for", "forwarded", "x-real-ip", "true-client-ip"];
+    for number in 0..10 {
+        let mut call = api.post("/auth/login", &guess).from("203.0.113.9");
+        for name in names {
+            call = call.header(name, &format!("198.51.100.{number}"));
+        }
+        call.problem(StatusCode::UNAUTHORIZED).await?;
+    }
+    let claim = api.post("/auth/login", &right).from("203.0.113.9").header("x-forwarded-for", "198.51.100.99");
+    assert_eq!(claim.status().await?, StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(api.post("/auth/login", &right).from("198.51.100.3").status().await?, StatusCode::OK);
+
+    // A line that is no text does not open the way to the claim before it: the proxy itself is the client then.
+    for number in 0..10 {
+        let call = api.post("/auth/login", &guess).from("10.0.0.1").header("x-forwarded-for", &format!("198.51.100.{number}"));
+        call.bytes_header("x-forwarded-for", b"\xff, 203.0.113.77").problem(StatusCode::UNAUTHORIZED).await?;
+    }
+    let call = api.post("/auth/login", &right).from("10.0.0.1").header("x-forwarded-for", "198.51.100.99");
+    assert_eq!(call.bytes_header("x-forwarded-for", b"\xff, 203.0.113.77").status().await?, StatusCode::TOO_MANY_REQUESTS);
+    Ok(())
+}
+
+#[tokio::test]
+async fn one_address_does_not_sign_up_or_guess_without_end() -> Result<()> {
+    let api = behind_a_proxy().await?;
+    let mut statuses = Vec::new();
+    for number in 0..25 {
+        let body = json!({ "email": format!("user{number}@example.com"), "name": "Ada", "password": PASSWORD });
+        statuses.push(api.post("/auth/signup", &body).from(&format!("2001:db8::{number:x}")).status().await?);
+    }
+    assert_eq!(statuses.iter().filter(|status| **status == StatusCode::CREATED).count(), 3);
+    assert_eq!(statuses.iter().filter(|status| **status == StatusCode::TOO_MANY_REQUESTS).count(), 22);
+
+    let mut refused = 0;
+    for number in 0..55 {
+        let body = json!({ "email": format!("other{number}@example.com"), "password": "Summer2026" });
+        refused += u32::from(api.post("/auth/login", &body).from("203.0.113.5").status().await? == StatusCode::TOO_MANY_REQUESTS);
+    }
+    assert_eq!(refused, 5);
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use axum::http::{Method, StatusCode};
+use ocore_testkit::store::METRICS_TOKEN;
 use serde_json::json;
 
 use crate::support::TestApi;
@@ -103,15 +104,75 @@ async fn health_readiness_and_metrics_tell_the_truth() -> Result<()> {
     let api = TestApi::new().await?;
     assert_eq!(api.raw(Method::GET, "/healthz").expect(StatusCode::OK).await?["status"], "ok");
     // The store answers; there is no machine in this test.
-    let ready = api.raw(Method::GET, "/readyz").expect(StatusCode::SERVICE_UNAVAILABLE).await?;
+    let ready = api.raw(Method::GET, "/readyz").token(METRICS_TOKEN).expect(StatusCode::SERVICE_UNAVAILABLE).await?;
     let checks: Vec<(&str, bool)> =
         ready["checks"].as_array().unwrap().iter().map(|check| (check["name"].as_str().unwrap(), check["ok"].as_bool().unwrap())).collect();
     assert_eq!(checks, [("store", true), ("host", false), ("edge", false)]);
 
     api.get("/servers/018f3b1e-0000-7000-8000-000000000000").status().await?;
-    let metrics = api.raw(Method::GET, "/metrics").send().await?;
+    let metrics = api.raw(Method::GET, "/metrics").token(METRICS_TOKEN).send().await?;
     assert!(metrics.text.contains(r#"ocore_http_requests_total{method="GET",route="/api/servers/{id}",status="401"}"#), "{}", metrics.text);
     assert!(metrics.text.contains("ocore_http_request_seconds_bucket"), "{}", metrics.text);
     assert!(metrics.text.contains("ocore_deployments{status=\"failed\"} 0"), "{}", metrics.text);
+    Ok(())
+}
+
+#[tokio::test]
+async fn metrics_and_the_details_of_readiness_are_for_whoever_has_their_token() -> Result<()> {
+    let api = TestApi::new().await?;
+    let owner = api.store.organization("acme").await?;
+    // From this machine too: every tenant's Odoo runs on it.
+    for peer in ["203.0.113.9", "127.0.0.1", "::1"] {
+        for token in ["", "x", owner.token(), &METRICS_TOKEN[1..]] {
+            let answer = api.raw(Method::GET, "/metrics").from(peer).token(token).send().await?;
+            assert_eq!(
+                (answer.status, answer.body["code"].as_str()),
+                (StatusCode::UNAUTHORIZED, Some("metrics_token_required")),
+                "{peer} {token}"
+            );
+            let answer = api.raw(Method::GET, "/readyz").from(peer).token(token).send().await?;
+            assert_eq!((answer.status, answer.text.as_str()), (StatusCode::SERVICE_UNAVAILABLE, r#"{"status":"unavailable"}"#));
+        }
+        assert_eq!(api.raw(Method::GET, "/metrics").from(peer).status().await?, StatusCode::UNAUTHORIZED);
+        assert_eq!(api.raw(Method::GET, "/metrics").from(peer).token(METRICS_TOKEN).status().await?, StatusCode::OK);
+    }
+    // An empty setting is no token that everybody has.
+    let store =
+        ocore_testkit::Store::new().await?.with_settings(|settings| settings.metrics_token = ocore_control::secrets::Secret::new(""));
+    let api = TestApi::on(store);
+    assert_eq!(api.raw(Method::GET, "/metrics").token("").status().await?, StatusCode::UNAUTHORIZED);
+    Ok(())
+}
+
+#[tokio::test]
+async fn every_answer_tells_browsers_to_keep_nothing_and_to_guess_no_types() -> Result<()> {
+    let api = TestApi::new().await?;
+    let owner = api.store.organization("acme").await?;
+    let login = json!({ "email": "owner@acme.example", "password": ocore_testkit::store::PASSWORD });
+    let key = json!({ "name": "laptop", "permissions": ["view:projects"] });
+    let calls = [
+        (api.post("/auth/login", &login), StatusCode::OK),
+        (api.post("/api-keys", &key).token(owner.token()), StatusCode::CREATED),
+        (api.get("/projects").token(owner.token()), StatusCode::OK),
+        (api.get("/projects"), StatusCode::UNAUTHORIZED),
+        (api.raw(Method::GET, "/nothing"), StatusCode::NOT_FOUND),
+        (api.raw(Method::GET, "/metrics").token(METRICS_TOKEN), StatusCode::OK),
+        (api.raw(Method::GET, "/invitations/invitation_x"), StatusCode::OK),
+    ];
+    for (call, status) in calls {
+        let answer = call.send().await?;
+        assert_eq!(answer.status, status);
+        assert_eq!(answer.headers["x-content-type-options"], "nosniff");
+        assert_eq!(answer.headers["cache-control"], "no-store");
+        assert!(!answer.headers.contains_key("strict-transport-security"));
+    }
+    // What is the same for everybody may be kept.
+    let asset = api.get("/docs/swagger-ui.css").send().await?;
+    assert_eq!((asset.status, &asset.headers["cache-control"]), (StatusCode::OK, &"max-age=3600".parse()?));
+    assert_eq!(asset.headers["x-content-type-options"], "nosniff");
+
+    let store = ocore_testkit::Store::new().await?.with_settings(|settings| settings.public_url = "https://ocore.example.com".to_owned());
+    let answer = TestApi::on(store).get("/user").send().await?;
+    assert_eq!(answer.headers["strict-transport-security"], "max-age=31536000");
     Ok(())
 }

@@ -1,11 +1,18 @@
 //! The API as a test calls it: the real router on a store of its own, without a socket.
 
-use std::sync::Arc;
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicU16, Ordering},
+    },
+};
 
 use anyhow::{Context, Result};
 use axum::{
     Router,
     body::{Body, to_bytes},
+    extract::ConnectInfo,
     http::{HeaderMap, Method, Request, StatusCode, header},
 };
 use ocore_api::AppState;
@@ -16,6 +23,8 @@ use tower::ServiceExt;
 pub(crate) struct TestApi {
     pub(crate) store: Arc<Store>,
     router: Router,
+    /// Where its calls come from, unless they say otherwise: each test is a client of its own.
+    address: IpAddr,
 }
 
 /// An answer, read to its end.
@@ -41,9 +50,12 @@ impl TestApi {
     }
 
     pub(crate) fn on(store: impl Into<Arc<Store>>) -> Self {
+        // Of the addresses that nobody has (RFC 2544).
+        static NEXT: AtomicU16 = AtomicU16::new(1);
+        let [high, low] = NEXT.fetch_add(1, Ordering::Relaxed).to_be_bytes();
         let store = store.into();
         let router = ocore_api::router(AppState { control: store.control.clone() });
-        Self { store, router }
+        Self { store, router, address: IpAddr::from([198, 18, high, low]) }
     }
 
     /// A call of a path below `/api`.
@@ -52,7 +64,8 @@ impl TestApi {
     }
 
     pub(crate) fn raw(&self, method: Method, path: &str) -> Call<'_> {
-        Call { api: self, request: Request::builder().method(method).uri(path), body: Body::empty() }
+        let request = Request::builder().method(method).uri(path).extension(ConnectInfo(SocketAddr::new(self.address, 4711)));
+        Call { api: self, request, body: Body::empty() }
     }
 
     pub(crate) fn get(&self, path: &str) -> Call<'_> {
@@ -73,7 +86,20 @@ impl TestApi {
 }
 
 impl Call<'_> {
+    /// The peer of the connection is this one.
+    pub(crate) fn from(mut self, address: &str) -> Self {
+        let address: IpAddr = address.parse().expect("an address");
+        self.request = self.request.extension(ConnectInfo(SocketAddr::new(address, 4711)));
+        self
+    }
+
     pub(crate) fn header(mut self, name: &str, value: &str) -> Self {
+        self.request = self.request.header(name, value);
+        self
+    }
+
+    /// One more header of that name, of any bytes.
+    pub(crate) fn bytes_header(mut self, name: &str, value: &[u8]) -> Self {
         self.request = self.request.header(name, value);
         self
     }

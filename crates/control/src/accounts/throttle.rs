@@ -1,43 +1,91 @@
-//! Slows guessing: so many log-ins for one e-mail from one address in a window of time, counted in the store, so that every replica knows.
+//! Slows guessing and piling up: so many attempts in a window of time, counted in the store, so that every replica knows.
+//!
+//! What is counted belongs to where the attempts come from, never to the account that they are aimed at alone: a stranger's wrong passwords must not
+//! keep its user out (docs/decisions/0016-first-account.md).
 
 use std::net::IpAddr;
 
 use chrono::TimeDelta;
+use ocore_model::ids::SessionId;
 use sha2::{Digest, Sha256};
 use sqlx::PgConnection;
 
 use super::Client;
 use crate::{Control, Error, Result, store};
 
-const ATTEMPTS: i32 = 10;
-const WINDOW: TimeDelta = TimeDelta::minutes(15);
+const QUARTER: TimeDelta = TimeDelta::minutes(15);
+const HOUR: TimeDelta = TimeDelta::hours(1);
 
-/// Whose attempt it is: the e-mail (known or not) and the network it comes from.
-pub(super) struct Attempt {
+/// Wrong passwords for one e-mail address from one network.
+const LOG_INS_OF_PAIR: i32 = 10;
+/// Wrong passwords from one network, whomever they are for. A company is often one network, so several people may have a bad morning at once.
+const LOG_INS_OF_NETWORK: i32 = 50;
+/// Wrong current passwords in one session.
+const PASSWORD_CHANGES: i32 = 10;
+/// Invitations that nobody made, from one network.
+const INVITATIONS: i32 = 20;
+
+/// One count: of what, how many, in which time.
+pub(crate) struct Attempt {
     key: Vec<u8>,
+    limit: i32,
+    window: TimeDelta,
+    what: &'static str,
 }
 
 impl Attempt {
-    pub(super) fn of(email: &str, client: &Client) -> Self {
-        let network = client.address.map(network).unwrap_or_default();
-        Self { key: Sha256::digest(format!("{network} {email}").as_bytes()).to_vec() }
+    fn new(what: &'static str, subject: &str, limit: i32, window: TimeDelta) -> Self {
+        Self { key: Sha256::digest(format!("{what} {subject}").as_bytes()).to_vec(), limit, window, what }
+    }
+
+    /// To log in as somebody, whether they exist or not, from somewhere.
+    pub(super) fn log_in(email: &str, client: &Client) -> Self {
+        let network = client.network().unwrap_or_default();
+        Self::new("log-in", &format!("{network} {email}"), LOG_INS_OF_PAIR, QUARTER)
+    }
+
+    /// To log in from somewhere, as whomever. `None` for the program itself.
+    pub(super) fn log_in_from(client: &Client) -> Option<Self> {
+        Some(Self::new("log-in from", &client.network()?, LOG_INS_OF_NETWORK, QUARTER))
+    }
+
+    /// To change the password in a session. Apart from log-ins: whoever has got hold of a session must not lock its user out.
+    pub(super) fn password_change(session: SessionId) -> Self {
+        Self::new("password change", &session.to_string(), PASSWORD_CHANGES, QUARTER)
+    }
+
+    /// To use an invitation.
+    pub(crate) fn invitation(client: &Client) -> Option<Self> {
+        Some(Self::new("invitation", &client.network()?, INVITATIONS, HOUR))
+    }
+
+    /// To sign up without one. `None` where any number may.
+    pub(super) fn sign_up(control: &Control, client: &Client) -> Option<Self> {
+        let limit = i32::try_from(control.settings.limits.signups_per_hour).unwrap_or(i32::MAX);
+        if limit == 0 {
+            return None;
+        }
+        Some(Self::new("sign-up", &client.network()?, limit, HOUR))
     }
 }
 
 /// An IPv4 address, or the /64 that one IPv6 customer has.
-fn network(address: IpAddr) -> String {
+pub(super) fn network(address: IpAddr) -> String {
     match address.to_canonical() {
         IpAddr::V4(address) => address.to_string(),
         IpAddr::V6(address) => format!("{:x?}", &address.segments()[..4]),
     }
 }
 
-/// Counts an attempt before its password is looked at, so that a burst cannot pass together; `TooMany` when there were too many.
-pub(super) async fn count(control: &Control, attempt: &Attempt) -> Result<()> {
+/// Counts an attempt before it is looked at, so that a burst cannot pass together; `TooMany` when there were too many.
+pub(crate) async fn count(control: &Control, attempt: &Attempt) -> Result<()> {
     let now = control.clock.now();
-    let counted = store::accounts::count_attempt(&mut *control.pool.acquire().await?, &attempt.key, now, now + WINDOW).await?;
-    if counted.attempts <= ATTEMPTS {
+    let counted = store::accounts::count_attempt(&mut *control.pool.acquire().await?, &attempt.key, now, now + attempt.window).await?;
+    if counted.attempts <= attempt.limit {
         return Ok(());
+    }
+    if counted.attempts == attempt.limit + 1 {
+        tracing::warn!(what = attempt.what, limit = attempt.limit, until = %counted.window_ends_at, "too many attempts from one place");
     }
     let wait = (counted.window_ends_at - now).num_seconds().max(1);
     Err(Error::TooMany { retry_after_seconds: wait.cast_unsigned() })
@@ -46,6 +94,11 @@ pub(super) async fn count(control: &Control, attempt: &Attempt) -> Result<()> {
 /// A success forgets the failures before it.
 pub(super) async fn forget(connection: &mut PgConnection, attempt: &Attempt) -> Result<()> {
     store::accounts::forget_attempts(connection, &attempt.key).await
+}
+
+/// A success does not count itself, and leaves what failed before it: else one's own account would wash away the guesses at others'.
+pub(crate) async fn take_back(connection: &mut PgConnection, attempt: &Attempt) -> Result<()> {
+    store::accounts::take_back_attempt(connection, &attempt.key).await
 }
 
 #[cfg(test)]

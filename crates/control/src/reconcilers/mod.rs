@@ -3,6 +3,7 @@
 
 mod egress;
 mod exports;
+mod first_account;
 mod git;
 mod heartbeat;
 mod imports;
@@ -82,6 +83,7 @@ const ALL: &[Reconciler] = &[
     Reconciler { name: templates::NAME, every: Duration::from_secs(30), run: |control| Box::pin(templates::run(control)) },
     Reconciler { name: "warm_copies", every: Duration::from_mins(1), run: |control| Box::pin(warm_copies::run(control)) },
     Reconciler { name: quarantines::NAME, every: Duration::from_secs(30), run: |control| Box::pin(quarantines::run(control)) },
+    Reconciler { name: "first_account", every: Duration::from_mins(1), run: |control| Box::pin(first_account::run(control)) },
     Reconciler { name: "sessions", every: Duration::from_hours(1), run: |control| Box::pin(sessions::run(control)) },
 ];
 

@@ -1,4 +1,4 @@
-//! Users, sessions, refresh tokens, attempts to log in. These rows belong to people, not to tenants.
+//! Users, sessions, refresh tokens, counted attempts, the first account. These rows belong to people, not to tenants.
 
 use chrono::{DateTime, Utc};
 use ocore_model::{
@@ -6,6 +6,7 @@ use ocore_model::{
     permission::PermissionSet,
 };
 use sqlx::PgConnection;
+use uuid::Uuid;
 
 use crate::{
     Result,
@@ -30,6 +31,28 @@ pub(crate) async fn lock_sign_up(connection: &mut PgConnection) -> Result<()> {
 
 pub(crate) async fn any_user(connection: &mut PgConnection) -> Result<bool> {
     Ok(sqlx::query_scalar!(r#"select exists (select from users) as "exists!""#).fetch_one(connection).await?)
+}
+
+/// What the token of the first account is made from; made at the first question.
+pub(crate) async fn first_account_nonce(connection: &mut PgConnection) -> Result<Uuid> {
+    sqlx::query!("insert into first_account (nonce) values ($1) on conflict do nothing", Uuid::new_v4()).execute(&mut *connection).await?;
+    Ok(sqlx::query_scalar!("select nonce from first_account").fetch_one(connection).await?)
+}
+
+pub(crate) async fn known_first_account_nonce(connection: &mut PgConnection) -> Result<Option<Uuid>> {
+    Ok(sqlx::query_scalar!("select nonce from first_account").fetch_optional(connection).await?)
+}
+
+/// The next first account, if there ever is one, has another token.
+pub(crate) async fn forget_first_account(connection: &mut PgConnection) -> Result<()> {
+    sqlx::query!("delete from first_account").execute(connection).await?;
+    Ok(())
+}
+
+/// Held until the end of the transaction: a user's organizations are counted and made one after the other.
+pub(crate) async fn lock_user(connection: &mut PgConnection, id: UserId) -> Result<()> {
+    sqlx::query!("select id from users where id = $1 for no key update", id.as_uuid()).fetch_optional(connection).await?;
+    Ok(())
 }
 
 /// False when the e-mail is taken.
@@ -66,6 +89,10 @@ pub(crate) async fn user_by_email(connection: &mut PgConnection, email: &str) ->
         let user = User { id: row.id, email: row.email, name: row.name, created_at: row.created_at, updated_at: row.updated_at };
         (user, row.password_hash)
     }))
+}
+
+pub(crate) async fn password_hash(connection: &mut PgConnection, id: UserId) -> Result<Option<String>> {
+    Ok(sqlx::query_scalar!("select password_hash from users where id = $1", id.as_uuid()).fetch_optional(connection).await?)
 }
 
 pub(crate) async fn set_password(connection: &mut PgConnection, id: UserId, password_hash: &str, now: DateTime<Utc>) -> Result<()> {
@@ -200,7 +227,7 @@ pub(crate) async fn count_attempt(
 ) -> Result<CountedAttempts> {
     Ok(sqlx::query_as!(
         CountedAttempts,
-        "insert into login_attempts as known (key, attempts, window_ends_at) values ($1, 1, $3)
+        "insert into attempts as known (key, attempts, window_ends_at) values ($1, 1, $3)
          on conflict (key) do update set
              attempts = case when known.window_ends_at <= $2 then 1 else known.attempts + 1 end,
              window_ends_at = case when known.window_ends_at <= $2 then $3 else known.window_ends_at end
@@ -214,13 +241,18 @@ pub(crate) async fn count_attempt(
 }
 
 pub(crate) async fn forget_attempts(connection: &mut PgConnection, key: &[u8]) -> Result<()> {
-    sqlx::query!("delete from login_attempts where key = $1", key).execute(connection).await?;
+    sqlx::query!("delete from attempts where key = $1", key).execute(connection).await?;
+    Ok(())
+}
+
+pub(crate) async fn take_back_attempt(connection: &mut PgConnection, key: &[u8]) -> Result<()> {
+    sqlx::query!("update attempts set attempts = attempts - 1 where key = $1 and attempts > 0", key).execute(connection).await?;
     Ok(())
 }
 
 /// Removes what has no use any more: windows that are over, sessions that ended before `before` with their tokens.
 pub(crate) async fn prune(connection: &mut PgConnection, now: DateTime<Utc>, before: DateTime<Utc>) -> Result<()> {
-    sqlx::query!("delete from login_attempts where window_ends_at <= $1", now).execute(&mut *connection).await?;
+    sqlx::query!("delete from attempts where window_ends_at <= $1", now).execute(&mut *connection).await?;
     sqlx::query!("delete from sessions where expires_at < $1 or revoked_at < $1", before).execute(connection).await?;
     Ok(())
 }

@@ -89,10 +89,17 @@ pub(crate) async fn list(connection: &mut PgConnection, scope: &Scope) -> Result
         .collect())
 }
 
-pub(crate) async fn insert(connection: &mut PgConnection, scope: &Scope, key: &ApiKey, hash: &[u8]) -> Result<()> {
+/// `made_with`: the key that this one ends with.
+pub(crate) async fn insert(
+    connection: &mut PgConnection,
+    scope: &Scope,
+    key: &ApiKey,
+    hash: &[u8],
+    made_with: Option<ApiKeyId>,
+) -> Result<()> {
     sqlx::query!(
-        "insert into api_keys (id, organization_id, user_id, name, prefix, key_hash, permissions, created_at, expires_at)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+        "insert into api_keys (id, organization_id, user_id, name, prefix, key_hash, permissions, created_at, expires_at, made_with)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
         key.id.as_uuid(),
         scope.organization_id.as_uuid(),
         key.user_id.as_uuid(),
@@ -101,14 +108,42 @@ pub(crate) async fn insert(connection: &mut PgConnection, scope: &Scope, key: &A
         hash,
         &permission_words(&key.permissions),
         key.created_at,
-        key.expires_at
+        key.expires_at,
+        made_with.map(ApiKeyId::as_uuid)
     )
     .execute(connection)
     .await?;
     Ok(())
 }
 
-/// Revokes a key of the organization; with `of`, only when that user made it. False when there is none.
+/// When a key that has not been revoked expires; `None` when there is no such key. It cannot be revoked until the end of the transaction.
+pub(crate) async fn hold(connection: &mut PgConnection, id: ApiKeyId) -> Result<Option<Option<DateTime<Utc>>>> {
+    Ok(sqlx::query_scalar!("select expires_at from api_keys where id = $1 and revoked_at is null for share", id.as_uuid())
+        .fetch_optional(connection)
+        .await?)
+}
+
+/// How many keys of a user open something.
+pub(crate) async fn count_of_user(connection: &mut PgConnection, user: UserId, now: DateTime<Utc>) -> Result<u64> {
+    let count = sqlx::query_scalar!(
+        r#"select count(*) as "count!" from api_keys where user_id = $1 and revoked_at is null and (expires_at is null or expires_at > $2)"#,
+        user.as_uuid(),
+        now
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(count.unsigned_abs())
+}
+
+/// Revokes every key of a user, in whichever organization.
+pub(crate) async fn revoke_of_user(connection: &mut PgConnection, user: UserId, now: DateTime<Utc>) -> Result<()> {
+    sqlx::query!("update api_keys set revoked_at = $2 where user_id = $1 and revoked_at is null", user.as_uuid(), now)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// Revokes a key of the organization, with all that was made with it; with `of`, only when that user made it. False when there is none.
 pub(crate) async fn revoke(
     connection: &mut PgConnection,
     scope: &Scope,
@@ -124,7 +159,21 @@ pub(crate) async fn revoke(
         now,
         of.map(UserId::as_uuid)
     )
-    .execute(connection)
+    .execute(&mut *connection)
     .await?;
-    Ok(done.rows_affected() == 1)
+    if done.rows_affected() == 0 {
+        return Ok(false);
+    }
+    // The lock on a key keeps what is made with it from coming in between, so each round sees all of its generation.
+    let mut parents = vec![id.as_uuid()];
+    while !parents.is_empty() {
+        parents = sqlx::query_scalar!(
+            "update api_keys set revoked_at = $2 where made_with = any($1) and revoked_at is null returning id",
+            &parents,
+            now
+        )
+        .fetch_all(&mut *connection)
+        .await?;
+    }
+    Ok(true)
 }

@@ -11,19 +11,27 @@ use crate::{
 };
 
 /// False when the slug is taken.
-pub(crate) async fn insert(connection: &mut PgConnection, organization: &Organization) -> Result<bool> {
+pub(crate) async fn insert(connection: &mut PgConnection, organization: &Organization, made_by: UserId) -> Result<bool> {
     let done = sqlx::query!(
-        "insert into organizations (id, name, slug, logo_url, created_at, updated_at) values ($1, $2, $3, $4, $5, $5)
+        "insert into organizations (id, name, slug, logo_url, created_at, updated_at, made_by) values ($1, $2, $3, $4, $5, $5, $6)
          on conflict (slug) do nothing",
         organization.id.as_uuid(),
         organization.name,
         organization.slug,
         organization.logo_url,
-        organization.created_at
+        organization.created_at,
+        made_by.as_uuid()
     )
     .execute(connection)
     .await?;
     Ok(done.rows_affected() == 1)
+}
+
+/// How many organizations that user has made that are still there.
+pub(crate) async fn count_made_by(connection: &mut PgConnection, user: UserId) -> Result<i64> {
+    Ok(sqlx::query_scalar!(r#"select count(*) as "count!" from organizations where made_by = $1"#, user.as_uuid())
+        .fetch_one(connection)
+        .await?)
 }
 
 /// False when the slug is taken by another one.

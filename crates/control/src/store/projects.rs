@@ -29,6 +29,13 @@ fn written(result: sqlx::Result<sqlx::postgres::PgQueryResult>) -> Result<Writte
     }
 }
 
+/// All of the organization, archived ones included.
+pub(crate) async fn count(connection: &mut PgConnection, scope: &Scope) -> Result<i64> {
+    Ok(sqlx::query_scalar!(r#"select count(*) as "count!" from projects where organization_id = $1"#, scope.organization_id.as_uuid())
+        .fetch_one(connection)
+        .await?)
+}
+
 /// By name.
 pub(crate) async fn list(connection: &mut PgConnection, scope: &Scope, include_archived: bool) -> Result<Vec<Project>> {
     select(connection, scope, None, include_archived).await

@@ -1,6 +1,7 @@
 //! The control plane against a real PostgreSQL.
 
 mod accounts;
+mod api_keys;
 mod branches;
 mod copies;
 mod deploy;
@@ -8,7 +9,9 @@ mod egress;
 mod environments;
 mod events;
 mod exports;
+mod first_account;
 mod git;
+mod limits;
 mod operations;
 mod organizations;
 mod pool;

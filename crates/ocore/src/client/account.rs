@@ -1,6 +1,9 @@
 //! `ocore signup`, `login`, `logout`, `whoami`.
 
-use std::io::{BufRead, IsTerminal, Write};
+use std::{
+    io::{BufRead, IsTerminal, Write},
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -21,6 +24,15 @@ pub struct Signup {
     /// Also makes an organization of this name
     #[arg(long)]
     organization: Option<String>,
+    /// For the first account of an installation: the token that `ocore serve` prints at its start
+    #[arg(long, env = "OCORE_FIRST_ACCOUNT_TOKEN", hide_env_values = true)]
+    token: Option<String>,
+    /// The file with that token, on the server: first-account-token in oCore's home
+    #[arg(long, conflicts_with = "token")]
+    token_file: Option<PathBuf>,
+    /// The token of an invitation for your e-mail address
+    #[arg(long, conflicts_with_all = ["token", "token_file"])]
+    invitation: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -35,8 +47,19 @@ pub struct Login {
 impl Signup {
     pub async fn run(self, options: &ClientOptions, output: Output) -> Result<()> {
         let api = Api::new(&ClientOptions { api_key: None, ..options.clone() })?;
+        let token = match &self.token_file {
+            Some(path) => Some(read_token(path)?),
+            None => self.token,
+        };
         let password = read_password(self.password_stdin)?;
-        api.post("/auth/signup", json!({ "email": self.email, "name": self.name, "password": password })).await?;
+        let mut body = json!({ "email": self.email, "name": self.name, "password": password });
+        if let Some(token) = token {
+            body["firstAccountToken"] = token.into();
+        }
+        if let Some(invitation) = self.invitation {
+            body["invitation"] = invitation.into();
+        }
+        api.post("/auth/signup", body).await?;
         let answer = api.post("/auth/login", json!({ "email": self.email, "password": password })).await?;
         api.remember(&answer)?;
         if let Some(name) = self.organization {
@@ -113,6 +136,13 @@ pub async fn whoami(options: &ClientOptions, output: Output) -> Result<()> {
         eprintln!("at {}", api.url);
     }
     Ok(())
+}
+
+fn read_token(path: &Path) -> Result<String> {
+    let text = std::fs::read_to_string(path).with_context(|| {
+        format!("cannot read the token of the first account in {}; it is there for root, until that account is made", path.display())
+    })?;
+    Ok(text.trim().to_owned())
 }
 
 fn prompt(question: &str) -> Result<String> {

@@ -9,6 +9,7 @@ mod browser;
 mod command_line;
 mod copies;
 mod crashes;
+mod doors;
 mod edge;
 mod hold;
 mod imports;

@@ -1,6 +1,10 @@
-//! A range of addresses, as people write it: `10.0.0.0/8`, `fd00::/8`, `192.0.2.7`.
+//! A range of addresses, as people write it: `10.0.0.0/8`, `fd00::/8`, `192.0.2.7`; and who a client is behind proxies of such ranges.
 
-use std::{fmt, net::IpAddr, str::FromStr};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    str::FromStr,
+};
 
 use thiserror::Error;
 
@@ -63,6 +67,31 @@ impl fmt::Display for Network {
     }
 }
 
+/// The client of a connection from `peer`: the address nearest to us that is no trusted proxy, by the lines of `X-Forwarded-For` in their order.
+/// What stands before it in the list is its own claim; of a peer that is not trusted nothing is believed, and of a list that cannot be read only
+/// what comes after the unreadable entry.
+pub fn client_behind<'a>(peer: IpAddr, forwarded_for: impl DoubleEndedIterator<Item = &'a str>, trusted: &[Network]) -> IpAddr {
+    let is_trusted = |address: IpAddr| trusted.iter().any(|network| network.contains(address));
+    let mut client = peer.to_canonical();
+    let mut entries = forwarded_for.rev().flat_map(|line| line.rsplit(','));
+    while is_trusted(client) {
+        let Some(address) = entries.next().and_then(|entry| forwarded_address(entry.trim())) else { break };
+        client = address;
+    }
+    client
+}
+
+/// Addresses come bare, in brackets, and with a port.
+fn forwarded_address(text: &str) -> Option<IpAddr> {
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return Some(address.to_canonical());
+    }
+    if let Ok(address) = text.parse::<SocketAddr>() {
+        return Some(address.ip().to_canonical());
+    }
+    text.strip_prefix('[')?.strip_suffix(']')?.parse::<IpAddr>().ok().map(|address| address.to_canonical())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -90,5 +119,22 @@ mod tests {
         for text in ["", "10.0.0.0/33", "::/129", "10.0.0/8", "10.0.0.0/", "10.0.0.0/-1", "example.com"] {
             assert!(text.parse::<Network>().is_err(), "{text:?}");
         }
+    }
+
+    #[test]
+    fn a_client_is_the_nearest_address_that_is_no_trusted_proxy() {
+        let trusted = [network("127.0.0.1"), network("10.0.0.0/8")];
+        let client = |peer: &str, lines: &[&str]| client_behind(peer.parse().unwrap(), lines.iter().copied(), &trusted).to_string();
+        // A stranger says what it likes and stays who it is.
+        assert_eq!(client("203.0.113.9", &["192.0.2.1"]), "203.0.113.9");
+        assert_eq!(client("127.0.0.1", &["192.0.2.1"]), "192.0.2.1");
+        assert_eq!(client("127.0.0.1", &["1.1.1.1, 192.0.2.1, 10.0.0.7"]), "192.0.2.1");
+        assert_eq!(client("::ffff:127.0.0.1", &["1.1.1.1", "192.0.2.1:4711"]), "192.0.2.1");
+        assert_eq!(client("127.0.0.1", &["[2001:db8::1]:4711"]), "2001:db8::1");
+        assert_eq!(client("127.0.0.1", &["[2001:db8::1]"]), "2001:db8::1");
+        // Nothing behind it, or nothing that can be read: the proxy itself.
+        assert_eq!(client("127.0.0.1", &[]), "127.0.0.1");
+        assert_eq!(client("127.0.0.1", &["192.0.2.1, unknown"]), "127.0.0.1");
+        assert_eq!(client("127.0.0.1", &["10.0.0.7"]), "10.0.0.7");
     }
 }
