@@ -106,9 +106,10 @@ def bind_inherited(kind, bind):
         descriptor = SOCKETS.get(address[1]) if isinstance(address, tuple) and address[0] == "127.0.0.1" else None
         if descriptor is None:
             return bind(self, address)
+        # Whether calls wait is a property of the socket that goes.
+        waits = os.get_blocking(self.fileno())
         os.dup2(descriptor, self.fileno(), inheritable=False)
-        # Whether calls wait is a property of the socket that is gone.
-        self.settimeout(self.gettimeout())
+        os.set_blocking(self.fileno(), waits)
 
     kind.bind = bind_or_take
 
