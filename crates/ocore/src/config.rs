@@ -67,6 +67,8 @@ pub struct Edge {
     pub held_websockets: usize,
     pub held_in_all: usize,
     pub held_body_bytes: u64,
+    pub wakes_per_minute: u32,
+    pub wakes_per_minute_and_client: u32,
 }
 
 #[derive(Debug, Clone, Deserialize)]

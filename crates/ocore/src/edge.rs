@@ -33,6 +33,8 @@ pub fn run(config: &Config, take_over: bool) -> Result<()> {
     edge.hold.websockets = config.edge.held_websockets;
     edge.hold.in_all = config.edge.held_in_all;
     edge.hold.body_bytes = config.edge.held_body_bytes;
+    edge.wakes.in_all = config.edge.wakes_per_minute;
+    edge.wakes.per_client = config.edge.wakes_per_minute_and_client;
     edge.trusted_proxies = config
         .edge
         .trusted_proxies
