@@ -9,6 +9,7 @@ mod environments;
 mod events;
 mod exports;
 mod git;
+mod git_border;
 mod operations;
 mod organizations;
 mod pool;
