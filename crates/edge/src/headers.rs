@@ -215,7 +215,9 @@ pub(crate) fn prepare_response(headers: &mut HeaderMap, request_id: &HeaderValue
     for name in ORDERS {
         headers.remove(name);
     }
-    let accel: Vec<HeaderName> = headers.keys().filter(|name| name.as_str().starts_with("x-accel-")).cloned().collect();
+    // Whether the proxy gathers an answer before it passes it on is the answer's to say.
+    let is_order = |name: &&HeaderName| name.as_str().starts_with("x-accel-") && name.as_str() != "x-accel-buffering";
+    let accel: Vec<HeaderName> = headers.keys().filter(is_order).cloned().collect();
     for name in accel {
         headers.remove(name);
     }
@@ -398,6 +400,7 @@ mod tests {
         let mut headers = HeaderMap::new();
         for (name, text) in [
             ("x-accel-redirect", "/etc/passwd"),
+            ("x-accel-expires", "86400"),
             ("x-accel-buffering", "no"),
             ("x-sendfile", "/etc/passwd"),
             ("x-reproxy-url", "http://169.254.169.254/"),
@@ -419,6 +422,7 @@ mod tests {
                 "clear-site-data: \"cache\"",
                 "service-worker-allowed: /",
                 "strict-transport-security: max-age=1; includeSubDomains",
+                "x-accel-buffering: no",
                 "x-request-id: request",
             ]
         );
