@@ -95,7 +95,10 @@ fn survey(raw: &[u8]) -> Option<Vec<(usize, &'static [u8])>> {
             in_head = true;
         }
         if in_head {
-            head_bytes += line.len();
+            // A line without a colon is no header, unless it goes on with one.
+            if line.starts_with(b" ") || line.starts_with(b"\t") || memchr(b':', line).is_some() {
+                head_bytes += line.len();
+            }
             let lower = line.to_ascii_lowercase();
             in_content_type |= contains(&lower, b"content-type");
             if in_content_type {

@@ -351,6 +351,7 @@ pub async fn accept_host_key(
     fingerprint: &str,
     url: Option<&str>,
 ) -> Result<RepositoryInfo> {
+    let repository = repositories::find(&mut *control.pool.acquire().await?, grant, project).await?;
     let fingerprint = fingerprint.trim();
     let is_one = fingerprint
         .strip_prefix("SHA256:")
@@ -358,7 +359,6 @@ pub async fn accept_host_key(
     if !is_one {
         return Err(Error::invalid("fingerprint", "give the key's fingerprint as the forge publishes it: SHA256: and 43 characters"));
     }
-    let repository = repositories::find(&mut *control.pool.acquire().await?, grant, project).await?;
     let address = match (url, &repository.url) {
         (Some(url), _) => Address::parse(url).map_err(|sentence| Error::invalid("repositoryUrl", sentence))?,
         (None, Some(url)) => connected_address(url)?,
