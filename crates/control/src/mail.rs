@@ -457,7 +457,7 @@ mod tests {
     #[tokio::test]
     async fn an_odoo_that_answers_without_an_end_is_not_read_to_it() {
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let (address, server) = odoo("HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n", &[b'x'; 64 * 1024]).await;
+        let (address, server) = odoo("HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n", &[b'x'; 16 * 1024]).await;
         let refused = call(&address, "common", "authenticate", &[]).await.unwrap_err();
         assert!(refused.to_string().contains("without an end"), "{refused}");
         let written = server.await.unwrap();
