@@ -3,7 +3,7 @@
 # Packages that oCore itself needs on a server, and those that only building and testing need.
 SERVER_PACKAGES=(postgresql git openssh-client python3 python3-venv xfsprogs util-linux nftables ca-certificates procps fontconfig)
 BUILD_PACKAGES=(build-essential pkg-config)
-TEST_PACKAGES=(curl jq btrfs-progs)
+TEST_PACKAGES=(curl jq btrfs-progs openssh-server)
 
 say() { printf '\033[1m%s\033[0m\n' "$*" >&2; }
 fail() { printf '%s\n' "$*" >&2; exit 1; }

@@ -33,6 +33,8 @@ pub(crate) fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(validate_repository))
         .routes(routes!(fetch_repository))
         .routes(routes!(renew_deploy_key))
+        .routes(routes!(accept_host_key))
+        .routes(routes!(set_submodule_sources))
         .routes(routes!(renew_webhook_secret))
         .routes(routes!(receive_webhook))
 }
@@ -46,8 +48,10 @@ struct RepositoryView {
     branch: Option<String>,
     /// The public half of the key that opens an ssh repository; add it there with read access.
     deploy_key: Option<String>,
-    /// The ssh host keys that were trusted at first sight, in known_hosts format.
+    /// The ssh host keys that were trusted at first sight or accepted by a person, in known_hosts format.
     known_hosts: String,
+    /// From where, beside the repository's own directory, submodules are fetched with the project's credentials.
+    submodule_sources: Vec<String>,
     /// Where a webhook posts to.
     webhook_url: Option<String>,
     fetched_at: Option<DateTime<Utc>>,
@@ -63,6 +67,7 @@ impl From<RepositoryInfo> for RepositoryView {
             branch: info.branch,
             deploy_key: info.deploy_key,
             known_hosts: info.known_hosts,
+            submodule_sources: info.submodule_sources,
             webhook_url: info.webhook_url,
             fetched_at: info.fetched_at,
             error: info.error,
@@ -236,6 +241,49 @@ async fn renew_deploy_key(
     FromPath(project): FromPath<ProjectId>,
 ) -> Result<Json<RepositoryView>, Problem> {
     Ok(Json(git::renew_deploy_key(&state.control, &grant, project).await?.into()))
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct HostKeyAccept {
+    /// As `ssh-keygen -l` and the forges write it: `SHA256:` and 43 characters.
+    fingerprint: String,
+    /// The address of a submodule, when it is its host whose key has changed, and not that of the connected repository.
+    #[serde(default)]
+    repository_url: Option<String>,
+}
+
+/// Takes the key that an ssh host shows now in the place of the one that it was known by, when it has this fingerprint. Audited.
+#[utoipa::path(post, path = "/projects/{projectId}/repository/host-key", tag = "Repositories", params(("projectId" = Uuid, Path)),
+    request_body = HostKeyAccept, responses((status = 200, body = RepositoryView)))]
+async fn accept_host_key(
+    State(state): State<AppState>,
+    Authorized(grant): Authorized<ManageProjects>,
+    FromPath(project): FromPath<ProjectId>,
+    Input(body): Input<HostKeyAccept>,
+) -> Result<Json<RepositoryView>, Problem> {
+    let url = body.repository_url.as_deref();
+    Ok(Json(git::accept_host_key(&state.control, &grant, project, &body.fingerprint, url).await?.into()))
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct SubmoduleSources {
+    /// Directories on the connected repository's own host: `https://github.com/acme-shared`.
+    sources: Vec<String>,
+}
+
+/// Sets from where, beside the repository's own directory, submodules are fetched with the project's token or deploy key. Whoever may push then reads
+/// what the credentials open there. Audited.
+#[utoipa::path(put, path = "/projects/{projectId}/repository/submodule-sources", tag = "Repositories", params(("projectId" = Uuid, Path)),
+    request_body = SubmoduleSources, responses((status = 200, body = RepositoryView)))]
+async fn set_submodule_sources(
+    State(state): State<AppState>,
+    Authorized(grant): Authorized<ManageProjects>,
+    FromPath(project): FromPath<ProjectId>,
+    Input(body): Input<SubmoduleSources>,
+) -> Result<Json<RepositoryView>, Problem> {
+    Ok(Json(git::set_submodule_sources(&state.control, &grant, project, body.sources).await?.into()))
 }
 
 /// Makes another webhook secret; the old one stops working.

@@ -2,6 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
+use ipnet::IpNet;
 use ocore_host::Host;
 use ocore_model::{clock::Clock, ids::ServerId, network::Network};
 use sqlx::PgPool;
@@ -55,9 +56,15 @@ pub struct Settings {
     pub shared_templates: bool,
     /// `file://` repositories may be connected: whoever manages a project then reads every repository that this process can read. Off by default.
     pub allow_file_repositories: bool,
-    /// External repositories, and submodules, may lie on this machine's own and link-local addresses and use plain `http://`. Off by default:
-    /// they are how a tenant would reach the cloud's metadata service or oCore's own ports.
+    /// External repositories, and submodules, may lie at any address and port, this machine's own among them, and use plain `http://`. Off by
+    /// default: they are how a tenant would reach the cloud's metadata service, the operator's network or oCore's own ports.
     pub allow_local_repositories: bool,
+    /// Networks that are none of the public Internet's and on which repositories may lie all the same.
+    pub repository_networks: Vec<IpNet>,
+    /// Ports at which repositories may be reached beside those of https and ssh.
+    pub repository_ports: Vec<u16>,
+    /// What one fetch may bring, in bytes.
+    pub fetch_limit: u64,
     /// Deployments that run side by side on this machine.
     pub parallel_operations: usize,
     /// The edge's administration socket.
@@ -134,6 +141,9 @@ pub(crate) mod tests {
             shared_templates: true,
             allow_file_repositories: false,
             allow_local_repositories: false,
+            repository_networks: Vec::new(),
+            repository_ports: Vec::new(),
+            fetch_limit: 1 << 30,
             parallel_operations: 2,
             edge_socket: PathBuf::from("/nonexistent/edge.sock"),
             mail_relay: None,

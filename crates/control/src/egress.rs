@@ -22,7 +22,7 @@ use serde_json::json;
 use crate::{
     Control, Error, FieldError, Result, audit,
     authorization::{Grant, ManageEgress, ViewEgress},
-    git::is_local_address,
+    networks,
     store::{self, egress::EgressRow},
 };
 
@@ -264,7 +264,7 @@ async fn look_up(destination: &Destination) -> std::result::Result<BTreeSet<Sock
         }
         (None, None) => Vec::new(),
     };
-    let usable: BTreeSet<SocketAddr> = found.into_iter().filter(|address| !is_local_address(address.ip())).take(ADDRESSES_MOST).collect();
+    let usable: BTreeSet<SocketAddr> = found.into_iter().filter(|address| !networks::is_local(address.ip())).take(ADDRESSES_MOST).collect();
     if usable.is_empty() {
         return Err(format!(
             "{destination} is on the server itself or its link, where neighbours live; only other machines can be allowed"

@@ -26,6 +26,7 @@ pub mod imports;
 pub mod instances;
 pub mod mail;
 pub mod members;
+mod networks;
 pub mod neutralizations;
 pub mod operations;
 pub mod organizations;

@@ -34,6 +34,10 @@ const PATIENCE: Duration = Duration::from_mins(2);
 /// The one database of an instance.
 const DATABASE: &str = "odoo";
 const LOGIN: &str = "admin";
+/// What an Odoo may answer, in bytes: a number, or what it says against the mail.
+const ANSWER_LIMIT: usize = 1 << 20;
+/// Characters of what Odoo said that are shown.
+const SAID: usize = 500;
 
 /// The mailbox of an environment: the instance that names it at the catcher.
 pub async fn mailbox(control: &Control, grant: &Grant<ViewEnvironments>, id: EnvironmentId) -> Result<InstanceId> {
@@ -362,13 +366,23 @@ async fn call(http: &str, service: &str, method: &str, parameters: &[String]) ->
     let body = format!("<?xml version=\"1.0\"?><methodCall><methodName>{method}</methodName><params>{parameters}</params></methodCall>");
     let unreachable =
         |error: reqwest::Error| Error::conflict("odoo_away", format!("the environment's Odoo did not answer: {}", error.without_url()));
-    let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().map_err(unreachable)?;
+    // The call holds a password: it goes where the Odoo is, and nowhere that its answer names.
+    let client = reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).timeout(PATIENCE).build();
+    let client = client.map_err(unreachable)?;
     let response = client.post(format!("http://{http}/xmlrpc/2/{service}")).header("content-type", "text/xml").body(body).send().await;
-    let answer = response.map_err(unreachable)?.text().await.map_err(unreachable)?;
+    let mut response = response.map_err(unreachable)?;
+    let mut answer = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(unreachable)? {
+        if answer.len() + chunk.len() > ANSWER_LIMIT {
+            return Err(Error::conflict("odoo_away", "the environment's Odoo answers without an end; look at the code that it runs"));
+        }
+        answer.extend_from_slice(&chunk);
+    }
+    let answer = String::from_utf8_lossy(&answer).into_owned();
     if let Some((_, fault)) = answer.split_once("<fault>") {
         let said = fault.split_once("faultString").and_then(|(_, rest)| between(rest, "<string>", "</string>")).unwrap_or_default();
         let said = unescape(said);
-        let last = said.trim().lines().last().unwrap_or_default();
+        let last: String = said.trim().lines().last().unwrap_or_default().chars().filter(|c| !c.is_control()).take(SAID).collect();
         return Err(Error::conflict("odoo_refused", format!("Odoo did not take the mail: {last}")));
     }
     Ok(answer)
@@ -419,6 +433,47 @@ mod tests {
     #[test]
     fn the_list_is_written_as_mailpit_writes_it() {
         assert_eq!(one_of(&["a.b+c@example.com".to_owned(), "d@x-y.org".to_owned()]), r"(?i)^(a\.b\+c@example\.com|d@x-y\.org)$");
+    }
+
+    /// An Odoo of somebody's own making: it answers one request with `head`, and then with `body` again and again, until nobody reads any more.
+    async fn odoo(head: &'static str, body: &'static [u8]) -> (String, tokio::task::JoinHandle<usize>) {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let server = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = vec![0; 64 * 1024];
+            let _ = stream.read(&mut request).await.unwrap();
+            stream.write_all(head.as_bytes()).await.unwrap();
+            let mut written = 0;
+            while !body.is_empty() && written < 1 << 30 && stream.write_all(body).await.is_ok() {
+                written += body.len();
+            }
+            written
+        });
+        (address, server)
+    }
+
+    #[tokio::test]
+    async fn an_odoo_that_answers_without_an_end_is_not_read_to_it() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let (address, server) = odoo("HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n", &[b'x'; 16 * 1024]).await;
+        let refused = call(&address, "common", "authenticate", &[]).await.unwrap_err();
+        assert!(refused.to_string().contains("without an end"), "{refused}");
+        let written = server.await.unwrap();
+        assert!(written < 64 << 20, "{written} bytes were read");
+    }
+
+    #[tokio::test]
+    async fn the_password_does_not_go_where_an_answer_leads() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let (elsewhere, other) = odoo("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", b"").await;
+        let head = format!("HTTP/1.1 307 Temporary Redirect\r\nLocation: http://{elsewhere}/\r\nContent-Length: 0\r\n\r\n");
+        let (address, server) = odoo(Box::leak(head.into_boxed_str()), b"").await;
+        let _ = call(&address, "common", "authenticate", &["<string>secret</string>".to_owned()]).await;
+        server.await.unwrap();
+        assert!(!other.is_finished(), "somebody else was asked");
+        other.abort();
     }
 
     #[test]

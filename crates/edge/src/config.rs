@@ -54,6 +54,23 @@ pub struct EdgeConfig {
     pub connections_per_client: usize,
     /// Bounds what is held for instances that come back in a moment.
     pub hold: HoldLimits,
+    /// Bounds how many sleepers are woken.
+    pub wakes: WakeLimits,
+}
+
+/// How many sleeping instances requests may wake in a minute. Beyond it they get a page, and words, that say when to come again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WakeLimits {
+    /// By one client address, IPv6 addresses by their /64; 10. A company's network is one address.
+    pub per_client: u32,
+    /// By all; 60.
+    pub in_all: u32,
+}
+
+impl Default for WakeLimits {
+    fn default() -> Self {
+        Self { per_client: 10, in_all: 60 }
+    }
 }
 
 /// How much an edge holds at once. Beyond it requests get the page and the words that they would get without a hold.
@@ -107,6 +124,7 @@ impl EdgeConfig {
             connection_limit: 8192,
             connections_per_client: 1024,
             hold: HoldLimits::default(),
+            wakes: WakeLimits::default(),
         }
     }
 }

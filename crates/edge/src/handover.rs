@@ -29,7 +29,7 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::{
-    io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Interest},
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest},
     net::{TcpListener, UnixListener, UnixStream},
     time::timeout,
 };
@@ -41,6 +41,8 @@ use crate::{admin, predecessor::Predecessor, server::Shared};
 const SOCKETS: usize = 16;
 /// For a newer edge to open what it needs.
 const READY_LIMIT: Duration = Duration::from_secs(30);
+/// Of one line, in bytes: more than the routes of ten thousand instances.
+const LINE_LIMIT: u64 = 16 * 1024 * 1024;
 /// While the routes may not change.
 const SERVING_LIMIT: Duration = Duration::from_secs(5);
 /// For the older edge to write its next line.
@@ -83,9 +85,12 @@ impl Line {
 
     async fn hear<T: DeserializeOwned>(&mut self, limit: Duration) -> io::Result<T> {
         let mut line = String::new();
-        match timeout(limit, self.0.read_line(&mut line)).await {
+        match timeout(limit, (&mut self.0).take(LINE_LIMIT).read_line(&mut line)).await {
             Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, format!("the other edge said nothing for {limit:?}"))),
             Ok(Err(error)) => Err(error),
+            Ok(Ok(read)) if read as u64 == LINE_LIMIT => {
+                Err(io::Error::new(io::ErrorKind::InvalidData, "the other edge's line does not end"))
+            }
             Ok(Ok(0)) => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the other edge is gone")),
             Ok(Ok(_)) => Ok(serde_json::from_str(&line)?),
         }

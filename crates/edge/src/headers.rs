@@ -17,7 +17,10 @@ use std::{
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use ocore_model::network::{self, Network};
 
-use crate::host_name::{HostError, RequestedHost};
+use crate::{
+    cookies,
+    host_name::{HostError, HostName, RequestedHost},
+};
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -54,6 +57,25 @@ const CLAIMS: [&str; 10] = [
     "x-rewrite-url",
     "x-scheme",
 ];
+
+/// Headers of an answer that speak to a proxy in front of this edge, and not to the browser: an Odoo that somebody else writes the code of could have
+/// that proxy hand out the operator's files (`X-Accel-Redirect`, `X-Sendfile`), fetch addresses of its choice, or keep what it should not. `Alt-Svc` says
+/// where the edge may be reached, which is not an Odoo's to say; no browser reads `Set-Cookie2` any more.
+const ORDERS: [&str; 9] = [
+    "x-sendfile",
+    "x-lighttpd-send-file",
+    "x-lighttpd-send-tempfile",
+    "x-reproxy-url",
+    "x-reproxy-file",
+    "surrogate-control",
+    "cdn-cache-control",
+    "alt-svc",
+    "set-cookie2",
+];
+const CLEAR_SITE_DATA: HeaderName = HeaderName::from_static("clear-site-data");
+/// What a page may have cleared: what belongs to its own origin. Cookies are those of the whole registrable domain, so of its neighbours as well
+/// (Clear Site Data, 3.1); `"*"` and client hints go with them.
+const CLEARED: [&str; 3] = ["\"cache\"", "\"storage\"", "\"executionContexts\""];
 
 /// Who asks, for what, how: decided once for each request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -163,14 +185,39 @@ pub(crate) fn prepare_request(headers: &mut HeaderMap, origin: &Origin, request_
     headers.insert(X_REQUEST_ID, request_id.clone());
 }
 
-/// Turns Odoo's headers into those that the client gets.
-pub(crate) fn prepare_response(headers: &mut HeaderMap, request_id: &HeaderValue) {
+/// Turns Odoo's headers into those that the client gets: what is meant for this edge or a proxy before it ends here, and what would reach another
+/// instance through the browser is narrowed to this one (`host`, and its `own` other names).
+pub(crate) fn prepare_response(headers: &mut HeaderMap, request_id: &HeaderValue, host: &HostName, own: &[String]) {
     if headers.contains_key(header::TRANSFER_ENCODING) {
         // RFC 9112, 6.3: the length is void then.
         headers.remove(header::CONTENT_LENGTH);
     }
     remove_hop_by_hop(headers);
+    for name in ORDERS {
+        headers.remove(name);
+    }
+    // Whether the proxy gathers an answer before it passes it on is the answer's to say.
+    let is_order = |name: &&HeaderName| name.as_str().starts_with("x-accel-") && name.as_str() != "x-accel-buffering";
+    let accel: Vec<HeaderName> = headers.keys().filter(is_order).cloned().collect();
+    for name in accel {
+        headers.remove(name);
+    }
+    narrow_clearing(headers);
+    cookies::narrow(headers, host, own);
     headers.insert(X_REQUEST_ID, request_id.clone());
+}
+
+fn narrow_clearing(headers: &mut HeaderMap) {
+    if !headers.contains_key(CLEAR_SITE_DATA) {
+        return;
+    }
+    let lines: Vec<&str> = headers.get_all(CLEAR_SITE_DATA).iter().filter_map(|value| value.to_str().ok()).collect();
+    let kept: Vec<&str> = lines.iter().flat_map(|line| line.split(',')).map(str::trim).filter(|kind| CLEARED.contains(kind)).collect();
+    let kept = kept.join(", ");
+    headers.remove(CLEAR_SITE_DATA);
+    if !kept.is_empty() {
+        headers.insert(CLEAR_SITE_DATA, value(&kept));
+    }
 }
 
 fn remove_hop_by_hop(headers: &mut HeaderMap) {
@@ -336,6 +383,39 @@ mod tests {
         assert_eq!(all(&headers, "x-forwarded-for"), ["198.51.100.7"]);
         assert_eq!(all(&headers, "host"), ["shop.example:8080"]);
         assert_eq!(all(&headers, "cookie"), ["session_id=abc"]);
+    }
+
+    #[test]
+    fn an_answer_gives_no_orders_to_a_proxy_and_clears_what_is_its_own() {
+        let mut headers = HeaderMap::new();
+        for (name, text) in [
+            ("x-accel-redirect", "/etc/passwd"),
+            ("x-accel-expires", "86400"),
+            ("x-accel-buffering", "no"),
+            ("x-sendfile", "/etc/passwd"),
+            ("x-reproxy-url", "http://169.254.169.254/"),
+            ("alt-svc", "h2=\"evil.example:443\""),
+            ("set-cookie2", "a=1; Domain=apps.example"),
+            ("clear-site-data", "\"cookies\", \"cache\""),
+            ("clear-site-data", "\"*\""),
+            ("strict-transport-security", "max-age=1; includeSubDomains"),
+            ("service-worker-allowed", "/"),
+        ] {
+            headers.append(HeaderName::from_static(name), HeaderValue::from_static(text));
+        }
+        prepare_response(&mut headers, &HeaderValue::from_static("request"), &HostName::parse("a.apps.example").unwrap(), &[]);
+        let mut left: Vec<String> = headers.iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect();
+        left.sort();
+        assert_eq!(
+            left,
+            [
+                "clear-site-data: \"cache\"",
+                "service-worker-allowed: /",
+                "strict-transport-security: max-age=1; includeSubDomains",
+                "x-accel-buffering: no",
+                "x-request-id: request",
+            ]
+        );
     }
 
     #[test]

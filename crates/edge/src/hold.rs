@@ -62,7 +62,7 @@ impl<'a> Visit<'a> {
                 }
                 RouteState::Asleep { .. } if self.kind == Kind::Websocket => return Err(page(&destination.route)),
                 RouteState::Asleep { seconds } => {
-                    destination.want(&shared.traffic);
+                    self.wake(&destination, exchange)?;
                     let seconds = Duration::from_secs((*seconds).into());
                     if self.is_page { PATIENCE.min(seconds) } else { seconds }.saturating_sub(self.arrived.elapsed())
                 }
@@ -89,6 +89,20 @@ impl<'a> Visit<'a> {
                 return Ok(destination);
             }
         }
+    }
+
+    /// Asks for a sleeper, within what this client, and all together, may wake. One that is asked for already may be waited for by anybody.
+    fn wake(&self, destination: &Destination, exchange: &mut Exchange) -> Result<(), Page> {
+        if !destination.instance().is_wanted() {
+            let client = exchange.client.filter(|client| !self.shared.is_trusted(*client));
+            self.shared.wakes.take(client).map_err(|too_many| {
+                self.shared.metrics.wakes_refused.increment(1);
+                exchange.trouble = Some("too many sleepers were woken".to_owned());
+                Page::not_woken(&destination.route, too_many)
+            })?;
+        }
+        destination.want(&self.shared.traffic);
+        Ok(())
     }
 
     /// Where the host leads now; the request is counted there from here on.

@@ -10,6 +10,7 @@ mod body;
 mod client;
 mod closed;
 mod config;
+mod cookies;
 mod crowd;
 mod error;
 mod frames;
@@ -31,8 +32,9 @@ mod slots;
 mod snapshot_file;
 mod traffic;
 mod upgrade;
+mod wakes;
 mod workers;
 
-pub use config::{EdgeConfig, HoldLimits};
+pub use config::{EdgeConfig, HoldLimits, WakeLimits};
 pub use error::EdgeError;
 pub use server::{Edge, run, runtime};

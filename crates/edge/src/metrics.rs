@@ -31,6 +31,7 @@ pub(crate) struct Metrics {
     pub(crate) answer_timeouts: Counter,
     pub(crate) snapshots_refused: Counter,
     pub(crate) crowded_out: Counter,
+    pub(crate) wakes_refused: Counter,
 }
 
 /// What became of the requests and handshakes that had to wait.
@@ -85,6 +86,7 @@ impl Metrics {
             describe_counter!("ocore_edge_retries_total", "Requests sent again because a kept connection turned out to be closed");
             describe_counter!("ocore_edge_upstream_failures_total", "Requests that Odoo did not answer, by what went wrong");
             describe_counter!("ocore_edge_connections_refused_total", "Connections beyond what one client address may have");
+            describe_counter!("ocore_edge_wakes_refused_total", "Requests for a sleeper that was not woken, since too many were");
             describe_counter!("ocore_edge_snapshots_refused_total", "Route snapshots that were refused");
             Self {
                 handle,
@@ -105,6 +107,7 @@ impl Metrics {
                 answer_timeouts: counter!("ocore_edge_upstream_failures_total", "kind" => "timeout"),
                 snapshots_refused: counter!("ocore_edge_snapshots_refused_total"),
                 crowded_out: counter!("ocore_edge_connections_refused_total"),
+                wakes_refused: counter!("ocore_edge_wakes_refused_total"),
             }
         }))
     }

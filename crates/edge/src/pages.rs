@@ -1,9 +1,13 @@
 //! What the edge itself answers when there is no Odoo to do it: a page for people, problem details or a line of text for programs.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use ocore_model::route::{Route, RouteState};
 use serde::Serialize;
+
+use crate::wakes::TooMany;
 
 const STYLE: &str = include_str!("pages/page.css");
 /// Seconds until a page that waits for something looks again.
@@ -21,8 +25,8 @@ pub(crate) struct Page {
     title: String,
     detail: String,
     hint: &'static str,
-    /// Worth another try by itself.
-    reload: bool,
+    /// Worth another try by itself, after so many seconds.
+    reload: Option<u32>,
     /// The connection is of no use after this.
     close: bool,
 }
@@ -37,7 +41,7 @@ enum Tone {
 
 impl Page {
     fn new(status: StatusCode, code: &'static str, tone: Tone, state: &'static str, title: impl Into<String>) -> Self {
-        Self { status, code, tone, state, title: title.into(), detail: String::new(), hint: "", reload: false, close: false }
+        Self { status, code, tone, state, title: title.into(), detail: String::new(), hint: "", reload: None, close: false }
     }
 
     fn detail(mut self, detail: impl Into<String>) -> Self {
@@ -51,7 +55,12 @@ impl Page {
     }
 
     fn reloading(mut self) -> Self {
-        self.reload = true;
+        self.reload = Some(RELOAD_AFTER);
+        self
+    }
+
+    fn reloading_after(mut self, wait: Duration) -> Self {
+        self.reload = Some((wait.as_secs_f64().ceil() as u32).max(RELOAD_AFTER));
         self
     }
 
@@ -122,6 +131,25 @@ impl Page {
             .detail("It has just been updated and answers the requests that came before this one.")
             .hint("Your data is safe. This page reloads by itself and shows Odoo as soon as it is back.")
             .reloading()
+    }
+
+    /// It sleeps, and may not be woken now.
+    pub(crate) fn not_woken(route: &Route, too_many: TooMany) -> Self {
+        let title = format!("{} is asleep", route.title);
+        let (status, code, wait, detail) = match too_many {
+            TooMany::OfClient(wait) => {
+                let detail = "Your network address has just woken as many environments as it may in a minute.";
+                (StatusCode::TOO_MANY_REQUESTS, "too_many_wakes", wait, detail)
+            }
+            TooMany::InAll(wait) => {
+                let detail = "As many environments as may wake at once are being started on this server.";
+                (StatusCode::SERVICE_UNAVAILABLE, "too_many_wakes", wait, detail)
+            }
+        };
+        Self::new(status, code, Tone::Resting, "Asleep", title)
+            .detail(detail)
+            .hint("This page tries again by itself and shows Odoo as soon as it is there.")
+            .reloading_after(wait)
     }
 
     /// The client closed its side while its request waited; nobody reads this, but the log says it.
@@ -203,8 +231,9 @@ impl Page {
                 "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'",
             ),
         );
-        if self.reload && self.status == StatusCode::SERVICE_UNAVAILABLE {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(RELOAD_AFTER));
+        let comes_again = matches!(self.status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS);
+        if let Some(seconds) = self.reload.filter(|_| comes_again) {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         if self.close {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -233,7 +262,7 @@ impl Page {
             Tone::Plain => "plain",
         };
         let title = escape(&self.title);
-        let reload = if self.reload { format!("<meta http-equiv=\"refresh\" content=\"{RELOAD_AFTER}\">") } else { String::new() };
+        let reload = self.reload.map(|seconds| format!("<meta http-equiv=\"refresh\" content=\"{seconds}\">")).unwrap_or_default();
         let paragraph = |class: &str, text: &str| if text.is_empty() { String::new() } else { format!("<p{class}>{}</p>", escape(text)) };
         format!(
             "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
@@ -277,7 +306,7 @@ impl Page {
     fn text(&self, request_id: &str) -> String {
         let mut text = format!("{}\n", sentence(&self.title));
         // The hint of a page that reloads speaks of the page.
-        let hint = if self.reload { format!("Try again in {RELOAD_AFTER} seconds.") } else { self.hint.to_owned() };
+        let hint = self.reload.map_or_else(|| self.hint.to_owned(), |seconds| format!("Try again in {seconds} seconds."));
         for line in [self.detail.as_str(), &hint] {
             if !line.is_empty() {
                 text.push_str(line);

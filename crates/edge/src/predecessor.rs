@@ -8,7 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use http::{Method, Request, header};
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
 use ocore_model::{
     edge::{EdgeStatus, InstanceTraffic},
@@ -19,6 +19,8 @@ use tokio::net::UnixStream;
 
 /// It answers from memory.
 const LIMIT: Duration = Duration::from_secs(2);
+/// More than a status of ten thousand instances.
+const ANSWER_LIMIT: usize = 16 * 1024 * 1024;
 
 #[derive(Debug, Clone)]
 pub(crate) struct Predecessor {
@@ -55,7 +57,7 @@ impl Predecessor {
             let answer = async {
                 let answer = sender.send_request(request).await.map_err(io::Error::other)?;
                 let status = answer.status();
-                let body = answer.into_body().collect().await.map_err(io::Error::other)?.to_bytes();
+                let body = Limited::new(answer.into_body(), ANSWER_LIMIT).collect().await.map_err(io::Error::other)?.to_bytes();
                 if !status.is_success() {
                     return Err(io::Error::other(format!("it answered {status}: {}", String::from_utf8_lossy(&body))));
                 }

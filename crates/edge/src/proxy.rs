@@ -47,15 +47,15 @@ pub(crate) async fn handle(
     let form = Form::wanted_by(request.headers());
     let is_head = request.method() == Method::HEAD;
     match pass(&shared, &pool, request, &client, &mut exchange).await {
-        Ok(Answer::Odoo(answer, carrier, after)) => {
+        Ok(Answer::Odoo(answer, carrier, after, names)) => {
             let (mut head, body) = answer.into_parts();
-            headers::prepare_response(&mut head.headers, &exchange.request_id);
+            headers::prepare_response(&mut head.headers, &exchange.request_id, &names.host, names.own());
             shared.say_goodbye(&mut head.headers);
             head.version = Version::HTTP_11;
             exchange.answer(head.status, after);
             Response::from_parts(head, ResponseBody::upstream(body, carrier, exchange))
         }
-        Ok(Answer::Websocket(answer, client)) => switch(&shared, answer, client, exchange),
+        Ok(Answer::Websocket(answer, client, names)) => switch(&shared, answer, client, exchange, &names),
         Err(page) => {
             let mut answer = own_answer(&page, form, is_head, exchange);
             shared.say_goodbye(answer.headers_mut());
@@ -66,9 +66,21 @@ pub(crate) async fn handle(
 
 enum Answer {
     /// On what it comes, and how long it took, from the whole request on.
-    Odoo(Response<Incoming>, Option<Carrier>, Duration),
+    Odoo(Response<Incoming>, Option<Carrier>, Duration, Names),
     /// `101`, and the client's side of what becomes a tunnel.
-    Websocket(Response<Incoming>, hyper::upgrade::OnUpgrade),
+    Websocket(Response<Incoming>, hyper::upgrade::OnUpgrade, Names),
+}
+
+/// Whose answer it is: what it says to the browser counts for these names.
+struct Names {
+    host: HostName,
+    destination: Arc<Destination>,
+}
+
+impl Names {
+    fn own(&self) -> &[String] {
+        &self.destination.route.hosts
+    }
 }
 
 async fn pass(
@@ -138,20 +150,21 @@ async fn pass(
     let outbound = Outbound { head, body, is_websocket: client.is_some(), body_limit };
     let (Delivered { answer, carrier }, after, destination) =
         deliver(shared, pool, outbound, destination, &origin.host.name, connection, exchange).await?;
+    let names = Names { host: origin.host.name, destination };
     match client {
         Some(client) if answer.status() == StatusCode::SWITCHING_PROTOCOLS => {
             if upgrade::asks_for_websocket(answer.headers()) {
-                Ok(Answer::Websocket(answer, client))
+                Ok(Answer::Websocket(answer, client, names))
             } else {
                 exchange.trouble = Some("Odoo switched to another protocol than websocket".to_owned());
-                Err(Page::unreachable(&destination.route))
+                Err(Page::unreachable(&names.destination.route))
             }
         }
         None if answer.status() == StatusCode::SWITCHING_PROTOCOLS => {
             exchange.trouble = Some("Odoo switched protocols unasked".to_owned());
-            Err(Page::unreachable(&destination.route))
+            Err(Page::unreachable(&names.destination.route))
         }
-        _ => Ok(Answer::Odoo(answer, carrier, after)),
+        _ => Ok(Answer::Odoo(answer, carrier, after, names)),
     }
 }
 
@@ -434,10 +447,11 @@ fn switch(
     mut answer: Response<Incoming>,
     client: hyper::upgrade::OnUpgrade,
     mut exchange: Exchange,
+    names: &Names,
 ) -> Response<ResponseBody> {
     let upstream = hyper::upgrade::on(&mut answer);
     let (mut head, _) = answer.into_parts();
-    headers::prepare_response(&mut head.headers, &exchange.request_id);
+    headers::prepare_response(&mut head.headers, &exchange.request_id, &names.host, names.own());
     upgrade::set_upgrade(&mut head.headers);
     exchange.answer(head.status, Duration::ZERO);
     exchange.become_websocket();

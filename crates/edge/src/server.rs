@@ -46,6 +46,7 @@ use crate::{
     slots::Slot,
     snapshot_file::SnapshotFile,
     traffic::Traffic,
+    wakes::Wakes,
     workers::{Carried, Workers},
 };
 
@@ -74,6 +75,8 @@ pub(crate) struct Shared {
     predecessor: Mutex<Option<Predecessor>>,
     /// Open client connections by address.
     crowd: Arc<Crowd>,
+    /// How many sleepers may be woken.
+    pub(crate) wakes: Wakes,
     /// Open client connections that are no websockets.
     connections: TaskTracker,
     /// Open websockets.
@@ -94,7 +97,7 @@ impl Shared {
     }
 
     /// A proxy of ours, which brings many clients.
-    fn is_trusted(&self, address: IpAddr) -> bool {
+    pub(crate) fn is_trusted(&self, address: IpAddr) -> bool {
         self.config.trusted_proxies.iter().any(|network| network.contains(address))
     }
 
@@ -204,6 +207,7 @@ impl Edge {
         let (workers, threads) = Workers::start(config.connect_timeout).map_err(EdgeError::Workers)?;
         let shared = Shared {
             workers,
+            wakes: Wakes::new(config.wakes),
             config,
             routes,
             traffic,

@@ -259,6 +259,11 @@ impl Traffic {
 }
 
 impl InstanceCounters {
+    /// Somebody has asked for it since it fell asleep.
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.wanted.load(Relaxed) > 0
+    }
+
     /// It does not sleep any more.
     pub(crate) fn forget_want(&self) {
         self.wanted.store(0, Relaxed);

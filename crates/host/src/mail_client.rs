@@ -89,7 +89,10 @@ impl MailClient {
             if status.is_success() {
                 return Ok(answer);
             }
-            Err(HostError::machine(format!("the mail catcher answered {status}: {}", String::from_utf8_lossy(&answer))))
+            Err(HostError::machine(format!(
+                "the mail catcher answered {status}: {}",
+                String::from_utf8_lossy(&answer).chars().take(500).collect::<String>()
+            )))
         };
         // The connection is driven here, not in a task of its own: a call that is given up leaves nothing behind.
         tokio::pin!(connection, exchange);

@@ -5,10 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::{
-    message::{Kept, Summary},
-    segments::Place,
-};
+use crate::{message::Kept, segments::Place};
 
 pub(crate) struct Entry {
     pub(crate) kept: Kept,
@@ -38,6 +35,8 @@ pub(crate) struct Index {
     entries: BTreeMap<Uuid, Entry>,
     segments: BTreeMap<u32, Segment>,
     unread: usize,
+    /// What the entries take in memory, about.
+    memory: usize,
 }
 
 impl Index {
@@ -48,12 +47,14 @@ impl Index {
         segment.bytes += place.bytes;
         segment.live_bytes += place.bytes;
         self.unread += usize::from(!kept.summary.read);
+        self.memory += kept.size();
         self.entries.insert(id, Entry { kept, place });
     }
 
     fn forget(&mut self, id: Uuid) -> Option<Entry> {
         let entry = self.entries.remove(&id)?;
         self.unread -= usize::from(!entry.kept.summary.read);
+        self.memory = self.memory.saturating_sub(entry.kept.size());
         if let Some(segment) = self.segments.get_mut(&entry.place.segment) {
             segment.live_bytes -= entry.place.bytes;
         }
@@ -73,7 +74,9 @@ impl Index {
             Mark::Tags { ids, tags } => {
                 for id in ids {
                     if let Some(entry) = self.entries.get_mut(id) {
+                        let before = entry.kept.size();
                         entry.kept.summary.tags.clone_from(tags);
+                        self.memory = (self.memory + entry.kept.size()).saturating_sub(before);
                     }
                 }
             }
@@ -132,8 +135,13 @@ impl Index {
         self.entries.iter().rev().map(|(id, entry)| (*id, entry))
     }
 
-    pub(crate) fn oldest(&self) -> impl Iterator<Item = (Uuid, &Summary, u64)> {
-        self.entries.iter().map(|(id, entry)| (*id, &entry.kept.summary, entry.place.bytes))
+    pub(crate) fn oldest(&self) -> impl Iterator<Item = (Uuid, &Entry)> {
+        self.entries.iter().map(|(id, entry)| (*id, entry))
+    }
+
+    /// What the entries take in memory, in bytes, about.
+    pub(crate) fn memory(&self) -> usize {
+        self.memory
     }
 
     pub(crate) fn len(&self) -> usize {

@@ -16,6 +16,7 @@ mod mailbox;
 mod mailboxes;
 mod message;
 mod page;
+mod parse;
 mod peer;
 mod rest;
 mod search;

@@ -16,7 +16,7 @@ use std::{
 
 use bytes::Bytes;
 use chrono::Utc;
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::sync::{Semaphore, broadcast, mpsc, oneshot};
 use uuid::Uuid;
 
 use crate::{
@@ -33,6 +33,11 @@ const BATCH: usize = 256;
 const BATCH_BYTES: usize = 16 << 20;
 /// The list of marks is written anew when it has grown by this.
 const MARKS_BYTES: u64 = 1 << 20;
+/// What the list of one mailbox may take in memory, in bytes: messages are many, and each may have long names and many receivers.
+const MEMORY: usize = 128 << 20;
+/// Of messages larger than this so many are taken apart at once, of all mailboxes: one may take ten times its own size meanwhile.
+const LARGE: usize = 64 << 10;
+static LARGE_AT_ONCE: Semaphore = Semaphore::const_new(4);
 const QUEUE: usize = 512;
 const EVENTS: usize = 1024;
 
@@ -107,9 +112,9 @@ impl Mailbox {
     /// Keeps a message. When this says so, it is on the disk.
     pub(crate) async fn append(&self, envelope: Envelope, raw: Bytes) -> Result<Uuid> {
         let id = Uuid::now_v7();
-        let kept = if raw.len() > 256 << 10 {
-            let raw = raw.clone();
-            tokio::task::spawn_blocking(move || Kept::new(id, envelope, &raw, Utc::now())).await.map_err(|_| MailError::Stopping)?
+        let kept = if raw.len() > LARGE {
+            let whole = raw.clone();
+            take_apart(raw.len(), move || Kept::new(id, envelope, &whole, Utc::now())).await?
         } else {
             Kept::new(id, envelope, &raw, Utc::now())
         };
@@ -154,6 +159,15 @@ impl Mailbox {
             Err(source) => Err(MailError::storage(&self.shared.directory, source)),
         }
     }
+}
+
+/// Does what reads a message of so many bytes. That takes as long as whoever wrote it likes, within bounds: not where others wait for their answers, and of large
+/// ones a few at once.
+pub(crate) async fn take_apart<T: Send + 'static>(bytes: usize, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    let permit = if bytes > LARGE { Some(LARGE_AT_ONCE.acquire().await.map_err(|_| MailError::Stopping)?) } else { None };
+    let done = tokio::task::spawn_blocking(work).await.map_err(|_| MailError::Stopping);
+    drop(permit);
+    done
 }
 
 impl Shared {
@@ -430,13 +444,16 @@ fn outdated(shared: &Shared) -> Vec<Uuid> {
     let surplus = if count > limits.messages { count - limits.messages + limits.messages / 10 } else { 0 };
     let surplus_bytes = if bytes > limits.mailbox_bytes { bytes - limits.mailbox_bytes + limits.mailbox_bytes / 10 } else { 0 };
     let eldest = chrono::Duration::from_std(limits.age).ok().and_then(|age| Utc::now().checked_sub_signed(age));
-    let mut freed = 0;
+    let surplus_memory = if index.memory() > MEMORY { index.memory() - MEMORY + MEMORY / 10 } else { 0 };
+    let (mut freed, mut freed_memory) = (0, 0);
     let too_old = |summary: &Summary| eldest.is_some_and(|eldest| summary.created < eldest);
-    let leaving = index.oldest().enumerate().take_while(|(position, (_, summary, size))| {
+    let leaving = index.oldest().enumerate().take_while(|(position, (_, entry))| {
+        let is_surplus = *position < surplus || freed < surplus_bytes || freed_memory < surplus_memory;
         // The newest stays, however large it is, until it is too old.
-        let leaves = too_old(summary) || (*position < surplus || freed < surplus_bytes) && position + 1 < count;
-        freed += size;
+        let leaves = too_old(&entry.kept.summary) || is_surplus && position + 1 < count;
+        freed += entry.place.bytes;
+        freed_memory += entry.kept.size();
         leaves
     });
-    leaving.map(|(_, (id, ..))| id).collect()
+    leaving.map(|(_, (id, _))| id).collect()
 }

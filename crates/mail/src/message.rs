@@ -4,9 +4,11 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use chrono::{DateTime, Utc};
-use mail_parser::{Address as ParsedAddress, HeaderName, Message, MessageParser, MessagePart, MimeHeaders, PartType};
+use mail_parser::{Address as ParsedAddress, HeaderName, Message, MessagePart, MimeHeaders, PartType, decoders::html::html_to_text};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
+
+use crate::parse::{self, Readable};
 
 /// Characters of the beginning that a list shows.
 const SNIPPET: usize = 250;
@@ -15,6 +17,10 @@ const SEARCHED_TEXT: usize = 4096;
 /// Nobody reads more names than this in a list.
 const ADDRESSES: usize = 100;
 const HEADER_TEXT: usize = 1000;
+/// Bytes of all names and addresses in one list: a list of them is kept in memory for each message.
+const ADDRESS_BYTES: usize = 8 << 10;
+/// Bytes of a body in which its beginning is looked for.
+const BEGINNING: usize = 64 << 10;
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -53,6 +59,13 @@ pub(crate) struct Envelope {
     pub(crate) to: Vec<String>,
 }
 
+impl Envelope {
+    /// Of all recipients.
+    pub(crate) fn bytes(&self) -> usize {
+        self.to.iter().map(String::len).sum()
+    }
+}
+
 /// What is kept beside a message, so that a list and a search need not read it again.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Kept {
@@ -64,7 +77,9 @@ pub(crate) struct Kept {
 
 impl Kept {
     pub(crate) fn new(id: Uuid, envelope: Envelope, raw: &[u8], created: DateTime<Utc>) -> Self {
-        let parsed = MessageParser::default().parse(raw);
+        let readable = Readable::new(raw);
+        let whole = readable.parse();
+        let parsed = if whole.is_some() { None } else { readable.headers() };
         let mut summary = Summary {
             id: id.simple().to_string(),
             message_id: String::new(),
@@ -83,7 +98,7 @@ impl Kept {
             snippet: String::new(),
         };
         let mut text = String::new();
-        if let Some(message) = &parsed {
+        if let Some(message) = whole.as_ref().or(parsed.as_ref()) {
             summary.message_id = message.message_id().map(line).unwrap_or_default();
             summary.from = addresses(message.from()).into_iter().next().or(summary.from);
             summary.to = addresses(message.to());
@@ -92,7 +107,7 @@ impl Kept {
             summary.subject = message.subject().map(line).unwrap_or_default();
             let parts = parts(message);
             summary.attachments = parts.iter().filter(|part| !part.inline).count();
-            let body = message.body_text(0).unwrap_or_default();
+            let body = beginning(message);
             let seen = body.replace(is_invisible, "");
             summary.snippet = seen.split_whitespace().flat_map(|word| [word, " "]).flat_map(str::chars).take(SNIPPET).collect::<String>();
             summary.snippet.truncate(summary.snippet.trim_end().len());
@@ -107,6 +122,17 @@ impl Kept {
         let hidden = envelope.to.iter().filter(|address| !named(address)).take(ADDRESSES);
         summary.bcc = hidden.map(|address| Address { name: String::new(), address: line(address) }).collect();
         Self { summary, envelope, text: text.to_lowercase() }
+    }
+}
+
+impl Kept {
+    /// What it takes in memory, about.
+    pub(crate) fn size(&self) -> usize {
+        let Summary { message_id, from, to, cc, bcc, reply_to, subject, tags, snippet, .. } = &self.summary;
+        let lists = [to, cc, bcc, reply_to].into_iter().flatten().chain(from);
+        let addresses: usize = lists.map(|address| size_of::<Address>() + address.name.len() + address.address.len()).sum();
+        let strings = self.envelope.to.iter().chain(tags).chain([message_id, subject, snippet, &self.envelope.from, &self.text]);
+        size_of::<Self>() + addresses + strings.map(|text| size_of::<String>() + text.len()).sum::<usize>()
     }
 }
 
@@ -209,7 +235,8 @@ impl Detail {
             inline: Vec::new(),
             attachments: Vec::new(),
         };
-        let Some(message) = MessageParser::default().parse(raw) else {
+        let readable = Readable::new(raw);
+        let Some(message) = readable.parse() else {
             detail.text = String::from_utf8_lossy(raw).into_owned();
             return detail;
         };
@@ -233,6 +260,16 @@ impl Detail {
             header_post: header("List-Unsubscribe-Post"),
         };
         detail
+    }
+}
+
+/// The beginning of what is to be read in a message, as text.
+fn beginning(message: &Message) -> String {
+    let first = message.text_body.first().and_then(|position| message.part(*position));
+    match first.map(|part| &part.body) {
+        Some(PartType::Text(text)) => cut(text, BEGINNING).to_owned(),
+        Some(PartType::Html(html)) => html_to_text(cut(html, BEGINNING)),
+        _ => String::new(),
     }
 }
 
@@ -262,7 +299,8 @@ pub(crate) struct Body {
 
 impl Body {
     pub(crate) fn new(raw: &[u8]) -> Self {
-        let Some(message) = MessageParser::default().parse(raw) else {
+        let readable = Readable::new(raw);
+        let Some(message) = readable.parse() else {
             return Self { html: None, text: String::from_utf8_lossy(raw).into_owned(), inline: Arc::default() };
         };
         let html = Some(html_of(&message)).filter(|html| !html.trim().is_empty());
@@ -277,7 +315,8 @@ impl Body {
 
 /// Every header with its values, in the order of the message.
 pub(crate) fn headers(raw: &[u8]) -> Vec<(String, Vec<String>)> {
-    let Some(message) = MessageParser::default().parse(raw) else { return Vec::new() };
+    let readable = Readable::new(raw);
+    let Some(message) = readable.headers() else { return Vec::new() };
     let mut headers: Vec<(String, Vec<String>)> = Vec::new();
     for header in message.parts.first().map(MessagePart::headers).unwrap_or_default() {
         let value = raw.get(header.offset_start() as usize..header.offset_end() as usize).unwrap_or_default();
@@ -302,7 +341,8 @@ fn canonical(name: &str) -> String {
 
 /// A part's media type, file name and content.
 pub(crate) fn part(raw: &[u8], part_id: &str) -> Option<(Part, Vec<u8>)> {
-    let message = MessageParser::default().parse(raw)?;
+    let readable = Readable::new(raw);
+    let message = readable.parse()?;
     let position: u32 = part_id.parse().ok()?;
     let found = message.part(position)?;
     Some((describe(position, found), found.contents().to_vec()))
@@ -351,7 +391,7 @@ fn media_type(part: &MessagePart) -> String {
         |text: &str| !text.is_empty() && text.len() < 100 && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$&-^_.+".contains(&b));
     match part.content_type() {
         Some(kind) if token(kind.ctype()) && kind.subtype().is_some_and(token) => {
-            format!("{}/{}", kind.ctype(), kind.subtype().unwrap_or_default()).to_ascii_lowercase()
+            format!("{}/{}", kind.ctype(), parse::written(kind.subtype().unwrap_or_default())).to_ascii_lowercase()
         }
         _ => fallback.to_owned(),
     }
@@ -365,14 +405,16 @@ fn file_name(text: &str) -> String {
 
 fn addresses(header: Option<&ParsedAddress>) -> Vec<Address> {
     let Some(header) = header else { return Vec::new() };
-    header
-        .iter()
-        .take(ADDRESSES)
-        .map(|address| Address {
-            name: address.name().map(line).unwrap_or_default(),
-            address: address.address().map(line).unwrap_or_default(),
-        })
-        .collect()
+    let listed = header.iter().take(ADDRESSES).map(|address| Address {
+        name: address.name().map(line).unwrap_or_default(),
+        address: address.address().map(line).unwrap_or_default(),
+    });
+    let mut bytes = 0;
+    let fits = |address: &Address| {
+        bytes += address.name.len() + address.address.len();
+        bytes <= ADDRESS_BYTES
+    };
+    listed.take_while(fits).collect()
 }
 
 /// What senders pad the beginning of a message with, so that mail programs show no more of it than they want to be shown.

@@ -27,7 +27,7 @@ use crate::{
     events::{self, Event},
     html,
     index::Mark,
-    mailbox::Mailbox,
+    mailbox::{Mailbox, take_apart},
     mailboxes::Mailboxes,
     message::{self, Body, Detail, Summary},
     page,
@@ -364,8 +364,7 @@ async fn show(named: Named) -> Answer {
     if !kept.summary.read {
         named.mailbox.mark(Mark::Read { ids: vec![named.id], read: true }).await?;
     }
-    // Long work for a message of 50 MB: not where others wait for their answers.
-    let detail = tokio::task::spawn_blocking(move || Detail::new(&kept, &raw)).await.map_err(|_| MailError::Stopping)?;
+    let detail = take_apart(raw.len(), move || Detail::new(&kept, &raw)).await?;
     Ok(Json(detail).into_response())
 }
 
@@ -374,8 +373,9 @@ async fn read(named: &Named) -> Answer<Bytes> {
 }
 
 async fn headers(named: Named) -> Answer {
-    let headers: serde_json::Map<String, Value> =
-        message::headers(&read(&named).await?).into_iter().map(|(name, values)| (name, json!(values))).collect();
+    let raw = read(&named).await?;
+    let headers = take_apart(raw.len(), move || message::headers(&raw)).await?;
+    let headers: serde_json::Map<String, Value> = headers.into_iter().map(|(name, values)| (name, json!(values))).collect();
     Ok(Json(headers).into_response())
 }
 
@@ -403,8 +403,8 @@ async fn raw(named: Named, headers: HeaderMap) -> Answer {
 
 async fn part(named: Named, Path((_, _, part)): Path<(String, String, String)>) -> Answer {
     let raw = read(&named).await?;
-    let (part, content) =
-        message::part(&raw, &part).ok_or_else(|| Refusal(StatusCode::NOT_FOUND, "the message has no such part".to_owned()))?;
+    let found = take_apart(raw.len(), move || message::part(&raw, &part)).await?;
+    let (part, content) = found.ok_or_else(|| Refusal(StatusCode::NOT_FOUND, "the message has no such part".to_owned()))?;
     let active = ["html", "svg", "xml", "script"].iter().any(|sign| part.content_type.contains(sign));
     let kind = if active { "application/octet-stream" } else { part.content_type.as_str() };
     let mut response = content.into_response();
@@ -435,17 +435,17 @@ async fn no_chaos(_: Used) -> Refusal {
 
 async fn html_check(named: Named) -> Answer {
     let raw = read(&named).await?;
-    let checked = tokio::task::spawn_blocking(move || {
+    let checked = take_apart(raw.len(), move || {
         let body = Body::new(&raw);
         body.html.is_some().then(|| html::html_check(&body))
     });
-    let checked = checked.await.map_err(|_| MailError::Stopping)?;
+    let checked = checked.await?;
     checked.map(|checked| Json(checked).into_response()).ok_or_else(|| unfit("message does not contain HTML"))
 }
 
 async fn link_check(named: Named) -> Answer {
     let raw = read(&named).await?;
-    let checked = tokio::task::spawn_blocking(move || html::link_check(&Body::new(&raw))).await.map_err(|_| MailError::Stopping)?;
+    let checked = take_apart(raw.len(), move || html::link_check(&Body::new(&raw))).await?;
     Ok(Json(checked).into_response())
 }
 
@@ -460,13 +460,12 @@ async fn view(Used(mailbox): Used, Path((_, view)): Path<(String, String)>, UrlQ
         "txt" => false,
         _ => return Err(not_found()),
     };
-    // Reading a stranger's message takes as long as he likes, within bounds: not where others wait for their answers.
-    let made = tokio::task::spawn_blocking(move || {
+    let made = take_apart(raw.len(), move || {
         let body = Body::new(&raw);
         let held_back = !remote && body.html.as_deref().is_some_and(html::has_remote);
         if as_html { (html::page(&body, remote), held_back) } else { (body.text, false) }
     });
-    let (content, held_back) = made.await.map_err(|_| MailError::Stopping)?;
+    let (content, held_back) = made.await?;
     let mut response = content.into_response();
     let headers = response.headers_mut();
     if as_html {

@@ -11,7 +11,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::timeout,
+    time::{Instant, timeout_at},
 };
 use tokio_util::task::TaskTracker;
 
@@ -25,6 +25,14 @@ use crate::{
 
 /// RFC 5321, 4.5.3.2.7: at least five minutes.
 const IDLE: Duration = Duration::from_mins(5);
+/// How long a connection may last without a message that was kept, and how long a message may take to come: a place is held meanwhile that others wait
+/// for, and all who send are on this machine.
+const SESSION: Duration = Duration::from_mins(10);
+const MESSAGE: Duration = Duration::from_mins(5);
+/// For the last word to one that has taken too long.
+const FAREWELL: Duration = Duration::from_secs(5);
+/// Bytes of all recipients of one message.
+const RECIPIENT_BYTES: usize = 64 << 10;
 /// How long a listener whose port is taken waits before it looks again.
 const PAUSE: Duration = Duration::from_secs(1);
 /// Connections that wait to be taken.
@@ -35,7 +43,7 @@ const MISTAKES: usize = 20;
 const READ: usize = 32 << 10;
 /// Connections at once: of all mailboxes, and of one.
 const CONNECTIONS: usize = 512;
-const CONNECTIONS_EACH: usize = 64;
+const CONNECTIONS_EACH: usize = 32;
 /// A message that grows beyond this waits until fewer such ones are under way, so that memory is bounded.
 const LARGE: usize = 1 << 20;
 const LARGE_AT_ONCE: usize = 4;
@@ -94,11 +102,7 @@ async fn accept(mailboxes: &Arc<Mailboxes>, slot: &Arc<Slot>, sessions: &TaskTra
     };
     slot.note_listening(Ok(local));
     loop {
-        let (Ok(one), Ok(of_all)) =
-            (Arc::clone(&each).acquire_owned().await, Arc::clone(&mailboxes.gates.connections).acquire_owned().await)
-        else {
-            return;
-        };
+        let Ok(one) = Arc::clone(&each).acquire_owned().await else { return };
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -109,11 +113,15 @@ async fn accept(mailboxes: &Arc<Mailboxes>, slot: &Arc<Slot>, sessions: &TaskTra
         };
         let (mailboxes, slot) = (Arc::clone(mailboxes), Arc::clone(slot));
         sessions.spawn(async move {
-            let _permits = (one, of_all);
+            let _one = one;
             let end = slot.end.clone();
             let session = async {
                 if may_send(peer, local, uid) {
-                    serve(stream, &mailboxes, &slot).await
+                    // Not before somebody has come: a mailbox that only listens would keep the place from the others.
+                    match mailboxes.gates.connections.acquire().await {
+                        Ok(_of_all) => serve(stream, &mailboxes, &slot).await,
+                        Err(_) => Ok(()),
+                    }
                 } else {
                     tracing::warn!(instance = %slot.instance, %peer, "a stranger wanted to leave mail");
                     let mut stream = stream;
@@ -151,6 +159,8 @@ struct Session<'a> {
     greeted: bool,
     mistakes: usize,
     answer: Vec<u8>,
+    /// When it ends, if it keeps no message until then; while one comes, when that has to be here.
+    deadline: Instant,
 }
 
 async fn serve(stream: TcpStream, mailboxes: &Mailboxes, slot: &Slot) -> std::io::Result<()> {
@@ -164,6 +174,7 @@ async fn serve(stream: TcpStream, mailboxes: &Mailboxes, slot: &Slot) -> std::io
         greeted: false,
         mistakes: 0,
         answer: Vec::new(),
+        deadline: Instant::now() + SESSION,
     };
     session.say("220 ocore mail catcher ESMTP");
     session.run().await
@@ -177,19 +188,20 @@ impl Session<'_> {
 
     /// Sends what was said since the last time: several answers together when several commands came together.
     async fn flush(&mut self) -> std::io::Result<()> {
-        self.stream.write_all(&self.answer).await?;
+        let written = timeout_at(self.deadline, self.stream.write_all(&self.answer)).await;
         self.answer.clear();
-        Ok(())
+        written.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
     }
 
     /// The next bytes; `None` at the end of the connection.
     async fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<Option<usize>> {
         self.flush().await?;
-        match timeout(IDLE, self.stream.read(buffer)).await {
+        match timeout_at(self.deadline.min(Instant::now() + IDLE), self.stream.read(buffer)).await {
             Ok(Ok(0)) => Ok(None),
             Ok(read) => read.map(Some),
             Err(_) => {
-                self.say("421 4.4.2 too long without a word");
+                self.say("421 4.4.2 too long without a word or a message");
+                self.deadline = Instant::now() + FAREWELL;
                 self.flush().await?;
                 Ok(None)
             }
@@ -278,7 +290,9 @@ impl Session<'_> {
             }
             Request::Rcpt { to } => match &mut self.transaction.envelope {
                 None => self.say("503 5.5.1 say MAIL FROM first"),
-                Some(envelope) if envelope.to.len() >= RECIPIENTS => self.say("452 4.5.3 too many recipients"),
+                Some(envelope) if envelope.to.len() >= RECIPIENTS || envelope.bytes() + to.address.len() > RECIPIENT_BYTES => {
+                    self.say("452 4.5.3 too many recipients");
+                }
                 Some(envelope) => {
                     envelope.to.push(to.address);
                     self.say("250 2.1.5 OK");
@@ -315,6 +329,7 @@ impl Session<'_> {
         }
         let limit = self.config.limits.message_bytes;
         self.say("354 end with a dot on a line of its own");
+        self.deadline = Instant::now() + MESSAGE;
         let mut receiver = DataReceiver::new();
         // A message that is too large is read to its end and thrown away.
         let mut dropped: Option<DummyDataReceiver> = None;
@@ -336,6 +351,7 @@ impl Session<'_> {
                 let rest = bytes.as_slice().to_vec();
                 let answer = if dropped.is_some() { self.too_large() } else { self.keep(message).await };
                 self.transaction = Transaction::default();
+                self.deadline = Instant::now() + SESSION;
                 self.say(&answer);
                 return Ok(Some(rest));
             }
@@ -344,6 +360,8 @@ impl Session<'_> {
                 // One a mailbox, so that none keeps the others waiting.
                 let own = Arc::clone(&self.slot.large).acquire_owned().await.ok();
                 self.transaction.large = own.zip(Arc::clone(&self.gates.large).acquire_owned().await.ok());
+                // Its own waiting for a place is not the sender's doing.
+                self.deadline = Instant::now() + MESSAGE;
             }
             buffer.resize(READ, 0);
             let Some(read) = self.read(&mut buffer).await? else { return Ok(None) };

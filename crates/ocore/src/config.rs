@@ -5,18 +5,20 @@ mod hidden;
 
 use std::{
     collections::{BTreeMap, HashMap},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use ipnet::IpNet;
 use ocore_control::{MailRelay, SleepSettings, TenantLimits};
 use ocore_host::local::{
     BuildLimits, EgressConfig, EnforceEgress, InstanceLimits, LocalHostConfig, Patience, PoolConfig, distribution::ExternalDistribution,
 };
 use ocore_model::{names::OdooVersion, network::Network};
 use serde::{Deserialize, Deserializer};
+use url::Url;
 
 use file::GuardedFile;
 use hidden::{Hidden, SecretUrl};
@@ -74,6 +76,8 @@ pub struct Edge {
     pub held_websockets: usize,
     pub held_in_all: usize,
     pub held_body_bytes: u64,
+    pub wakes_per_minute: u32,
+    pub wakes_per_minute_and_client: u32,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -146,8 +150,23 @@ pub struct Odoo {
 #[serde(deny_unknown_fields)]
 pub struct Git {
     pub push_limit_bytes: u64,
+    pub fetch_limit_bytes: u64,
+    pub allow_networks: Vec<String>,
+    pub allow_ports: Vec<u16>,
     pub allow_local_repositories: bool,
     pub allow_file_repositories: bool,
+}
+
+impl Git {
+    /// A bare address is the network of that one address.
+    pub fn networks(&self) -> Result<Vec<IpNet>> {
+        let read = |text: &String| text.parse().or_else(|error| text.parse().map(|address: IpAddr| address.into()).map_err(|_| error));
+        let named = |text: &String| {
+            let written = "write it as 10.1.0.0/16, fd00:1::/32 or 10.1.2.3";
+            read(text).with_context(|| format!("git.allow_networks: `{text}` is not a network; {written}"))
+        };
+        self.allow_networks.iter().map(named).collect()
+    }
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -297,9 +316,31 @@ impl Config {
         ensure!(matches!(self.edge.scheme.as_str(), "http" | "https"), "edge.scheme is http or https, not {}", self.edge.scheme);
         ensure!(self.auth.secret.is_empty() || self.auth.secret.expose().len() >= 32, "auth.secret needs at least 32 bytes");
         ensure!(self.metrics.token.is_empty() || self.metrics.token.expose().len() >= 16, "metrics.token needs at least 16 bytes");
+        self.git.networks()?;
         if self.listen.port() == self.edge.listen.port() && self.listen.port() != 0 {
             bail!("listen and edge.listen have the same port {}", self.listen.port());
         }
+        Ok(())
+    }
+
+    /// Whether the API has a name to which instances could set cookies: the base domain itself, or one below it. Of a base domain of one word
+    /// (`localhost`) browsers take none.
+    pub fn api_lies_among_instances(&self) -> bool {
+        let plain = |name: &str| name.trim_matches('.').to_lowercase();
+        let base = plain(&self.base_domain);
+        let host = Url::parse(&self.public_url).ok().and_then(|url| url.host_str().map(plain)).unwrap_or_default();
+        base.contains('.') && (host == base || host.strip_suffix(&base).is_some_and(|rest| rest.ends_with('.')))
+    }
+
+    /// Refuses an API without TLS at such a name: whoever writes the code of an instance could choose the session of those who log in to the API. With TLS
+    /// its cookies are bound to its host, and what is left (too many bytes of cookies) locks out and does not let in.
+    pub fn check_names(&self) -> Result<()> {
+        ensure!(
+            !self.api_lies_among_instances() || self.public_url.starts_with("https://"),
+            "public_url {} lies below base_domain {}, so that the code of any environment may set cookies for it; give the API a name outside of base_domain",
+            self.public_url,
+            self.base_domain
+        );
         Ok(())
     }
 
@@ -471,6 +512,34 @@ mod tests {
         fs::write(&file, "hoem = '/srv'").unwrap();
         let error = format!("{:#}", Config::load(Some(&file)).unwrap_err());
         assert!(error.contains("hoem"), "{error}");
+    }
+
+    #[test]
+    fn the_api_does_not_lie_among_the_instances() {
+        let mut config = Config::load(None).unwrap();
+        let mut judge = |base: &str, url: &str| {
+            (config.base_domain, config.public_url) = (base.to_owned(), url.to_owned());
+            (config.api_lies_among_instances(), config.check_names().is_ok())
+        };
+        assert_eq!(judge("apps.example.com", "https://ocore.example.com"), (false, true));
+        assert_eq!(judge("apps.example.com", "https://myapps.example.com"), (false, true));
+        assert_eq!(judge("localhost", "http://localhost:8700"), (false, true));
+        for url in
+            ["http://apps.example.com", "http://api.apps.example.com:8700", "http://API.Apps.Example.com.", "http://a.b.apps.example.com/x"]
+        {
+            assert_eq!(judge("apps.example.com", url), (true, false), "{url}");
+        }
+        assert_eq!(judge(".Apps.example.com.", "https://api.apps.example.com"), (true, true), "with TLS it is a warning");
+    }
+
+    #[test]
+    fn networks_and_addresses_can_be_opened_for_git() {
+        let mut config = Config::load(None).unwrap();
+        config.git.allow_networks = vec!["10.1.0.0/16".to_owned(), "fd00:1::7".to_owned()];
+        let networks: Vec<String> = config.git.networks().unwrap().iter().map(ToString::to_string).collect();
+        assert_eq!(networks, ["10.1.0.0/16", "fd00:1::7/128"]);
+        config.git.allow_networks = vec!["git.example.com".to_owned()];
+        assert!(config.check().unwrap_err().to_string().contains("git.allow_networks"));
     }
 
     #[test]

@@ -81,6 +81,8 @@ fn checks(config: &Config) -> Vec<Check> {
     checks.push(control_groups(config));
     checks.push(egress(config));
     checks.push(sign_up(config));
+    checks.push(names(config));
+    checks.push(public_suffix(config));
     checks.push(port("API", config.listen));
     checks.push(port("edge", config.edge.listen));
     checks
@@ -253,6 +255,27 @@ fn is_loopback_url(url: &str) -> bool {
         Some(url::Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
         None => false,
     }
+}
+
+fn names(config: &Config) -> Check {
+    let state = match (config.api_lies_among_instances(), config.check_names()) {
+        (false, _) => State::Ok,
+        (true, Ok(())) => State::Warning,
+        (true, Err(_)) => State::Missing,
+    };
+    let found = format!("the API at {}, instances below {}", config.public_url, config.base_domain);
+    check("names", state, found, "give the API a name that does not lie below base_domain: instances may set cookies for all of it")
+}
+
+/// Only a browser that knows the base domain as a public suffix keeps the scripts of one instance from setting cookies for all.
+fn public_suffix(config: &Config) -> Check {
+    const LIST: &str = "/usr/share/publicsuffix/public_suffix_list.dat";
+    let base = config.base_domain.trim_matches('.').to_lowercase();
+    let listed = || std::fs::read_to_string(LIST).is_ok_and(|list| list.lines().any(|line| line.trim() == base));
+    let is_apart = !base.contains('.') || listed();
+    let found = if is_apart { format!("{base} is a suffix of its own") } else { format!("{base} is not known to be a public suffix") };
+    let advice = "environments of people who do not trust each other need base_domain on the Public Suffix List (docs/install.md)";
+    check("cookies of instances", preferred(is_apart), found, advice)
 }
 
 fn port(what: &str, address: SocketAddr) -> Check {

@@ -34,6 +34,8 @@ pub fn run(config: &Config, take_over: bool) -> Result<()> {
     edge.hold.in_all = config.edge.held_in_all;
     edge.hold.body_bytes = config.edge.held_body_bytes;
     edge.trusted_proxies.clone_from(&config.edge.trusted_proxies);
+    edge.wakes.in_all = config.edge.wakes_per_minute;
+    edge.wakes.per_client = config.edge.wakes_per_minute_and_client;
     ocore_edge::runtime()?.block_on(async {
         let shutdown = shutdown::on_signal()?;
         ocore_edge::run(edge, shutdown).await.context("the edge ended")

@@ -21,6 +21,14 @@ const ANSWER_GRACE: Duration = Duration::from_secs(5);
 
 pub async fn run(config: Config, config_file: Option<PathBuf>) -> Result<()> {
     let shutdown = shutdown::on_signal()?;
+    config.check_names()?;
+    if config.api_lies_among_instances() {
+        tracing::warn!(
+            public_url = config.public_url,
+            base_domain = config.base_domain,
+            "the API lies below the base domain; give it a name outside of it"
+        );
+    }
     let _lock = ServerLock::take(&config.home)?;
     config.close_directories()?;
     // Before anything is started: a taken port is the operator's to solve.
@@ -147,6 +155,9 @@ fn settings(config: &Config) -> Result<Settings> {
         shared_templates: config.templates.shared,
         allow_file_repositories: config.git.allow_file_repositories,
         allow_local_repositories: config.git.allow_local_repositories,
+        repository_networks: config.git.networks()?,
+        repository_ports: config.git.allow_ports.clone(),
+        fetch_limit: config.git.fetch_limit_bytes,
         parallel_operations: config.parallel_operations(),
         edge_socket: config.edge_socket(),
         mail_relay: config.mail.relay(),

@@ -66,6 +66,9 @@ impl Installation {
             ("OCORE__GIT__ALLOW_FILE_REPOSITORIES", "true".to_owned()),
             // Users of other organizations sign up by themselves; the first account takes its token all the same.
             ("OCORE__AUTH__OPEN_SIGNUP", "true".to_owned()),
+            // All that a test or a bench wakes, one client wakes.
+            ("OCORE__EDGE__WAKES_PER_MINUTE", "1000".to_owned()),
+            ("OCORE__EDGE__WAKES_PER_MINUTE_AND_CLIENT", "1000".to_owned()),
             ("OCORE__LIMITS__FIRST_UID", first_uid(number).to_string()),
             ("OCORE__LIMITS__LAST_UID", (first_uid(number) + 999).to_string()),
             ("OCORE__LIMITS__FIRST_PORT", first_port(number).to_string()),

@@ -87,6 +87,8 @@ const OPERATIONS: &[(&str, Needs)] = &[
     ("POST /projects/{projectId}/repository/validate", Right("manage:projects")),
     ("POST /projects/{projectId}/repository/fetch", Right("manage:deployments")),
     ("POST /projects/{projectId}/repository/deploy-key", Right("manage:projects")),
+    ("POST /projects/{projectId}/repository/host-key", Right("manage:projects")),
+    ("PUT /projects/{projectId}/repository/submodule-sources", Right("manage:projects")),
     ("POST /projects/{projectId}/repository/webhook-secret", Right("manage:projects")),
     ("POST /webhooks/{projectId}", Nothing),
     // environments

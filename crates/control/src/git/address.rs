@@ -6,12 +6,26 @@
 
 use std::{
     fmt,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
 };
 
 use url::Url;
 
-use crate::Settings;
+use crate::{
+    Settings,
+    networks::{self, Special},
+};
+
+/// A name server that has not answered by then does not; where a proxy can look for itself, it is not waited for as long.
+const LOOKUP_PATIENCE: Duration = Duration::from_secs(20);
+const LOOKUP_PATIENCE_WITH_PROXY: Duration = Duration::from_secs(5);
+/// Addresses of one name that are looked at and used.
+const ADDRESSES: usize = 16;
+/// Nobody listens there, and no connection to it leaves this machine: where a name must not lead when only a proxy may find it.
+const NOWHERE: IpAddr = IpAddr::V4(Ipv4Addr::BROADCAST);
+/// Ends of names that no public name server knows (RFC 6761, RFC 6762, RFC 8375, and what ICANN keeps for private use).
+const INNER_NAMES: [&str; 9] = ["localhost", "local", "internal", "lan", "home.arpa", "intranet", "corp", "private", "onion"];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Transport {
@@ -57,9 +71,9 @@ pub(crate) struct Address {
 pub(crate) enum Reach {
     /// A path of this machine.
     Local,
-    /// These, and no others.
+    /// These, and no others. A proxy looks the name up for itself; then these count where it is not used.
     Pinned(Vec<IpAddr>),
-    /// Whatever the name means: a proxy resolves it, or the installation allows every address.
+    /// Whatever the name means: the installation allows every address.
     Any,
 }
 
@@ -158,27 +172,84 @@ impl Address {
         if settings.allow_local_repositories {
             return Ok(Reach::Any);
         }
-        let refused = |what: &str| {
-            Err(format!(
-                "{} is {what}, which repositories may not lie on; an operator can allow it (setting allow_local_repositories)",
-                self.host
-            ))
-        };
+        self.check_port(settings)?;
+        let closed =
+            |address: &IpAddr| networks::special(*address).filter(|_| !networks::is_among(*address, &settings.repository_networks));
         if let Ok(address) = self.host.parse::<IpAddr>() {
-            return if is_local(address) { refused("an address of this machine or its link") } else { Ok(Reach::Pinned(vec![address])) };
+            return match closed(&address) {
+                Some(special) => Err(self.refused(special, "is")),
+                None => Ok(Reach::Pinned(vec![address])),
+            };
         }
-        if self.host == "localhost" || self.host.ends_with(".localhost") || self.host == "metadata.google.internal" {
-            return refused("a name of this machine or its link");
+        let patience = if self.goes_through_proxy() { LOOKUP_PATIENCE_WITH_PROXY } else { LOOKUP_PATIENCE };
+        let lookup = tokio::time::timeout(patience, tokio::net::lookup_host((self.host.as_str(), self.port))).await;
+        let found: Vec<IpAddr> = match lookup {
+            Ok(Ok(found)) => found.map(|socket| socket.ip()).take(ADDRESSES).collect(),
+            Ok(Err(_)) | Err(_) => Vec::new(),
+        };
+        if let Some(special) = found.iter().find_map(closed) {
+            return Err(self.refused(special, "leads to"));
         }
-        if self.goes_through_proxy() {
-            return Ok(Reach::Any);
+        match found.as_slice() {
+            [] if self.goes_through_proxy() && !self.has_inner_name() => Ok(Reach::Pinned(vec![NOWHERE])),
+            [] => Err(format!("the host {} cannot be found", self.host)),
+            _ => Ok(Reach::Pinned(found)),
         }
-        let found = tokio::net::lookup_host((self.host.as_str(), self.port)).await;
-        let found: Vec<IpAddr> = found.map_err(|_| format!("the host {} cannot be found", self.host))?.map(|socket| socket.ip()).collect();
-        if found.iter().copied().any(is_local) {
-            return refused("a name for an address of this machine or its link");
+    }
+
+    fn refused(&self, special: Special, how: &str) -> String {
+        format!(
+            "{} {how} {}, where repositories may not lie; an operator can allow a network (setting git.allow_networks)",
+            self.host,
+            special.describe()
+        )
+    }
+
+    /// The transport's own ports: anything else that listens somewhere is not for Git to knock at.
+    fn check_port(&self, settings: &Settings) -> Result<(), String> {
+        let usual: &[u16] = match self.transport {
+            Transport::Https => &[443],
+            // Forges let ssh in at 443 as well, for networks that let nothing else out.
+            Transport::Ssh => &[22, 443],
+            Transport::Http => &[80],
+            Transport::File => return Ok(()),
+        };
+        if usual.contains(&self.port) || settings.repository_ports.contains(&self.port) {
+            return Ok(());
         }
-        Ok(Reach::Pinned(found))
+        let usual: Vec<String> = usual.iter().map(ToString::to_string).collect();
+        Err(format!(
+            "repositories are reached over {} at port {}, not at {}; an operator can allow a port (setting git.allow_ports)",
+            self.transport.protocol(),
+            usual.join(" or "),
+            self.port
+        ))
+    }
+
+    /// A name that means something else, or something at all, only inside of a network.
+    fn has_inner_name(&self) -> bool {
+        let name = self.host.trim_end_matches('.');
+        !name.contains('.') || INNER_NAMES.iter().any(|end| name.strip_suffix(end).is_some_and(|rest| rest.ends_with('.')))
+    }
+
+    /// The directory in which the repository lies, as its address says it: `acme/` of `https://github.com/acme/shop`. `None` when the path could be
+    /// read in two ways.
+    pub(crate) fn namespace(&self) -> Option<&str> {
+        let path = self.plain_path()?;
+        Some(&path[..path.rfind('/').map_or(0, |slash| slash + 1)])
+    }
+
+    /// Whether the repository lies at or below a directory of the same host that another address names, reached in the same way.
+    pub(crate) fn is_below(&self, host: &Self, directory: &str) -> bool {
+        let same_host = self.transport == host.transport && self.host == host.host && self.port == host.port;
+        same_host && !directory.is_empty() && self.plain_path().is_some_and(|path| path.starts_with(directory))
+    }
+
+    /// The path without slashes around it. `None` when a server could make another one of it: by dots, empty parts or an encoding.
+    pub(crate) fn plain_path(&self) -> Option<&str> {
+        let path = self.split().1.trim_matches('/');
+        let is_plain = |part: &str| !matches!(part, "" | "." | "..") && !part.contains(['%', '\\', '~', '?', '#']);
+        path.split('/').all(is_plain).then_some(path)
     }
 
     fn goes_through_proxy(&self) -> bool {
@@ -225,37 +296,6 @@ fn check_host(host: &str, user: &str) -> Result<(), String> {
         return Err("the address names no usable user".to_owned());
     }
     Ok(())
-}
-
-/// Addresses that mean this machine, its link, or a cloud's metadata service.
-pub(crate) fn is_local(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(address) => is_local_v4(address),
-        IpAddr::V6(address) => {
-            let translated = [[0, 0, 0, 0, 0, 0xffff], [0x64, 0xff9b, 0, 0, 0, 0], [0; 6]];
-            let segments = address.segments();
-            if address != Ipv6Addr::LOCALHOST && translated.iter().any(|prefix| segments[..6] == *prefix) {
-                let [.., a, b, c, d] = address.octets();
-                return is_local_v4(Ipv4Addr::new(a, b, c, d));
-            }
-            let aws_metadata = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
-            address.is_loopback()
-                || address.is_unspecified()
-                || address.is_multicast()
-                || address.is_unicast_link_local()
-                || address == aws_metadata
-        }
-    }
-}
-
-fn is_local_v4(address: Ipv4Addr) -> bool {
-    let alibaba_metadata = Ipv4Addr::new(100, 100, 100, 200);
-    address.is_loopback()
-        || address.octets()[0] == 0
-        || address.is_link_local()
-        || address.is_multicast()
-        || address.is_broadcast()
-        || address == alibaba_metadata
 }
 
 #[cfg(test)]
@@ -319,27 +359,94 @@ mod tests {
         assert!(join("https://h/a/b", "ext::sh").is_err());
     }
 
-    #[test]
-    fn local_addresses_are_known_in_every_dress() {
-        for local in [
-            "127.0.0.1",
-            "127.9.9.9",
-            "0.0.0.0",
-            "169.254.169.254",
-            "100.100.100.200",
-            "::1",
-            "::",
-            "fe80::1",
-            "::ffff:127.0.0.1",
-            "64:ff9b::7f00:1",
-            "::127.0.0.1",
-            "fd00:ec2::254",
-            "224.0.0.1",
+    async fn reached(address: &str, change: impl FnOnce(&mut Settings)) -> Result<Reach, String> {
+        let mut settings = crate::context::tests::settings();
+        change(&mut settings);
+        Address::parse(address).unwrap().reach(&settings).await
+    }
+
+    #[tokio::test]
+    async fn no_repository_lies_on_this_machine_or_in_the_operators_network() {
+        for address in [
+            "https://127.0.0.1/x",
+            "https://0x7f.1/x",
+            "https://2130706433/x",
+            "https://017700000001/x",
+            "https://10.0.0.5/x",
+            "https://192.168.1.1/x",
+            "https://172.20.0.1/x",
+            "https://100.64.0.1/x",
+            "https://169.254.169.254/x",
+            "https://[fd00::1]/x",
+            "https://[fe80::1]/x",
+            "https://[::ffff:10.0.0.5]/x",
+            "https://[64:ff9b::10.0.0.5]/x",
+            "https://[2002:a00:5::1]/x",
+            "https://192.0.2.1/x",
+            "git@10.0.0.5:a/b",
+            "ssh://git@[::ffff:127.0.0.1]/a/b",
+            "https://localhost/x",
         ] {
-            assert!(is_local(local.parse().unwrap()), "{local}");
+            let refused = reached(address, |_| {}).await.unwrap_err();
+            assert!(refused.contains("where repositories may not lie"), "{address}: {refused}");
         }
-        for far in ["10.0.0.5", "192.168.1.1", "1.1.1.1", "2001:db8::1", "::ffff:8.8.8.8"] {
-            assert!(!is_local(far.parse().unwrap()), "{far}");
+        for name in ["ssh://git@2130706433/a/b", "ssh://git@0x7f.0.0.1/a/b", "git@127.1:a/b"] {
+            assert!(reached(name, |_| {}).await.is_err(), "{name}");
         }
+    }
+
+    #[tokio::test]
+    async fn other_ports_are_not_for_git_to_knock_at() {
+        for address in ["https://1.1.1.1:8443/x", "https://1.1.1.1:22/x", "ssh://git@1.1.1.1:25/x", "ssh://git@1.1.1.1:6379/x"] {
+            let refused = reached(address, |_| {}).await.unwrap_err();
+            assert!(refused.contains("git.allow_ports"), "{address}: {refused}");
+            let port = Address::parse(address).unwrap().port;
+            assert!(reached(address, |settings| settings.repository_ports = vec![port]).await.is_ok(), "{address}");
+        }
+        for address in ["https://1.1.1.1/x", "git@1.1.1.1:x", "ssh://git@1.1.1.1:443/x", "https://[64:ff9b::1.1.1.1]/x"] {
+            assert!(reached(address, |_| {}).await.is_ok(), "{address}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_operator_opens_networks_one_by_one_or_all_at_once() {
+        let open = |settings: &mut Settings| settings.repository_networks = vec!["10.1.0.0/16".parse().unwrap()];
+        assert_eq!(reached("https://10.1.2.3/x", open).await, Ok(Reach::Pinned(vec!["10.1.2.3".parse().unwrap()])));
+        assert!(reached("https://10.2.0.1/x", open).await.is_err());
+        assert!(reached("http://10.1.2.3/x", open).await.is_err(), "a network that is open is no reason to show the token");
+        assert_eq!(reached("http://127.0.0.1:3000/x", |settings| settings.allow_local_repositories = true).await, Ok(Reach::Any));
+    }
+
+    #[test]
+    fn a_namespace_is_the_directory_and_nothing_that_a_server_could_read_otherwise() {
+        let home = Address::parse("https://github.com/acme/shop.git").unwrap();
+        assert_eq!(home.namespace(), Some("acme/"));
+        let below = |text: &str| Address::parse(text).unwrap().is_below(&home, home.namespace().unwrap());
+        for own in ["https://github.com/acme/lib", "https://GitHub.com/acme/sub/lib.git", "https://github.com:443/acme/lib/"] {
+            assert!(below(own), "{own}");
+        }
+        for other in [
+            "https://github.com/other/lib",
+            "https://github.com/acme-evil/lib",
+            "https://github.com/acme/../other/lib",
+            "https://github.com/acme/%2e%2e/other/lib",
+            "https://github.com/acme%2flib",
+            "https://github.com//other/lib",
+            "https://gitlab.com/acme/lib",
+            "https://github.com:8443/acme/lib",
+            "http://github.com/acme/lib",
+            "git@github.com:acme/lib",
+        ] {
+            assert!(!below(other), "{other}");
+        }
+        let ssh = Address::parse("git@github.com:acme/shop.git").unwrap();
+        let below = |text: &str| Address::parse(text).unwrap().is_below(&ssh, ssh.namespace().unwrap());
+        assert!(below("ssh://git@github.com/acme/lib") && below("git@github.com:/acme/lib"));
+        for other in
+            ["git@github.com:other/lib", "ssh://git@github.com/acme/../other/lib", "git@github.com:~acme/lib", "git@github.com:acme/./lib"]
+        {
+            assert!(!below(other), "{other}");
+        }
+        assert_eq!(Address::parse("https://git.example.com/shop").unwrap().namespace(), Some(""), "at the top there is no namespace");
     }
 }

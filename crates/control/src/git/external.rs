@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     address::{Address, Transport},
+    host_keys,
     mirror::Mirror,
     program::GitError,
     reconcile,
@@ -21,7 +22,7 @@ use super::{
     ssh_key, webhook,
 };
 use crate::{
-    Control, Error, Result,
+    Control, Error, FieldError, Result, audit,
     authorization::{Grant, ManageDeployments, ManageProjects, System, ViewProjects},
     branches::PushOutcome,
     secrets::{self, Place, Secret},
@@ -47,8 +48,10 @@ pub struct RepositoryInfo {
     pub branch: Option<String>,
     /// To be added to the forge, with read access. Only for ssh.
     pub deploy_key: Option<String>,
-    /// The host keys that were trusted at first sight, in known_hosts format.
+    /// The host keys that were trusted at first sight or accepted by a person, in known_hosts format. They stay when the repository is disconnected.
     pub known_hosts: String,
+    /// From where, beside the repository's own directory, submodules are fetched with the project's credentials.
+    pub submodule_sources: Vec<String>,
     /// Where a webhook posts to. Only for an external repository.
     pub webhook_url: Option<String>,
     pub fetched_at: Option<DateTime<Utc>>,
@@ -73,6 +76,10 @@ pub struct Access {
     pub branches: Vec<String>,
 }
 
+/// Branches that are listed for a person.
+const BRANCHES: usize = 1000;
+/// Of one project.
+const SOURCES: usize = 50;
 const TOKEN: &str = "repository_token";
 const DEPLOY_KEY: &str = "deploy_key_private";
 
@@ -98,6 +105,7 @@ fn describe(control: &Control, repository: &Repository) -> RepositoryInfo {
         branch: repository.branch.clone(),
         deploy_key: repository.deploy_key_public.clone(),
         known_hosts: repository.known_hosts.clone(),
+        submodule_sources: repository.submodule_sources.clone(),
         webhook_url: external.then(|| format!("{}/api/webhooks/{}", settings.public_url, repository.project_id)),
         fetched_at: repository.fetched_at,
         error: repository.error.clone(),
@@ -210,14 +218,16 @@ pub async fn validate(
         }
     };
     Ok(match ask(control, &address, &credentials).await {
-        Ok(branches) => {
+        Ok(mut branches) => {
             let wanted = request.as_ref().map(|request| request.branch.as_str()).or(repository.branch.as_deref());
-            match wanted.filter(|branch| !branches.iter().any(|name| name == branch)) {
+            let missing = wanted.filter(|branch| !branches.iter().any(|name| name == branch));
+            branches.truncate(BRANCHES);
+            match missing {
                 Some(branch) => Access { accessible: false, message: format!("the repository has no branch {branch}"), branches },
                 None => Access { accessible: true, message: "the repository can be read".to_owned(), branches },
             }
         }
-        Err(error @ RemoteError::Refused { .. }) => Access { accessible: false, message: error.to_string(), branches: Vec::new() },
+        Err(error @ RemoteError::Refused(_)) => Access { accessible: false, message: error.to_string(), branches: Vec::new() },
         Err(RemoteError::Git(error)) => return Err(error.into()),
     })
 }
@@ -233,7 +243,7 @@ fn connected_address(url: &str) -> Result<Address> {
 
 fn unreachable(error: RemoteError) -> Error {
     match error {
-        RemoteError::Refused { sentence, .. } => Error::conflict("repository_unreachable", sentence),
+        RemoteError::Refused(sentence) => Error::conflict("repository_unreachable", sentence),
         RemoteError::Git(error) => error.into(),
     }
 }
@@ -290,13 +300,12 @@ pub(super) async fn fetch_commits(
     let url = repository.url.as_deref().ok_or_else(|| HostError::rejected("the project has no external repository"))?;
     let address = Address::parse(url).map_err(HostError::rejected)?;
     let credentials = credentials(control, repository).map_err(internal)?;
-    let mut known = None;
     let fetched = async {
         let _lock = mirror.lock_fetching().await?;
         let remote = Remote::open(&control.settings, address, &credentials).await?;
         let fetched = remote.fetch_all(mirror, cancel).await;
         // A host that was seen is known from now on, also when it did not take the key.
-        known = remote.known_hosts()?.filter(|known| *known != credentials.known_hosts);
+        learn_host_keys(control, repository.project_id, &remote).await;
         fetched
     };
     let fetched: Result<(), RemoteError> = fetched.await;
@@ -305,9 +314,6 @@ pub(super) async fn fetch_commits(
         let mut connection = control.pool.acquire().await?;
         let project = repository.project_id;
         repositories::set_fetched(&mut connection, System, project, url, control.clock.now(), error.as_deref()).await?;
-        if let Some(known) = &known {
-            repositories::set_known_hosts(&mut connection, System, project, url, known).await?;
-        }
         Ok::<_, Error>(())
     };
     store.await.map_err(internal)?;
@@ -315,8 +321,130 @@ pub(super) async fn fetch_commits(
         Ok(()) => Ok(()),
         Err(RemoteError::Git(GitError::Cancelled)) => Err(HostError::Cancelled),
         Err(RemoteError::Git(error)) => Err(error.into()),
-        Err(RemoteError::Refused { sentence, words }) => Err(HostError::Rejected { summary: sentence, excerpt: words }),
+        Err(RemoteError::Refused(sentence)) => Err(HostError::rejected(sentence)),
     }
+}
+
+/// Remembers the key of a host that was seen for the first time. What is known already stays. One that cannot be stored is seen for the first time
+/// again, which the log says.
+pub(super) async fn learn_host_keys(control: &Control, project: ProjectId, remote: &Remote<'_>) {
+    let learn = async {
+        let mut transaction = control.pool.begin().await?;
+        let known = repositories::lock_known_hosts(&mut transaction, System, project).await?;
+        let after = remote.known_hosts(&known).map_err(|error| Error::internal("reading the known ssh hosts", error))?;
+        if after != known {
+            repositories::set_known_hosts(&mut transaction, System, project, &after).await?;
+        }
+        Ok::<_, Error>(transaction.commit().await?)
+    };
+    if let Err(error) = learn.await {
+        tracing::warn!(%project, error = &error as &dyn std::error::Error, "the key of an ssh host could not be remembered");
+    }
+}
+
+/// Takes the key that an ssh host shows now in the place of the one that it was known by, when its fingerprint is the one that a person gives. The
+/// host is that of the connected repository, or of `url`: a submodule's. Audited.
+pub async fn accept_host_key(
+    control: &Control,
+    grant: &Grant<ManageProjects>,
+    project: ProjectId,
+    fingerprint: &str,
+    url: Option<&str>,
+) -> Result<RepositoryInfo> {
+    let repository = repositories::find(&mut *control.pool.acquire().await?, grant, project).await?;
+    let fingerprint = fingerprint.trim();
+    let is_one = fingerprint
+        .strip_prefix("SHA256:")
+        .is_some_and(|digest| digest.len() == 43 && digest.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/')));
+    if !is_one {
+        return Err(Error::invalid("fingerprint", "give the key's fingerprint as the forge publishes it: SHA256: and 43 characters"));
+    }
+    let address = match (url, &repository.url) {
+        (Some(url), _) => Address::parse(url).map_err(|sentence| Error::invalid("repositoryUrl", sentence))?,
+        (None, Some(url)) => connected_address(url)?,
+        (None, None) => return Err(Error::conflict("repository_built_in", "the project uses the built-in remote, which has no ssh key")),
+    };
+    if address.transport != Transport::Ssh {
+        return Err(Error::conflict("no_host_key", format!("{address} is not reached by ssh, so there is no key to accept")));
+    }
+    let reach = address.reach(&control.settings).await.map_err(|sentence| Error::invalid("repositoryUrl", sentence))?;
+    let shown = Remote::shown_host_key(&control.settings, &address, &reach).await?;
+    let host = &address.host;
+    let shown =
+        shown.ok_or_else(|| Error::conflict("repository_unreachable", format!("{host} shows no ssh key; try again when it does")))?;
+    let shows = host_keys::fingerprint(&shown).unwrap_or_default();
+    if shows != fingerprint {
+        return Err(Error::conflict(
+            "host_key_differs",
+            format!("{host} shows the key {shows}, and not {fingerprint}; nothing was changed: compare {shows} with what {host} publishes"),
+        ));
+    }
+    let mut transaction = control.pool.begin().await?;
+    let known = repositories::lock_known_hosts(&mut transaction, System, project).await?;
+    let alias = host_keys::alias(&address);
+    let before = host_keys::fingerprints(&host_keys::expected(&known, &alias));
+    repositories::set_known_hosts(&mut transaction, System, project, &host_keys::accept(&known, &alias, &shown)).await?;
+    let detail = serde_json::json!({ "host": alias, "before": before, "accepted": shows });
+    audit::record(&mut transaction, control, grant, "repository.host_key_accepted", &format!("project:{project}"), &detail).await?;
+    let after = repositories::find(&mut transaction, grant, project).await?;
+    transaction.commit().await?;
+    Ok(describe(control, &after))
+}
+
+/// A directory of the project's own host whose repositories the project's credentials open beside its own: `https://github.com/acme-shared`.
+pub(super) struct Source {
+    home: Address,
+    directory: String,
+}
+
+impl Source {
+    /// The error is a sentence.
+    pub(super) fn parse(home: &Address, text: &str) -> Result<Self, String> {
+        let address = Address::parse(text)?;
+        let directory = address.plain_path().filter(|path| !path.is_empty()).map(|path| format!("{path}/"));
+        let directory = directory.ok_or_else(|| "name a directory of repositories, without dots or encoded characters in it".to_owned())?;
+        // Whether it is on the project's own host, reached in the same way, is asked as of a repository in it.
+        if address.transport != home.transport || address.host != home.host || address.port != home.port {
+            return Err(format!("the project's credentials are for {} over {} alone", home.host, home.transport.protocol()));
+        }
+        Ok(Self { home: home.clone(), directory })
+    }
+
+    pub(super) fn holds(&self, address: &Address) -> bool {
+        address.is_below(&self.home, &self.directory)
+    }
+}
+
+/// Sets from where, beside its own directory, submodules are fetched with the project's credentials: directories of the same host. Audited.
+pub async fn set_submodule_sources(
+    control: &Control,
+    grant: &Grant<ManageProjects>,
+    project: ProjectId,
+    sources: Vec<String>,
+) -> Result<RepositoryInfo> {
+    let repository = repositories::find(&mut *control.pool.acquire().await?, grant, project).await?;
+    let Some(url) = &repository.url else {
+        return Err(Error::conflict("repository_built_in", "the project uses the built-in remote, so it has no credentials for others"));
+    };
+    let home = connected_address(url)?;
+    let sources: Vec<String> = sources.iter().map(|source| source.trim().trim_end_matches('/').to_owned()).collect();
+    let wrong = |(index, source): (usize, &String)| {
+        Some(FieldError { field: format!("sources[{index}]"), message: Source::parse(&home, source).err()? })
+    };
+    let mut fields: Vec<FieldError> = sources.iter().enumerate().filter_map(wrong).collect();
+    if sources.len() > SOURCES {
+        fields.push(FieldError { field: "sources".to_owned(), message: format!("give at most {SOURCES}") });
+    }
+    if !fields.is_empty() {
+        return Err(Error::Invalid { fields });
+    }
+    let mut transaction = control.pool.begin().await?;
+    repositories::set_submodule_sources(&mut transaction, grant, project, url, &sources).await?;
+    let detail = serde_json::json!({ "sources": sources });
+    audit::record(&mut transaction, control, grant, "repository.submodule_sources_changed", &format!("project:{project}"), &detail).await?;
+    let after = repositories::find(&mut transaction, grant, project).await?;
+    transaction.commit().await?;
+    Ok(describe(control, &after))
 }
 
 /// Old enough to give up on: a webhook whose repository could not be fetched for so long.

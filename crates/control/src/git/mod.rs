@@ -6,6 +6,7 @@ mod address;
 mod commits;
 mod export;
 mod external;
+mod host_keys;
 mod mirror;
 mod pkt_line;
 mod program;
@@ -24,9 +25,11 @@ use ocore_model::{
     names::{BranchName, CommitSha},
 };
 
-pub(crate) use address::is_local as is_local_address;
 pub use export::export;
-pub use external::{Access, ConnectRepository, Connected, RepositoryInfo, connect, disconnect, fetch, info, renew_deploy_key, validate};
+pub use external::{
+    Access, ConnectRepository, Connected, RepositoryInfo, accept_host_key, connect, disconnect, fetch, info, renew_deploy_key,
+    set_submodule_sources, validate,
+};
 pub use receive::receive_pack;
 pub use reconcile::{maintain, reconcile};
 pub use serve::{ByteStream, Served, Service, advertise, open, upload_pack};

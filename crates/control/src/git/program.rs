@@ -14,7 +14,7 @@ use std::{
 };
 
 use ocore_host::HostError;
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process_group, prlimit};
 use thiserror::Error;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _},
@@ -48,6 +48,7 @@ const CONFIGURATION: &str = "\
 	unpackLimit = 100
 [transfer]
 	fsckObjects = true
+	bundleURI = false
 	hideRefs = refs/
 	hideRefs = !refs/heads/
 	hideRefs = !refs/tags/
@@ -60,6 +61,8 @@ const CONFIGURATION: &str = "\
 	recurseSubmodules = false
 [protocol]
 	version = 2
+[promisor]
+	acceptFromServer = none
 [credential]
 	helper =
 [http]
@@ -136,16 +139,6 @@ pub(crate) enum GitError {
     Cancelled,
 }
 
-impl GitError {
-    /// What Git itself said, at most a few lines; empty when it was not Git that failed.
-    pub(crate) fn words(&self) -> &str {
-        match self {
-            Self::Failed { words, .. } => words.trim(),
-            _ => "",
-        }
-    }
-}
-
 /// Git's own sentence without its prefix: the last `fatal:` or `error:` line, or the last line.
 fn last_line(words: &str) -> &str {
     let lines = || words.lines().map(str::trim).filter(|line| !line.is_empty());
@@ -176,6 +169,8 @@ pub(crate) struct Git {
     input: Vec<u8>,
     timeout: Duration,
     output_limit: usize,
+    /// Of each file that it writes.
+    file_limit: Option<u64>,
     cancel: CancellationToken,
 }
 
@@ -219,6 +214,7 @@ impl Git {
             input: Vec::new(),
             timeout: LOCAL_TIMEOUT,
             output_limit: OUTPUT_LIMIT,
+            file_limit: None,
             cancel: CancellationToken::new(),
         })
     }
@@ -259,6 +255,18 @@ impl Git {
         self
     }
 
+    /// For answers that are known to be shorter than what is allowed otherwise.
+    pub(crate) fn output_limit(mut self, bytes: usize) -> Self {
+        self.output_limit = bytes;
+        self
+    }
+
+    /// The largest file that it, or what it starts, may write: it is ended at that byte.
+    pub(crate) fn file_limit(mut self, bytes: u64) -> Self {
+        self.file_limit = Some(bytes);
+        self
+    }
+
     pub(crate) fn cancelled_by(mut self, cancel: &CancellationToken) -> Self {
         self.cancel = cancel.clone();
         self
@@ -272,7 +280,14 @@ impl Git {
         }
         self.command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = self.command.spawn().map_err(GitError::Start)?;
-        Ok(Running { stdin: child.stdin.take(), stdout: child.stdout.take(), stderr: child.stderr.take(), child, name: self.name })
+        let running =
+            Running { stdin: child.stdin.take(), stdout: child.stdout.take(), stderr: child.stderr.take(), child, name: self.name };
+        if let Some((limit, pid)) = self.file_limit.zip(running.pid()) {
+            // Whatever it starts later has the same limit; until then it has written nothing of what comes from outside.
+            prlimit(Some(pid), Resource::Fsize, Rlimit { current: Some(limit), maximum: Some(limit) })
+                .map_err(|error| GitError::Pipe(error.into()))?;
+        }
+        Ok(running)
     }
 
     /// Runs it to its end and gives what it wrote to its output. An exit status other than 0 is [`GitError::Failed`] with Git's words.
@@ -346,9 +361,13 @@ impl Running {
         }
     }
 
+    /// None: it has been waited for, and the number may be somebody else's by now.
+    fn pid(&self) -> Option<Pid> {
+        self.child.id().and_then(|id| Pid::from_raw(id.cast_signed()))
+    }
+
     fn signal(&self, signal: Signal) {
-        // No id: it has been waited for, and the number may be somebody else's by now.
-        if let Some(group) = self.child.id().and_then(|id| Pid::from_raw(id.cast_signed())) {
+        if let Some(group) = self.pid() {
             let _ = kill_process_group(group, signal);
         }
     }

@@ -7,7 +7,12 @@
 //! Rights: a push needs `manage:deployments`; a branch without an environment, where the project makes one on push, and deleting the branch
 //! of the production environment need `manage:environments` as well.
 
-use std::{collections::HashMap, io, time::Duration};
+use std::{
+    collections::HashMap,
+    io,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    time::Duration,
+};
 
 use bytes::{Bytes, BytesMut};
 use ocore_model::{
@@ -18,7 +23,7 @@ use ocore_model::{
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _},
     sync::mpsc,
-    time::Instant,
+    time::{Instant, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -92,9 +97,10 @@ pub async fn receive_pack(
     mut body: impl AsyncRead + Send + Unpin + 'static,
 ) -> Result<ByteStream> {
     served.for_push()?;
-    let request = read_request(&mut body).await.map_err(|error| Error::invalid("body", format!("this is not a push: {error}")))?;
+    let request = timeout(serve::PATIENCE, read_request(&mut body)).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+    let request = request.map_err(|error| Error::invalid("body", format!("this is not a push: {error}")))?;
     let (sender, receiver) = mpsc::channel(64);
-    let answer = Answer { sender, banded: request.can("side-band-64k") };
+    let answer = Answer { sender, banded: request.can("side-band-64k"), stalled: AtomicBool::new(false) };
     if request.commands.is_empty() {
         // A client with a large pack asks first whether it may, with nothing but a flush.
         return Ok(Box::pin(ReceiverStream::new(receiver)));
@@ -194,7 +200,11 @@ fn judge_command(command: &Command, followed: &HashMap<String, bool>, may_manage
 
 /// Reads a body that nobody wants to its end, within reason.
 async fn drain(body: &mut (impl AsyncRead + Unpin), limit: u64) {
-    let _ = tokio::io::copy(&mut body.take(limit.saturating_mul(4)), &mut tokio::io::sink()).await;
+    let mut body = body.take(limit.saturating_mul(4));
+    let mut chunk = BytesMut::with_capacity(64 * 1024);
+    while let Ok(1..) = serve::read_on(&mut body, &mut chunk).await {
+        chunk.clear();
+    }
 }
 
 async fn refuse(request: &Request, refusals: &HashMap<String, String>, answer: &Answer) {
@@ -220,12 +230,14 @@ async fn refuse(request: &Request, refusals: &HashMap<String, String>, answer: &
 pub(super) struct Answer {
     sender: mpsc::Sender<io::Result<Bytes>>,
     banded: bool,
+    /// The client has read nothing for so long that nobody waits for it any more.
+    stalled: AtomicBool,
 }
 
 impl Answer {
     /// Whether the terminal can be spoken to.
     pub(super) fn speaks(&self) -> bool {
-        self.banded && !self.sender.is_closed()
+        self.banded && !self.sender.is_closed() && !self.stalled.load(Relaxed)
     }
 
     /// Text for the terminal; each line gets `remote: ` before it. Nothing without bands.
@@ -252,7 +264,9 @@ impl Answer {
     }
 
     async fn raw(&self, bytes: Bytes) {
-        let _ = self.sender.send(Ok(bytes)).await;
+        if !self.stalled.load(Relaxed) && timeout(serve::PATIENCE, self.sender.send(Ok(bytes))).await.is_err() {
+            self.stalled.store(true, Relaxed);
+        }
     }
 
     /// The flush that tells a client with bands that all is said.
@@ -302,7 +316,7 @@ impl Push {
             let mut chunk = BytesMut::with_capacity(256 * 1024);
             loop {
                 chunk.clear();
-                match body.read_buf(&mut chunk).await {
+                match serve::read_on(&mut body, &mut chunk).await {
                     Ok(0) => return,
                     // A client that goes away in the middle: the pack ends too early, Git says so and throws the quarantine away.
                     Err(error) => return tracing::info!(%error, "a push ended early"),

@@ -1,7 +1,7 @@
 //! The built-in remote, as Git's smart HTTP protocol has it: finding the repository, telling what it holds, sending it. Receiving is in
 //! `receive`. (gitprotocol-http(5); git-http-backend(1) is the same in C.)
 
-use std::{io, pin::Pin};
+use std::{io, pin::Pin, time::Duration};
 
 use bytes::Bytes;
 use futures::Stream;
@@ -9,6 +9,7 @@ use ocore_model::{names::Slug, project::RepositoryKind};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _},
     sync::mpsc,
+    time::timeout,
 };
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -22,6 +23,11 @@ use crate::{
     authorization::{ManageDeployments, Scope, ViewProjects},
     store::repositories::{self, Repository},
 };
+
+/// What a fetch may ask with: the commits that it wants and has.
+const REQUEST_LIMIT: u64 = 64 * 1024 * 1024;
+/// How long a client may pause while it sends, or read nothing of what it is sent. A program of ours waits for it.
+pub(super) const PATIENCE: Duration = Duration::from_mins(2);
 
 /// What comes back to the client, as it comes.
 pub type ByteStream = Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>;
@@ -133,19 +139,23 @@ pub fn upload_pack(
     control: &Control,
     served: &Served,
     protocol: Option<&str>,
-    mut body: impl AsyncRead + Send + Unpin + 'static,
+    body: impl AsyncRead + Send + Unpin + 'static,
 ) -> Result<ByteStream> {
+    let mut body = body.take(REQUEST_LIMIT);
     let git = command(control, served, version(Service::UploadPack, protocol))?;
     let mut running = git.arg("--stateless-rpc").arg(served.mirror.path()).start()?;
     let (sender, receiver) = mpsc::channel(16);
     tokio::spawn(async move {
         let (stdin, stdout, stderr) = (running.stdin.take(), running.stdout.take(), running.stderr.take());
         let feed = async {
-            if let Some(mut stdin) = stdin
-                && let Err(error) = tokio::io::copy(&mut body, &mut stdin).await
-            {
-                // Either side may have had enough; Git's exit status tells whether that was well.
-                tracing::debug!(%error, "a fetch's request ended early");
+            let Some(mut stdin) = stdin else { return };
+            let mut chunk = bytes::BytesMut::with_capacity(64 * 1024);
+            // Either side may have had enough; Git's exit status tells whether that was well.
+            while let Ok(1..) = read_on(&mut body, &mut chunk).await {
+                if !still_reads(&mut stdin, &chunk).await {
+                    return;
+                }
+                chunk.clear();
             }
         };
         let answer = async {
@@ -154,7 +164,7 @@ pub fn upload_pack(
                 let mut chunk = bytes::BytesMut::with_capacity(64 * 1024);
                 match stdout.read_buf(&mut chunk).await {
                     Ok(0) => return true,
-                    Ok(_) if sender.send(Ok(chunk.freeze())).await.is_err() => return false,
+                    Ok(_) if !matches!(timeout(PATIENCE, sender.send(Ok(chunk.freeze()))).await, Ok(Ok(()))) => return false,
                     Ok(_) => {}
                     Err(error) => return sender.send(Err(error)).await.is_ok(),
                 }
@@ -189,6 +199,11 @@ pub(super) fn version(service: Service, protocol: Option<&str>) -> Option<&'stat
     } else {
         None
     }
+}
+
+/// The next bytes of what a client sends, added to `chunk`; an error when it pauses too long.
+pub(super) async fn read_on(body: &mut (impl AsyncRead + Unpin), chunk: &mut bytes::BytesMut) -> io::Result<usize> {
+    timeout(PATIENCE, body.read_buf(chunk)).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }
 
 /// Writes a chunk and says whether the program still reads.

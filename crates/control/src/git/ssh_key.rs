@@ -7,6 +7,7 @@ use tokio::process::Command;
 
 use super::{
     address::{Address, Reach},
+    host_keys,
     program::{Git, GitError},
 };
 use crate::{Error, Result, Settings, secrets::Secret};
@@ -52,16 +53,22 @@ pub(crate) struct SshSession {
 }
 
 impl SshSession {
-    /// `known_hosts` are the keys seen so far; a host that is not among them is trusted this once, and remembered.
-    pub(crate) fn new(settings: &Settings, address: &Address, reach: &Reach, key: Option<&Secret>, known_hosts: &str) -> io::Result<Self> {
+    /// `expected` are the keys of which the host must show one. When there are none, the host is seen for the first time, and is trusted this once.
+    pub(crate) fn new(
+        settings: &Settings,
+        address: &Address,
+        reach: &Reach,
+        key: Option<&Secret>,
+        expected: &[String],
+    ) -> io::Result<Self> {
         let directory = private_directory(settings)?;
         let file = |name: &str| directory.path().join(name);
-        fs::write(file("known_hosts"), known_hosts)?;
+        fs::write(file("known_hosts"), expected.iter().flat_map(|line| [line, "\n"]).collect::<String>())?;
         if let Some(key) = key {
             fs::write(file("key"), key.expose())?;
             fs::set_permissions(file("key"), fs::Permissions::from_mode(0o600))?;
         }
-        fs::write(file("config"), configuration(directory.path(), address, reach, key.is_some()))?;
+        fs::write(file("config"), configuration(directory.path(), address, reach, key.is_some(), !expected.is_empty()))?;
         Ok(Self { directory })
     }
 
@@ -72,16 +79,18 @@ impl SshSession {
             .environment("OCORE_SSH_CONFIGURATION", self.directory.path().join("config"))
     }
 
-    /// The host keys that are known now.
+    /// The keys that the host is known by now.
     pub(crate) fn known_hosts(&self) -> io::Result<String> {
         fs::read_to_string(self.directory.path().join("known_hosts"))
     }
 }
 
-fn configuration(directory: &Path, address: &Address, reach: &Reach, with_key: bool) -> String {
+fn configuration(directory: &Path, address: &Address, reach: &Reach, with_key: bool, is_known: bool) -> String {
     let directory = directory.display();
-    // The name under which the host's key is kept, also when ssh is given one of its addresses.
-    let alias = if address.port == 22 { address.host.clone() } else { format!("[{}]:{}", address.host, address.port) };
+    // Also when ssh is given one of its addresses.
+    let alias = host_keys::alias(address);
+    // A host that is known by a key of one kind would be taken with any of another kind otherwise.
+    let checking = if is_known { "yes" } else { "accept-new" };
     let identity = if with_key { format!("\"{directory}/key\"") } else { "none".to_owned() };
     // Where the connection goes: the first address that was judged, or wherever the name leads.
     let target = match reach {
@@ -95,7 +104,7 @@ fn configuration(directory: &Path, address: &Address, reach: &Reach, with_key: b
          PreferredAuthentications publickey\n\
          IdentitiesOnly yes\n\
          IdentityAgent none\n\
-         StrictHostKeyChecking accept-new\n\
+         StrictHostKeyChecking {checking}\n\
          UserKnownHostsFile \"{directory}/known_hosts\"\n\
          GlobalKnownHostsFile /dev/null\n\
          HostKeyAlias {alias}\n\
@@ -135,11 +144,11 @@ mod tests {
     use super::*;
 
     /// What ssh itself makes of the configuration for that host.
-    fn effective(reach: &Reach, with_key: bool) -> String {
+    fn effective(reach: &Reach, with_key: bool, is_known: bool) -> String {
         let directory = tempfile::tempdir().unwrap();
         let address = Address::parse("ssh://git@git.example.com:2222/acme/shop.git").unwrap();
         let path = directory.path().join("config");
-        fs::write(&path, configuration(directory.path(), &address, reach, with_key)).unwrap();
+        fs::write(&path, configuration(directory.path(), &address, reach, with_key, is_known)).unwrap();
         let output = std::process::Command::new("ssh").arg("-G").arg("-F").arg(&path).arg("git.example.com").output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap().replace(&directory.path().display().to_string(), "<session>")
@@ -147,7 +156,7 @@ mod tests {
 
     #[test]
     fn ssh_reads_the_configuration_as_it_is_meant() {
-        let pinned = effective(&Reach::Pinned(vec!["192.0.2.7".parse().unwrap()]), true);
+        let pinned = effective(&Reach::Pinned(vec!["192.0.2.7".parse().unwrap()]), true, false);
         for line in [
             "hostname 192.0.2.7",
             "hostkeyalias [git.example.com]:2222",
@@ -165,7 +174,8 @@ mod tests {
             assert!(pinned.lines().any(|found| found == line), "{line} is not in\n{pinned}");
         }
         assert!(!pinned.contains("proxycommand") && !pinned.contains("controlpath"), "{pinned}");
-        let open = effective(&Reach::Any, false);
+        let open = effective(&Reach::Any, false, true);
+        assert!(open.contains("\nstricthostkeychecking true\n"), "{open}");
         assert!(open.contains("\nhostname git.example.com\n") && open.contains("\nidentityfile none\n"), "{open}");
     }
 }

@@ -98,12 +98,9 @@ struct Link {
 }
 
 impl Link {
-    fn failed(&self, sentence: &str, words: &str) -> HostError {
+    fn failed(&self, sentence: &str) -> HostError {
         let address = self.address.as_deref().unwrap_or("no address");
-        HostError::Rejected {
-            summary: format!("the submodule {} ({address}) cannot be had: {sentence}", self.path),
-            excerpt: words.to_owned(),
-        }
+        HostError::rejected(format!("the submodule {} ({address}) cannot be had: {sentence}", self.path))
     }
 }
 
@@ -268,37 +265,69 @@ async fn obtain(
     let link = Link { path: format!("{}{}", directory(&parent.prefix), link.path), ..link };
     let commit: CommitSha = link.commit.parse().map_err(|_| GitError::Unreadable { command: "ls-tree" })?;
     let Some(address) = &link.address else {
-        return Err(link.failed("no entry of .gitmodules has this path; add one, or remove the directory from the commit", ""));
+        return Err(link.failed("no entry of .gitmodules has this path; add one, or remove the directory from the commit"));
     };
     let part = |mirror, origin| Part { prefix: link.path.clone(), mirror, commit: commit.clone(), origin };
-    match place(control, repository, parent, address).map_err(|sentence| link.failed(&sentence, ""))? {
+    match place(control, repository, parent, address).map_err(|sentence| link.failed(&sentence))? {
         Place::Sibling(slug) => {
             let mut connection = control.pool.acquire().await.map_err(|error| internal(error.into()))?;
             let sibling = repositories::find_by_slug(&mut connection, repository.organization_id, &slug).await.map_err(internal)?;
             drop(connection);
-            let sibling = sibling.ok_or_else(|| link.failed("there is no such project in this organization", ""))?;
+            let sibling = sibling.ok_or_else(|| link.failed("there is no such project in this organization"))?;
             let mirror = Mirror::of_project(settings, sibling.project_id).await?;
             if !mirror.has(settings, &commit).await? {
-                return Err(link.failed(&format!("the project {slug} does not have the commit {commit}; push it there"), ""));
+                return Err(link.failed(&format!("the project {slug} does not have the commit {commit}; push it there")));
             }
             progress.log.line(&format!("submodule {} at {:.12} from the project {slug}", link.path, commit));
             Ok(part(mirror, Origin::BuiltIn(format!("{}/{slug}.git", repository.organization_slug))))
         }
         Place::Elsewhere(address) => {
-            let key = Sha256::digest(format!("{}\n{address}", repository.project_id));
-            let mirror = Mirror::at(settings, settings.repositories.join("submodules").join(format!("{}.git", hex::encode(key)))).await?;
+            let is_trusted = has_credentials(repository, &address);
+            let mirror =
+                Mirror::at(settings, settings.repositories.join("submodules").join(cache_name(repository, &address, is_trusted))).await?;
             if mirror.has(settings, &commit).await? {
                 progress.log.line(&format!("submodule {} at {:.12}, which is here already", link.path, commit));
             } else {
                 progress.log.line(&format!("submodule {} at {:.12} from {address}", link.path, commit));
+                let nobody = Credentials { known_hosts: credentials.known_hosts.clone(), ..Credentials::default() };
+                let credentials = if is_trusted { credentials } else { &nobody };
                 fetch(control, repository, &mirror, &address, &commit, credentials, progress).await.map_err(|error| match error {
                     RemoteError::Git(GitError::Cancelled) => HostError::Cancelled,
-                    error => link.failed(&error.to_string(), error.words()),
+                    error if is_trusted => link.failed(&error.to_string()),
+                    error => link.failed(&format!("{error}{}", without_credentials(repository, &address))),
                 })?;
             }
             Ok(part(mirror, Origin::External(address)))
         }
     }
+}
+
+/// Whether the project's key and token are for this address as well: whoever may push names it, and would read everything that they open. So they go
+/// to the project's own host alone, and there to where its repository lies, or to what the project's settings name beside.
+fn has_credentials(repository: &Repository, address: &Address) -> bool {
+    let Some(home) = repository.url.as_deref().and_then(|url| Address::parse(url).ok()) else { return false };
+    let is_own = home.namespace().is_some_and(|namespace| address.is_below(&home, namespace));
+    is_own
+        || repository
+            .submodule_sources
+            .iter()
+            .any(|source| external::Source::parse(&home, source).is_ok_and(|source| source.holds(address)))
+}
+
+/// For somebody whose submodule is on the project's own host and was asked for without its credentials.
+fn without_credentials(repository: &Repository, address: &Address) -> &'static str {
+    let home = repository.url.as_deref().and_then(|url| Address::parse(url).ok());
+    if home.is_some_and(|home| home.host == address.host) {
+        "; the project's own credentials open what lies beside its repository only, and what its settings name (`ocore project submodules`)"
+    } else {
+        ""
+    }
+}
+
+/// What was fetched with credentials is not what was fetched without: an address that loses them does not get it from here.
+fn cache_name(repository: &Repository, address: &Address, with_credentials: bool) -> String {
+    let kind = if with_credentials { "with credentials" } else { "without" };
+    format!("{}.git", hex::encode(Sha256::digest(format!("{}\n{kind}\n{address}", repository.project_id))))
 }
 
 /// Brings a commit into a mirror of a submodule: the commit alone if the server gives it, else everything.
@@ -316,23 +345,21 @@ async fn fetch(
     if mirror.has(settings, commit).await? {
         return Ok(());
     }
-    // The project's key and token are for its own host, not for whoever a `.gitmodules` file names.
-    let home = repository.url.as_deref().and_then(|url| Address::parse(url).ok());
-    let same_host = home.is_some_and(|home| home.host == address.host && home.transport == address.transport && home.port == address.port);
-    let nobody = Credentials::default();
-    let remote = Remote::open(settings, address.clone(), if same_host { credentials } else { &nobody }).await?;
-    match remote.fetch_commit(mirror, commit.as_str(), &progress.cancel).await {
-        Err(RemoteError::Git(GitError::Cancelled)) => return Err(GitError::Cancelled.into()),
-        Ok(()) => return Ok(()),
-        Err(_) => remote.fetch_all(mirror, &progress.cancel).await?,
-    }
+    let remote = Remote::open(settings, address.clone(), credentials).await?;
+    let fetched = match remote.fetch_commit(mirror, commit.as_str(), &progress.cancel).await {
+        Err(RemoteError::Git(GitError::Cancelled)) => Err(GitError::Cancelled.into()),
+        Ok(()) => Ok(()),
+        Err(_) => remote.fetch_all(mirror, &progress.cancel).await,
+    };
+    // A host that was seen is known from now on, also when it did not take the key.
+    external::learn_host_keys(control, repository.project_id, &remote).await;
+    fetched?;
     if mirror.has(settings, commit).await? {
         return Ok(());
     }
-    Err(RemoteError::Refused {
-        sentence: format!("the repository is there, the commit {commit} is not; push it there, or let the submodule point to another one"),
-        words: String::new(),
-    })
+    Err(RemoteError::Refused(format!(
+        "the repository is there, the commit {commit} is not; push it there, or let the submodule point to another one"
+    )))
 }
 
 pub(super) fn internal(error: crate::Error) -> HostError {

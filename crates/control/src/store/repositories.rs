@@ -30,6 +30,7 @@ pub(crate) struct Repository {
     pub(crate) deploy_key_private: Option<Vec<u8>>,
     pub(crate) token: Option<Vec<u8>>,
     pub(crate) known_hosts: String,
+    pub(crate) submodule_sources: Vec<String>,
     pub(crate) webhook_secret: Option<Vec<u8>>,
     pub(crate) fetched_at: Option<DateTime<Utc>>,
     pub(crate) error: Option<String>,
@@ -49,6 +50,7 @@ struct Row {
     deploy_key_private: Option<Vec<u8>>,
     token: Option<Vec<u8>>,
     known_hosts: String,
+    submodule_sources: Vec<String>,
     webhook_secret: Option<Vec<u8>>,
     fetched_at: Option<DateTime<Utc>>,
     error: Option<String>,
@@ -72,6 +74,7 @@ impl TryFrom<Row> for Repository {
             deploy_key_private: row.deploy_key_private,
             token: row.token,
             known_hosts: row.known_hosts,
+            submodule_sources: row.submodule_sources,
             webhook_secret: row.webhook_secret,
             fetched_at: row.fetched_at,
             error: row.error,
@@ -88,7 +91,7 @@ macro_rules! select {
             r#"select p.id as "project_id: ProjectId", p.organization_id as "organization_id: OrganizationId", o.slug as organization_slug,
                 p.slug as project_slug, p.archived_at is not null as "archived!", p.repository_kind as kind, p.repository_url as url,
                 p.repository_branch as branch, p.deploy_key_public, p.deploy_key_private, p.repository_token as token,
-                p.repository_known_hosts as known_hosts, p.webhook_secret, p.repository_fetched_at as fetched_at,
+                p.repository_known_hosts as known_hosts, p.repository_submodule_sources as submodule_sources, p.webhook_secret, p.repository_fetched_at as fetched_at,
                 p.repository_error as error, p.create_environment_on_push
             from projects p join organizations o on o.id = p.organization_id where "# + $condition,
             $($argument),*
@@ -162,12 +165,13 @@ pub(crate) struct Connection<'a> {
     pub(crate) webhook_secret: Vec<u8>,
 }
 
-/// Lets an external repository be where the project's commits come from.
+/// Lets an external repository be where the project's commits come from. Keys of ssh hosts stay known; what another repository's credentials were
+/// for does not.
 pub(crate) async fn connect(connection: &mut PgConnection, scope: &Scope, project: ProjectId, to: Connection<'_>) -> Result<()> {
     let done = sqlx::query!(
         "update projects set repository_kind = 'external', repository_url = $3, repository_branch = $4, repository_token = $5,
-            deploy_key_public = $6, deploy_key_private = $7, webhook_secret = $8, repository_known_hosts = '', repository_fetched_at = null,
-            repository_error = null, updated_at = now()
+            deploy_key_public = $6, deploy_key_private = $7, webhook_secret = $8, repository_fetched_at = null, repository_error = null,
+            repository_submodule_sources = case when repository_url = $3 then repository_submodule_sources else '{}' end, updated_at = now()
          where id = $1 and organization_id = $2",
         project.0,
         scope.organization_id.0,
@@ -181,11 +185,11 @@ pub(crate) async fn connect(connection: &mut PgConnection, scope: &Scope, projec
     if done.execute(connection).await?.rows_affected() == 0 { Err(Error::NotFound { what: "project" }) } else { Ok(()) }
 }
 
-/// Back to the built-in remote; credentials are forgotten.
+/// Back to the built-in remote; credentials are forgotten. Keys of ssh hosts stay known.
 pub(crate) async fn disconnect(connection: &mut PgConnection, scope: &Scope, project: ProjectId) -> Result<()> {
     let done = sqlx::query!(
         "update projects set repository_kind = 'built_in', repository_url = null, repository_branch = null, repository_token = null,
-            deploy_key_public = null, deploy_key_private = null, webhook_secret = null, repository_known_hosts = '',
+            deploy_key_public = null, deploy_key_private = null, webhook_secret = null, repository_submodule_sources = '{}',
             repository_fetched_at = null, repository_error = null, updated_at = now()
          where id = $1 and organization_id = $2",
         project.0,
@@ -243,12 +247,33 @@ pub(crate) async fn set_fetched(
     Ok(())
 }
 
-/// Remembers host keys that were seen for the first time.
-pub(crate) async fn set_known_hosts(connection: &mut PgConnection, _: System, project: ProjectId, url: &str, known: &str) -> Result<()> {
-    sqlx::query!("update projects set repository_known_hosts = $3 where id = $1 and repository_url = $2", project.0, url, known)
-        .execute(connection)
-        .await?;
+/// The known keys of ssh hosts; nobody else changes them before the transaction ends.
+pub(crate) async fn lock_known_hosts(connection: &mut PgConnection, _: System, project: ProjectId) -> Result<String> {
+    let known = sqlx::query_scalar!("select repository_known_hosts from projects where id = $1 for update", project.0);
+    known.fetch_optional(connection).await?.ok_or(Error::NotFound { what: "project" })
+}
+
+pub(crate) async fn set_known_hosts(connection: &mut PgConnection, _: System, project: ProjectId, known: &str) -> Result<()> {
+    sqlx::query!("update projects set repository_known_hosts = $2 where id = $1", project.0, known).execute(connection).await?;
     Ok(())
+}
+
+/// The connected repository must still be the one at this address.
+pub(crate) async fn set_submodule_sources(
+    connection: &mut PgConnection,
+    scope: &Scope,
+    project: ProjectId,
+    url: &str,
+    sources: &[String],
+) -> Result<()> {
+    let done = sqlx::query!(
+        "update projects set repository_submodule_sources = $4, updated_at = now() where id = $1 and organization_id = $2 and repository_url = $3",
+        project.0,
+        scope.organization_id.0,
+        url,
+        sources
+    );
+    if done.execute(connection).await?.rows_affected() == 0 { Err(Error::NotFound { what: "project" }) } else { Ok(()) }
 }
 
 /// A webhook that waits for its fetch.

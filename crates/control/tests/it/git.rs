@@ -286,6 +286,9 @@ async fn submodules_that_cannot_be_had_say_which_and_why() -> Result<()> {
         ("https://169.254.169.254/latest", "this machine"),
         ("https://localhost/x", "this machine"),
         ("ssh://git@[::1]/x", "this machine"),
+        ("https://10.1.2.3/x", "private network"),
+        ("ssh://git@[::ffff:10.1.2.3]/x", "private network"),
+        ("ssh://git@1.1.1.1:2222/x", "not at 2222"),
     ] {
         let sentence = world.refusal(address, &commit).await.with_context(|| address.to_owned())?;
         assert!(sentence.starts_with("the submodule libs/lib (") && sentence.contains(why), "{address}: {sentence}");
@@ -368,6 +371,13 @@ async fn repositories_that_may_not_be_reached_are_not_connected() -> Result<()> 
         ("http://example.com/x", "protects neither"),
         ("ext::sh -c id", "not an address"),
         ("https://token@example.com/x", "user or password"),
+        ("https://10.0.0.5/x", "private network"),
+        ("git@192.168.1.1:acme/shop.git", "private network"),
+        ("https://[fd00::1]/x", "private network"),
+        ("https://[64:ff9b::a00:5]/x", "private network"),
+        ("https://198.18.0.1/x", "special purposes"),
+        ("https://1.1.1.1:8443/x", "port 443, not at 8443"),
+        ("ssh://git@1.1.1.1:5432/x", "port 22 or 443, not at 5432"),
     ] {
         let refused = git::connect(&world.store.control, &world.owner.scope.grant()?, world.project.id, connection(url)).await;
         let sentence = sentence(refused.unwrap_err());
@@ -412,7 +422,7 @@ async fn a_file_repository_is_asked_before_it_is_connected_and_fetched_after() -
 
 #[tokio::test]
 async fn an_ssh_repository_gets_a_deploy_key_whose_private_half_nobody_sees() -> Result<()> {
-    let world = World::new().await?;
+    let world = World::with_settings(|settings| settings.repository_networks = vec!["192.0.2.0/24".parse().unwrap()]).await?;
     let (control, grant) = (&world.store.control, world.owner.scope.grant()?);
     // An address of documentation (RFC 5737): nothing answers there, and nothing has to.
     let request = connection("git@192.0.2.1:acme/shop.git");

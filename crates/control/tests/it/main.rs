@@ -11,6 +11,7 @@ mod events;
 mod exports;
 mod first_account;
 mod git;
+mod git_border;
 mod limits;
 mod operations;
 mod organizations;

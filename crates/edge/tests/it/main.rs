@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod border;
 mod closed;
 mod handover;
 mod headers;

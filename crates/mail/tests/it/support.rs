@@ -98,6 +98,13 @@ impl Scene {
         Ok(exchange(&self.config.socket, method, &format!("/mailboxes/{}", self.instance), Some(body)).await?.status)
     }
 
+    /// One more mailbox, at a port of its own.
+    pub(crate) async fn another_mailbox(&self) -> Result<StatusCode> {
+        let port = Port::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
+        let path = format!("/mailboxes/{}", InstanceId::new());
+        Ok(exchange(&self.config.socket, Method::PUT, &path, Some(json!({ "port": port, "uid": 54_321 }))).await?.status)
+    }
+
     pub(crate) async fn call(&self, method: Method, path: &str, body: Option<Value>) -> Result<Answer> {
         exchange(&self.config.socket, method, &format!("/box/{}/{path}", self.instance), body).await
     }

@@ -316,3 +316,61 @@ async fn a_mailbox_that_rests_and_wakes_has_all_its_messages() -> Result<()> {
     assert_eq!(scene.get("api/v1/messages").await?["total"], 20);
     scene.stop().await
 }
+
+#[tokio::test]
+async fn messages_made_to_exhaust_the_catcher_are_kept_and_shown_as_they_are() -> Result<()> {
+    let mut scene = Scene::new().await?;
+    let deep = [b"Subject: deep\r\n".to_vec(), b"Content-Type: message/rfc822\r\n\r\n".repeat(300_000)].concat();
+    let headers = [b"Subject: headers\r\n".to_vec(), b"a: b\r\n".repeat(2_000_000), b"\r\nx".to_vec()].concat();
+    let receivers = [b"Subject: receivers\r\nTo: ".to_vec(), b"a@b,\r\n ".repeat(1_500_000), b"c@d\r\n\r\nx".to_vec()].concat();
+    let head = b"Subject: parts\r\nContent-Type: multipart/mixed; boundary=x\r\n\r\n";
+    let parts = [head.to_vec(), b"--x\r\n\r\n".repeat(1_500_000)].concat();
+    for message in [&deep, &headers, &receivers, &parts] {
+        assert!(scene.send(message).await?.starts_with("250"));
+    }
+    let list = scene.get("api/v1/messages").await?;
+    let subjects: Vec<&str> =
+        list["messages"].as_array().context("a list")?.iter().filter_map(|message| message["Subject"].as_str()).collect();
+    assert_eq!(subjects, ["parts", "receivers", "headers", "deep"]);
+    for message in list["messages"].as_array().context("a list")? {
+        let id = message["ID"].as_str().context("an id")?;
+        let answer = scene.call(Method::GET, &format!("api/v1/message/{id}"), None).await?;
+        assert_eq!(answer.status, StatusCode::OK);
+    }
+    assert!(scene.send(b"Subject: after\r\n\r\nx").await?.starts_with("250"));
+    scene.stop().await
+}
+
+#[tokio::test]
+async fn a_message_has_so_many_receivers_and_its_list_stays_small() -> Result<()> {
+    let mut scene = Scene::new().await?;
+    let mut smtp = Smtp::connect(scene.smtp()).await?;
+    smtp.say("MAIL FROM:<shop@example.com>").await?;
+    let long = format!("{}@example.com", "a".repeat(200));
+    let mut taken = 0;
+    let refusal = loop {
+        let answer = smtp.say(&format!("RCPT TO:<{long}>")).await?;
+        if !answer.starts_with("250") {
+            break answer;
+        }
+        taken += 1;
+    };
+    ensure!(refusal.starts_with("452") && taken < 400, "{taken}: {refusal}");
+    smtp.say("DATA").await?;
+    let names = vec![format!("{} <{long}>", "n".repeat(900)); 90].join(",\r\n ");
+    smtp.write(format!("Subject: many\r\nTo: {names}\r\nCc: {names}\r\n\r\nx").as_bytes()).await?;
+    assert!(smtp.say("\r\n.").await?.starts_with("250"));
+    let list = scene.get("api/v1/messages").await?;
+    ensure!(list.to_string().len() < 64 << 10, "{} bytes of a list", list.to_string().len());
+    scene.stop().await
+}
+
+#[tokio::test]
+async fn mailboxes_that_only_listen_keep_no_place_from_the_others() -> Result<()> {
+    let mut scene = Scene::new().await?;
+    for _ in 0..520 {
+        assert_eq!(scene.another_mailbox().await?, StatusCode::NO_CONTENT);
+    }
+    assert!(scene.send(b"Subject: still here\r\n\r\nx").await?.starts_with("250"));
+    scene.stop().await
+}

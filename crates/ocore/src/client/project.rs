@@ -38,6 +38,24 @@ pub enum ProjectCommand {
         #[arg(long, default_value = "main")]
         branch: String,
     },
+    /// Accept the new ssh key of the connected repository's host, by the fingerprint that the forge publishes
+    AcceptHostKey {
+        #[arg(long)]
+        project: Option<String>,
+        /// SHA256:…
+        fingerprint: String,
+        /// The address of a submodule, when its host has the new key
+        #[arg(long)]
+        url: Option<String>,
+    },
+    /// Say from where, beside the repository's own directory, submodules are fetched with the project's credentials
+    Submodules {
+        #[arg(long)]
+        project: Option<String>,
+        /// A directory on the repository's host: https://github.com/acme-shared; give it once for each, and none to allow no other
+        #[arg(long = "from")]
+        sources: Vec<String>,
+    },
     /// Fetch from the connected repository now
     Fetch {
         project: Option<String>,
@@ -82,6 +100,18 @@ impl ProjectCommand {
                 let path = format!("/projects/{}/repository", select::id(&project));
                 let answer = api.post(&path, json!({ "repositoryUrl": url, "branch": branch })).await?;
                 output.show(&json!({ "repository": answer }), FIELDS);
+            }
+            Self::AcceptHostKey { project, fingerprint, url } => {
+                let project = select::project(&api, project.as_deref()).await?;
+                let path = format!("/projects/{}/repository/host-key", select::id(&project));
+                let answer = api.post(&path, json!({ "fingerprint": fingerprint, "repositoryUrl": url })).await?;
+                output.done(&answer, "The key is accepted.");
+            }
+            Self::Submodules { project, sources } => {
+                let project = select::project(&api, project.as_deref()).await?;
+                let path = format!("/projects/{}/repository/submodule-sources", select::id(&project));
+                let answer = api.put(&path, json!({ "sources": sources })).await?;
+                output.done(&answer, "Set.");
             }
             Self::Fetch { project } => {
                 let project = select::project(&api, project.as_deref()).await?;
