@@ -12,7 +12,8 @@ use axum::{
     http::{HeaderMap, StatusCode, header, request::Parts},
 };
 use ocore_control::{Error, accounts::Client};
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, de::DeserializeOwned};
+use utoipa::IntoParams;
 
 use crate::{AppState, problem::Problem};
 
@@ -135,6 +136,15 @@ impl<T: DeserializeOwned> FromRequestParts<AppState> for FromQuery<T> {
     }
 }
 
+/// The name of what is to be removed, typed by the person who wants that.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct Confirmation {
+    /// Its slug (of an environment: its instance's); what has a production in it goes only with it
+    pub(crate) confirm: Option<String>,
+}
+
 /// From where a request comes: the peer's address, when the server was started with it, and what the client calls itself.
 pub(crate) struct Peer(pub(crate) Client);
 
@@ -150,8 +160,6 @@ impl FromRequestParts<AppState> for Peer {
 
 #[cfg(test)]
 mod tests {
-    use serde::Deserialize;
-
     use super::*;
 
     #[derive(Debug, Deserialize)]

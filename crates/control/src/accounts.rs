@@ -1,5 +1,6 @@
 //! People and how they prove who they are: sign-up, log-in, sessions, and the way from a token to a [`Scope`].
 
+mod deletion;
 mod identity;
 mod password;
 mod session;
@@ -10,6 +11,7 @@ use std::net::IpAddr;
 use chrono::{DateTime, TimeDelta, Utc};
 use ocore_model::ids::UserId;
 
+pub use deletion::delete;
 pub(crate) use identity::Membership;
 pub use identity::{API_KEY_PREFIX, Identity, Person, authenticate, identify};
 pub use session::{Tokens, log_out, log_out_by_refresh_token, refresh};

@@ -6,10 +6,12 @@ use ocore_model::{
     ids::{ApiKeyId, UserId},
     permission::{Permission, PermissionSet, Resource},
 };
+use serde_json::json;
 
 use crate::{
     Control, Error, FieldError, Result,
     accounts::API_KEY_PREFIX,
+    audit,
     authorization::{Grant, ManageApiKeys, ViewApiKeys},
     secrets, store,
 };
@@ -72,8 +74,8 @@ pub async fn create(control: &Control, grant: &Grant<ManageApiKeys>, new: NewApi
         return Err(Error::Invalid { fields });
     }
     may_give(&grant.permissions, &permissions)?;
-    let mut connection = control.pool.acquire().await?;
-    let user = store::accounts::user(&mut connection, grant.user_id).await?.ok_or(Error::NotFound { what: "user" })?;
+    let mut transaction = control.pool.begin().await?;
+    let user = store::accounts::user(&mut transaction, grant.user_id).await?.ok_or(Error::NotFound { what: "user" })?;
     let plaintext = secrets::new_token(API_KEY_PREFIX);
     let key = ApiKey {
         id: ApiKeyId::new(),
@@ -86,7 +88,10 @@ pub async fn create(control: &Control, grant: &Grant<ManageApiKeys>, new: NewApi
         expires_at: new.expires_at,
         last_used_at: None,
     };
-    store::api_keys::insert(&mut connection, grant, &key, &secrets::token_hash(&plaintext)).await?;
+    store::api_keys::insert(&mut transaction, grant, &key, &secrets::token_hash(&plaintext)).await?;
+    let detail = json!({ "name": key.name, "prefix": key.prefix, "permissions": key.permissions });
+    audit::record(&mut transaction, control, grant, "api_key.created", &format!("api_key:{}", key.id), &detail).await?;
+    transaction.commit().await?;
     tracing::info!(api_key_id = %key.id, user_id = %key.user_id, "an API key was made");
     Ok(CreatedApiKey { key, plaintext })
 }
@@ -94,8 +99,13 @@ pub async fn create(control: &Control, grant: &Grant<ManageApiKeys>, new: NewApi
 /// Ends a key at once. Everybody ends their own; those of others need `manage:members`, and are `NotFound` without it.
 pub async fn revoke(control: &Control, grant: &Grant<ManageApiKeys>, id: ApiKeyId) -> Result<()> {
     let of = if grant.permissions.allows(Permission::manage(Resource::Members)) { None } else { Some(grant.user_id) };
-    let revoked = store::api_keys::revoke(&mut *control.pool.acquire().await?, grant, id, of, control.clock.now()).await?;
-    if revoked { Ok(()) } else { Err(Error::NotFound { what: "API key" }) }
+    let mut transaction = control.pool.begin().await?;
+    if !store::api_keys::revoke(&mut transaction, grant, id, of, control.clock.now()).await? {
+        return Err(Error::NotFound { what: "API key" });
+    }
+    audit::record(&mut transaction, control, grant, "api_key.revoked", &format!("api_key:{id}"), &json!({})).await?;
+    transaction.commit().await?;
+    Ok(())
 }
 
 /// The words that are permissions; the others become errors of the field.

@@ -46,6 +46,7 @@ pub mod snapshots;
 pub mod space;
 pub mod steps;
 pub mod store;
+pub mod variables;
 
 pub use context::{Control, MailRelay, Settings};
 pub use error::{Error, FieldError, Result};

@@ -51,6 +51,11 @@ pub async fn run(config: Config, config_file: Option<PathBuf>) -> Result<()> {
         signals: Signals::default(),
     };
 
+    let sealed = ocore_control::variables::seal_all(System, &control).await.context("the variables of instances cannot be sealed")?;
+    if sealed > 0 {
+        tracing::info!(sealed, "the environment variables of instances are sealed from now on");
+    }
+
     let engine = Engine::start(control.clone(), shutdown.clone()).await.context("the operations engine cannot start")?;
     let reconcilers = Reconcilers::start(&control, &shutdown);
     let patrols = [

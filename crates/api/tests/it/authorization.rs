@@ -162,13 +162,14 @@ const OPERATIONS: &[(&str, Needs)] = &[
     ("PUT /instances/{id}", Right("manage:instances")),
     ("DELETE /instances/{id}", Right("manage:instances")),
     ("POST /instances/{id}/control", Right("manage:instances")),
-    ("GET /instances/{id}/logs", Right("view:instances")),
+    ("GET /instances/{id}/logs", Right("manage:instances")),
     ("GET /instances/{id}/credentials", Right("manage:instances")),
     // audit
     ("GET /audit", Right("view:audit")),
     // events
     ("GET /events", Right("view:organization")),
     // the end
+    ("POST /user/delete", Session),
     ("POST /members/leave", Membership),
     ("POST /auth/logout", Nothing),
 ];
@@ -206,6 +207,7 @@ impl Things {
             module_selection: ModuleSelection::Own,
             with_demo: false,
             create_environment_on_push: true,
+            protects_production: false,
         };
         let project = projects::create(control, &scope.grant()?, project).await?;
         let (instance, environment, deployment) = insert_deployed(api, scope, project.id.as_uuid()).await?;

@@ -14,6 +14,8 @@ use super::external::{self, GIVE_UP};
 use crate::{
     Control, Error, Result,
     authorization::{Grant, ManageProjects, System},
+    deployments::Starter,
+    projects,
     secrets::{self, Place, Secret},
     store::repositories::{self, Delivery},
 };
@@ -48,6 +50,7 @@ pub async fn renew_webhook_secret(control: &Control, grant: &Grant<ManageProject
     if repository.kind != RepositoryKind::External {
         return Err(Error::conflict("repository_built_in", "the project uses the built-in remote, which needs no webhook"));
     }
+    projects::may_deploy_production(&mut connection, grant, project).await?;
     let secret = new_secret(control, project)?;
     repositories::set_webhook_secret(&mut connection, grant, project, &secret.sealed).await?;
     Ok(secret.text)
@@ -139,7 +142,7 @@ async fn fetch(control: &Control, project: ProjectId) -> Result<()> {
     let repository = repositories::find_any(&mut *control.pool.acquire().await?, System, project).await?;
     match repository {
         Some(repository) if repository.kind == RepositoryKind::External && !repository.archived => {
-            external::fetch_and_record(control, &repository, Trigger::Webhook, None).await.map(drop)
+            external::fetch_and_record(control, &repository, Starter::nobody(Trigger::Webhook)).await.map(drop)
         }
         _ => Ok(()),
     }

@@ -308,6 +308,7 @@ impl Host for World {
             world.clusters.insert(slot.data_set.id());
             world.slots.insert(slot.color, (slot.data_set.id(), slot.release.clone()));
             world.paused.remove(&slot.color);
+            world.started.push(slot.settings.clone());
             Ok(())
         })?;
         self.enter("start_slot", true, Some(&progress.cancel)).await?;

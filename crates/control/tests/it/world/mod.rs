@@ -13,7 +13,7 @@ use std::{
 
 use chrono::{DateTime, Utc};
 use ocore_host::{
-    Egress, Fence, HostError, InstalledModule, NewDataSet, Quarantined, RawDataSet, Release, ReleaseId, Result, ScheduledActions,
+    Egress, Fence, HostError, InstalledModule, NewDataSet, OdooSettings, Quarantined, RawDataSet, Release, ReleaseId, Result, ScheduledActions,
     ServableDataSet, Snapshot, Source, SourceId, Standing, TakeSnapshot, Template, TemplateContent,
 };
 use ocore_model::{
@@ -56,6 +56,8 @@ pub(crate) struct InstanceWorld {
     pub data_sets: BTreeMap<DataSetId, Vec<String>>,
     pub clusters: BTreeSet<DataSetId>,
     pub slots: BTreeMap<Color, (DataSetId, ReleaseId)>,
+    /// What slots were started with.
+    pub started: Vec<OdooSettings>,
     /// Those of them that stand still.
     pub paused: BTreeSet<Color>,
     pub egress: Option<Egress>,
