@@ -279,7 +279,10 @@ pub(crate) async fn mark_removing(connection: &mut PgConnection, environment: &E
 /// Builds the head of the environment's branch now, whatever its commit behavior. A build of the head that is on its way is the answer.
 pub async fn trigger_build(control: &Control, grant: &Grant<ManageDeployments>, id: EnvironmentId) -> Result<Deployment> {
     let mut transaction = control.pool.begin().await?;
-    read(&mut transaction, grant, id).await?;
+    let asked = read(&mut transaction, grant, id).await?;
+    if asked.stage == Stage::Production {
+        projects::may_deploy_production(&mut transaction, grant, asked.project_id).await?;
+    }
     let environment = store::environments::lock(&mut transaction, id).await?.ok_or(Error::NotFound { what: "environment" })?;
     if environment.status != EnvironmentStatus::Active {
         return Err(removing());

@@ -47,10 +47,10 @@ pub(super) fn new_secret(control: &Control, project: ProjectId) -> Result<NewSec
 pub async fn renew_webhook_secret(control: &Control, grant: &Grant<ManageProjects>, project: ProjectId) -> Result<String> {
     let mut connection = control.pool.acquire().await?;
     let repository = repositories::find(&mut connection, grant, project).await?;
+    projects::may_deploy_production(&mut connection, grant, project).await?;
     if repository.kind != RepositoryKind::External {
         return Err(Error::conflict("repository_built_in", "the project uses the built-in remote, which needs no webhook"));
     }
-    projects::may_deploy_production(&mut connection, grant, project).await?;
     let secret = new_secret(control, project)?;
     repositories::set_webhook_secret(&mut connection, grant, project, &secret.sealed).await?;
     Ok(secret.text)
