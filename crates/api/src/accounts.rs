@@ -223,7 +223,6 @@ pub(crate) struct DeleteAccount {
     responses((status = 200, description = "It is gone; the cookies are cleared.", body = Message)))]
 pub(crate) async fn delete(
     State(state): State<AppState>,
-    SignedIn(_): SignedIn,
     Caller(identity): Caller,
     Peer(client): Peer,
     Input(body): Input<DeleteAccount>,

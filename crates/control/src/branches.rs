@@ -55,12 +55,7 @@ pub struct PushOutcome {
 ///
 /// Two pushes to one branch may arrive here in the wrong order; so the head is read from the mirror, under the project's lock, and the
 /// update only says where to look. The last call sees the last push, whatever the order.
-pub async fn record(
-    control: &Control,
-    project: ProjectId,
-    updates: Vec<BranchUpdate>,
-    starter: Starter,
-) -> Result<Vec<PushOutcome>> {
+pub async fn record(control: &Control, project: ProjectId, updates: Vec<BranchUpdate>, starter: Starter) -> Result<Vec<PushOutcome>> {
     let mut transaction = control.pool.begin().await?;
     let project = store::branches::lock_project(&mut transaction, project).await?.ok_or(Error::NotFound { what: "project" })?;
     // The first fetch of a repository brings all its branches at once; nobody pushed them.
@@ -251,7 +246,9 @@ impl Note<'_> {
         }
         if !self.starter.may_deploy(connection, self.project.id, environment.stage).await? {
             let who = self.who_deploys_production(connection).await?;
-            return Ok(Some(Err(format!("{branch} is kept; a mapping leads it to production, which {who} deploys: `ocore deploy --branch {branch}`"))));
+            return Ok(Some(Err(format!(
+                "{branch} is kept; a mapping leads it to production, which {who} deploys: `ocore deploy --branch {branch}`"
+            ))));
         }
         store::environments::set_branch(connection, environment.id, branch.as_str()).await?;
         let prefix = format!("{} follows {branch} now, instead of {}; ", environment.name, environment.branch);

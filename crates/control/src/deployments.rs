@@ -73,12 +73,7 @@ impl Starter {
 
 /// Queues a deployment in the caller's transaction and supersedes older ones of the environment that have changed nothing yet. One that is
 /// open for the same commit and has changed nothing is the answer instead. The caller wakes the engine after its commit.
-pub async fn queue(
-    connection: &mut PgConnection,
-    environment: &Environment,
-    commit: &Commit,
-    starter: Starter,
-) -> Result<DeploymentId> {
+pub async fn queue(connection: &mut PgConnection, environment: &Environment, commit: &Commit, starter: Starter) -> Result<DeploymentId> {
     let open = store::deployments::open_of_environment(connection, environment.id).await?;
     // A rollback to this commit brings other data, and is no answer.
     let answers = |data: DataOrigin| matches!(data, DataOrigin::Fresh | DataOrigin::Live | DataOrigin::Environment { .. });

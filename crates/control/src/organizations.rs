@@ -87,8 +87,15 @@ pub async fn create(control: &Control, person: &Person, new: NewOrganization) ->
         let taken = store::organizations::slugs_like(&mut transaction, base.as_str()).await?;
         first_free(&base, &taken)
     };
-    let organization =
-        Organization { id: OrganizationId::new(), name, slug: slug.to_string(), logo_url: String::new(), removal_requested_at: None, created_at: now, updated_at: now };
+    let organization = Organization {
+        id: OrganizationId::new(),
+        name,
+        slug: slug.to_string(),
+        logo_url: String::new(),
+        removal_requested_at: None,
+        created_at: now,
+        updated_at: now,
+    };
     if !store::organizations::insert(&mut transaction, &organization).await? {
         return Err(slug_taken(&organization.slug));
     }

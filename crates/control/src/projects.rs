@@ -18,7 +18,7 @@ use crate::{
     authorization::{Grant, ManageProduction, ManageProjects, Scope, ViewProjects},
     deployments,
     environments::{self, Removal},
-    instances, operations,
+    git, instances, operations,
     organizations::first_free,
     reconcilers::removals,
     store::{self, projects::Written},
@@ -299,12 +299,11 @@ pub async fn set_branch_mappings(
     Ok(written.branch_mappings)
 }
 
-/// Removes the mirror of a project whose rows go next. Gone already is done.
+/// Removes the mirror of a project whose rows go next, with its locks. Gone already is done.
 pub(crate) async fn remove_mirror(control: &Control, id: ProjectId) -> Result<()> {
-    match tokio::fs::remove_dir_all(control.settings.repositories.join(format!("{id}.git"))).await {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::internal("removing the repository of a removed project", error)),
-        _ => Ok(()),
-    }
+    let control = control.clone();
+    let removing = tokio::task::spawn_blocking(move || git::forget(&control, id));
+    removing.await.map_err(|error| Error::internal("removing the repository of a removed project", error))?
 }
 
 /// What begins a deployment of a project's production, or decides what such a one brings, takes `manage:production` where the project says so.

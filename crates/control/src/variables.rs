@@ -36,8 +36,7 @@ pub(crate) fn seal(settings: &Settings, instance: InstanceId, variables: &BTreeM
 pub(crate) fn open(settings: &Settings, instance: InstanceId, odoo: &mut OdooSettings, sealed: Option<&[u8]>) -> Result<()> {
     if let (true, Some(sealed)) = (odoo.env_vars.is_empty(), sealed) {
         let text = secrets::open(settings, place(instance), sealed)?;
-        odoo.env_vars =
-            serde_json::from_slice(text.expose()).map_err(|error| Error::internal("reading an instance's variables", error))?;
+        odoo.env_vars = serde_json::from_slice(text.expose()).map_err(|error| Error::internal("reading an instance's variables", error))?;
     }
     Ok(())
 }

@@ -192,9 +192,10 @@ async fn the_last_owner_goes_only_when_nothing_and_nobody_is_left() -> Result<()
     assert_eq!(gone["message"], "acme is deleted");
     api.post("/user/orgs", &json!({ "name": "Empty" })).token(owner.token()).expect(StatusCode::CREATED).await?;
     delete().expect(StatusCode::OK).await?;
-    let left: i64 = sqlx::query_scalar("select (select count(*) from organizations) + (select count(*) from users where email like 'owner%')")
-        .fetch_one(&api.store.control.pool)
-        .await?;
+    let left: i64 =
+        sqlx::query_scalar("select (select count(*) from organizations) + (select count(*) from users where email like 'owner%')")
+            .fetch_one(&api.store.control.pool)
+            .await?;
     assert_eq!(left, 0);
     Ok(())
 }

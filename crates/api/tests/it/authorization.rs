@@ -429,7 +429,13 @@ fn sample(document: &Value, schema: &Value) -> Value {
     }
 }
 
-pub(crate) async fn status(api: &TestApi, operation: &Operation, path: &str, token: Option<&str>, organization: Option<&str>) -> Result<StatusCode> {
+pub(crate) async fn status(
+    api: &TestApi,
+    operation: &Operation,
+    path: &str,
+    token: Option<&str>,
+    organization: Option<&str>,
+) -> Result<StatusCode> {
     let mut call = api.call(operation.method.clone(), &format!("{path}{}", operation.query));
     if let Some(token) = token {
         call = call.token(token);

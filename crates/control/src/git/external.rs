@@ -4,12 +4,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use ocore_host::HostError;
-use ocore_model::{
-    deployment::Trigger,
-    ids::ProjectId,
-    names::BranchName,
-    project::RepositoryKind,
-};
+use ocore_model::{deployment::Trigger, ids::ProjectId, names::BranchName, project::RepositoryKind};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -273,11 +268,7 @@ pub async fn fetch(control: &Control, grant: &Grant<ManageDeployments>, project:
 }
 
 /// Fetches and takes note. The outcome of the fetch itself is in the project's row as well.
-pub(super) async fn fetch_and_record(
-    control: &Control,
-    repository: &Repository,
-    starter: Starter,
-) -> Result<Vec<PushOutcome>> {
+pub(super) async fn fetch_and_record(control: &Control, repository: &Repository, starter: Starter) -> Result<Vec<PushOutcome>> {
     let mirror = Mirror::of_project(&control.settings, repository.project_id).await?;
     match fetch_commits(control, repository, &mirror, &CancellationToken::new()).await {
         Ok(()) => {}

@@ -139,7 +139,12 @@ fn decide<'a>(
             retention.get(&row.environment_id).is_some_and(|days| since.unwrap_or(row.created_at) + *days < now)
         };
         let kept = row.kept_until.is_some_and(|until| until > now);
-        if row.environment_status == EnvironmentStatus::Deleted && !row.pinned && !kept && row.status != SnapshotStatus::Removing && !row.in_use {
+        if row.environment_status == EnvironmentStatus::Deleted
+            && !row.pinned
+            && !kept
+            && row.status != SnapshotStatus::Removing
+            && !row.in_use
+        {
             // One that a deployment still makes goes when that has ended.
             let making = row.status == SnapshotStatus::Creating && row.maker_status.is_some() && !made;
             return (!making).then_some(Decision::Remove("its environment was deleted"));
@@ -221,7 +226,9 @@ async fn remove(control: &Control, id: SnapshotId, why: &str) -> Result<Option<S
     let Some(row) = row.filter(|row| {
         let kept = row.pinned || row.kept_until.is_some_and(|until| until > control.clock.now());
         !kept && !row.in_use && row.status != SnapshotStatus::Removing
-    }) else { return Ok(None) };
+    }) else {
+        return Ok(None);
+    };
     store::snapshots::set_removing(&mut transaction, id, why, control.clock.now()).await?;
     transaction.commit().await?;
     control.signals.wake(snapshot_work::NAME);

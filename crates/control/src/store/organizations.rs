@@ -85,9 +85,13 @@ pub(crate) async fn of_user(connection: &mut PgConnection, user: UserId) -> Resu
 /// Members but the owners go, with all keys and invitations; from now on nothing new comes to it.
 pub(crate) async fn begin_removal(connection: &mut PgConnection, scope: &Scope, now: DateTime<Utc>) -> Result<()> {
     let id = scope.organization_id.as_uuid();
-    sqlx::query!("update organizations set removal_requested_at = coalesce(removal_requested_at, $2), updated_at = $2 where id = $1", id, now)
-        .execute(&mut *connection)
-        .await?;
+    sqlx::query!(
+        "update organizations set removal_requested_at = coalesce(removal_requested_at, $2), updated_at = $2 where id = $1",
+        id,
+        now
+    )
+    .execute(&mut *connection)
+    .await?;
     sqlx::query!(
         "delete from members using roles
          where members.organization_id = $1 and roles.id = members.role_id and not (roles.is_system and roles.name = $2)",

@@ -85,7 +85,7 @@ async fn a_push_to_production_waits_for_somebody_who_may_deploy_it_and_says_who(
     }
     let sha = kept.scenario.commit(&format!("after {sha}")).unwrap();
     let outcome = kept.push_as("main", kept.developer()).await;
-    assert!(outcome.message.contains("waits: ") && outcome.message.contains("admin@example.com"), "{}", outcome.message);
+    assert!(outcome.message.contains("waits: ") && outcome.message.contains("Admin@example.com"), "{}", outcome.message);
     assert_eq!(kept.deployments(kept.production.id).await, 1, "the one that made it");
     let waiting = kept.scenario.environment(kept.production.id).await.unwrap();
     assert_eq!((waiting.pending_commit_count, waiting.pending_commit_sha.map(|sha| sha.to_string())), (2, Some(sha)));
@@ -131,8 +131,7 @@ async fn no_other_way_begins_a_deployment_of_a_protected_production() {
     let behavior = CommitBehavior::CreateNewBuild;
     let refused = environments::set_commit_behavior(control, &scope.grant().unwrap(), kept.production.id, behavior).await;
     assert!(matches!(refused, Err(Error::Forbidden { .. })), "{refused:?}");
-    let elsewhere =
-        git::ConnectRepository { url: "https://93.184.215.14/evil.git".to_owned(), branch: "main".to_owned(), token: None };
+    let elsewhere = git::ConnectRepository { url: "https://93.184.215.14/evil.git".to_owned(), branch: "main".to_owned(), token: None };
     is_kept(git::connect(control, &scope.grant().unwrap(), project, elsewhere).await, "another repository");
     is_kept(git::disconnect(control, &scope.grant().unwrap(), project).await, "the built-in repository");
     assert_eq!(kept.deployments(kept.production.id).await, 1);

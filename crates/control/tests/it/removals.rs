@@ -141,9 +141,7 @@ async fn without_its_last_snapshot_nothing_of_a_production_is_removed_and_it_is_
 /// the removal itself.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_removal_that_is_cut_off_goes_on_and_keeps_one_snapshot() {
-    for (call, trouble) in
-        [("take_snapshot", Trouble::Hold), ("take_snapshot", Trouble::HoldAfter), ("destroy_instance", Trouble::Hold)]
-    {
+    for (call, trouble) in [("take_snapshot", Trouble::Hold), ("take_snapshot", Trouble::HoldAfter), ("destroy_instance", Trouble::Hold)] {
         let (scene, place) = production().await;
         scene.world.trouble(call, trouble);
         let engine = scene.engine().await;
@@ -151,8 +149,7 @@ async fn a_removal_that_is_cut_off_goes_on_and_keeps_one_snapshot() {
         scene.world.held(call).await;
         engine.stop().await;
         scene.world.relieve(call);
-        let engine =
-            scene.engine_with(vec![Injection::Repeat("destroy::keep"), Injection::Repeat("destroy::remove")]).await;
+        let engine = scene.engine_with(vec![Injection::Repeat("destroy::keep"), Injection::Repeat("destroy::remove")]).await;
         scene.eventually(async || is_gone(&scene, place).await).await;
         engine.stop().await;
         assert!(!scene.world.knows(place.instance), "{call}");
@@ -204,7 +201,8 @@ async fn a_project_goes_with_all_its_environments_and_can_be_brought_back_while_
     assert!(matches!(projects::show(control, &scene.scope.grant().unwrap(), scene.project).await, Err(Error::NotFound { .. })));
     assert!(!mirror.exists());
     for table in ["instances", "environments", "deployments", "snapshots", "operations", "branches"] {
-        let left: i64 = sqlx::query_scalar(sqlx::AssertSqlSafe(format!("select count(*) from {table}"))).fetch_one(&control.pool).await.unwrap();
+        let left: i64 =
+            sqlx::query_scalar(sqlx::AssertSqlSafe(format!("select count(*) from {table}"))).fetch_one(&control.pool).await.unwrap();
         assert_eq!(left, 0, "{table}");
     }
     assert!(actions(&scene).await.contains(&"project.removed".to_owned()));
@@ -238,7 +236,11 @@ async fn an_organization_goes_with_its_projects_and_its_owner_can_bring_it_back_
     }
     let left: i64 = sqlx::query_scalar("select count(*) from organizations").fetch_one(&control.pool).await.unwrap();
     assert_eq!((left, scene.world.snapshots_taken()), (0, Vec::new()));
-    assert_eq!(std::fs::read_dir(&control.settings.repositories).unwrap().count(), 0);
+    let mirrors = std::fs::read_dir(&control.settings.repositories).unwrap().map(|entry| entry.unwrap().file_name());
+    assert_eq!(
+        mirrors.filter(|name| name.to_string_lossy().contains(&scene.project.to_string())).collect::<Vec<_>>(),
+        Vec::<std::ffi::OsString>::new()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -60,10 +60,11 @@ async fn a_variable_reaches_odoo_and_stands_nowhere_in_the_store() {
     let restart = scene.ask(place, OperationKind::Control { action: ControlAction::Restart }).await;
     assert_eq!(scene.operation_ended(restart).await, OperationStatus::Succeeded);
     engine.stop().await;
-    let started = scene.world.instance(place.instance).started;
+    let started = scene.world.started(place.instance);
     assert!(started.iter().all(|settings| settings.env_vars["STRIPE_KEY"] == VALUE) && !started.is_empty(), "{started:?}");
     assert_eq!(found(&scene).await, Vec::<String>::new());
-    let dags: i64 = sqlx::query_scalar("select count(*) from operations where dag is not null").fetch_one(&scene.control().pool).await.unwrap();
+    let dags: i64 =
+        sqlx::query_scalar("select count(*) from operations where dag is not null").fetch_one(&scene.control().pool).await.unwrap();
     assert!(dags >= 2, "what operations keep was looked at");
 }
 

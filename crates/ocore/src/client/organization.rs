@@ -83,7 +83,8 @@ impl OrganizationCommand {
             }
             Self::Delete { confirm } => {
                 let organization = api.get("/org").await?;
-                let question = format!("Remove {} with its projects and all their data?", organization["name"].as_str().unwrap_or_default());
+                let question =
+                    format!("Remove {} with its projects and all their data?", organization["name"].as_str().unwrap_or_default());
                 let typed = output::typed(confirm, &question, organization["slug"].as_str().unwrap_or_default())?;
                 let answer = api.delete(&format!("/org?confirm={typed}")).await?;
                 output.done(&answer, answer["message"].as_str().unwrap_or("It is being removed."));

@@ -79,7 +79,11 @@ pub fn typed(given: Option<String>, question: &str, name: &str) -> Result<String
         }
         None => return Err(Failure::Usage(format!("{question} There is no terminal to ask at; give --confirm {name}")).into()),
     };
-    if typed.trim() == name { Ok(name.to_owned()) } else { Err(Failure::Usage(format!("nothing was removed: {typed} is not {name}")).into()) }
+    if typed.trim() == name {
+        Ok(name.to_owned())
+    } else {
+        Err(Failure::Usage(format!("nothing was removed: {typed} is not {name}")).into())
+    }
 }
 
 /// A number of bytes for people: three digits at most, in powers of 1024.

@@ -121,7 +121,10 @@ impl ProjectCommand {
                 let question = format!("Remove {} with its environments and all their data?", project["name"].as_str().unwrap_or_default());
                 let typed = output::typed(confirm, &question, project["slug"].as_str().unwrap_or_default())?;
                 let answer = api.delete(&format!("/projects/{}?confirm={typed}", select::id(&project))).await?;
-                output.done(&answer, "It is being removed. The last snapshot of its production stays for 30 days; `ocore project restore` brings it back.");
+                output.done(
+                    &answer,
+                    "It is being removed. The last snapshot of its production stays for 30 days; `ocore project restore` brings it back.",
+                );
             }
             Self::Restore { project } => {
                 let all = api.get("/projects?includeArchived=true").await?;
@@ -137,7 +140,14 @@ impl ProjectCommand {
             Self::Protect { project, off } => {
                 let project = select::project(&api, project.as_deref()).await?;
                 let answer = api.put(&format!("/projects/{}", select::id(&project)), json!({ "protectsProduction": !off })).await?;
-                output.done(&answer, if off { "Whoever deploys may deploy its production." } else { "Its production is deployed by those with manage:production." });
+                output.done(
+                    &answer,
+                    if off {
+                        "Whoever deploys may deploy its production."
+                    } else {
+                        "Its production is deployed by those with manage:production."
+                    },
+                );
             }
         }
         Ok(())

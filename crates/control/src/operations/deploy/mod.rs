@@ -141,12 +141,7 @@ struct Restored {
 
 impl Live {
     fn slot(&self, settings: OdooSettings) -> SlotSpec {
-        SlotSpec {
-            color: self.color,
-            data_set: ServableDataSet::proven(self.data_set),
-            release: self.release.clone(),
-            settings,
-        }
+        SlotSpec { color: self.color, data_set: ServableDataSet::proven(self.data_set), release: self.release.clone(), settings }
     }
 }
 

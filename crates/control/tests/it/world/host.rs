@@ -308,9 +308,9 @@ impl Host for World {
             world.clusters.insert(slot.data_set.id());
             world.slots.insert(slot.color, (slot.data_set.id(), slot.release.clone()));
             world.paused.remove(&slot.color);
-            world.started.push(slot.settings.clone());
             Ok(())
         })?;
+        self.state().started.entry(instance).or_default().push(slot.settings.clone());
         self.enter("start_slot", true, Some(&progress.cancel)).await?;
         Ok(RunningSlot {
             color: slot.color,
