@@ -116,7 +116,9 @@ async fn envelopes(control: &Control, mailbox: InstanceId, query: &str) -> Resul
     let mut list: Value = serde_json::from_slice(&body).map_err(away)?;
     list["tags"] = json!([]);
     if let Some(messages) = list["messages"].as_array_mut() {
-        messages.iter_mut().for_each(|message| *message = envelope(message));
+        for message in messages {
+            *message = envelope(message);
+        }
     }
     Ok(([(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))], Json(list)).into_response())
 }
