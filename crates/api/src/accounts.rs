@@ -224,6 +224,32 @@ pub(crate) async fn change_password(
     }))
 }
 
+/// The password once more.
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct DeleteAccount {
+    #[schema(format = Password)]
+    password: String,
+}
+
+/// Delete one's account.
+///
+/// With its sessions, API keys and memberships; audit logs and commits keep the name. 409 `last_owner` while an organization that is not empty would be left
+/// without an owner.
+#[utoipa::path(post, path = "/user/delete", tag = "Accounts", request_body = DeleteAccount,
+    responses((status = 200, description = "It is gone; the cookies are cleared.", body = Message)))]
+pub(crate) async fn delete(
+    State(state): State<AppState>,
+    Caller(identity): Caller,
+    Peer(client): Peer,
+    Input(body): Input<DeleteAccount>,
+) -> Result<Response, Problem> {
+    accounts::delete(&state.control, &identity, body.password, &client).await?;
+    let mut response = Message::json("your account is deleted").into_response();
+    cookies::clear(response.headers_mut(), &state.control.settings);
+    Ok(response)
+}
+
 fn session(state: &AppState, status: StatusCode, LoggedIn { user, tokens }: LoggedIn) -> Response {
     let now = state.control.clock.now();
     let body = Session {

@@ -21,7 +21,7 @@ use crate::{
     AppState, Problem,
     authorized::Authorized,
     deployments::{DeploymentBody, DeploymentList, PageQuery},
-    extract::{FromPath, FromQuery, Input},
+    extract::{Confirmation, FromPath, FromQuery, Input},
     large::{LargeRead, LargeReads, body_of},
 };
 
@@ -245,15 +245,17 @@ pub(crate) async fn update(
 
 /// Delete an environment
 ///
-/// Its Odoo, database and files go, asynchronously. A production environment cannot be deleted directly. A second call is fine.
-#[utoipa::path(delete, path = "/environments/{id}", tag = TAG, params(("id" = Uuid, Path, description = "The environment")),
+/// Its Odoo, database and files go, asynchronously. A production environment cannot be deleted directly (409 `production_protected`): it goes with its
+/// instance's slug as `confirm`, by who has `manage:production`, and its last snapshot is kept for 30 days. A second call is fine.
+#[utoipa::path(delete, path = "/environments/{id}", tag = TAG, params(("id" = Uuid, Path, description = "The environment"), Confirmation),
     responses((status = 202, description = "It is on its way", body = Message)))]
 pub(crate) async fn delete(
     Authorized(grant): Authorized<ManageEnvironments>,
     State(state): State<AppState>,
     FromPath(id): FromPath<Uuid>,
+    FromQuery(query): FromQuery<Confirmation>,
 ) -> Result<(StatusCode, Json<Message>), Problem> {
-    let message = match environments::delete(&state.control, &grant, id.into()).await? {
+    let message = match environments::delete(&state.control, &grant, id.into(), query.confirm.as_deref()).await? {
         EnvironmentStatus::Deleted => "the environment is deleted",
         EnvironmentStatus::Active | EnvironmentStatus::Removing => "the environment is being deleted, with its database and files",
     };

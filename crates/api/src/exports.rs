@@ -196,7 +196,7 @@ pub(crate) async fn download(
             return Ok(response);
         }
     };
-    let bytes = exports::read(&state.control, &export, first).await?.take(last - first);
+    let bytes = exports::read(&state.control, &grant, &export, first).await?.take(last - first);
     let mut response = Response::new(Body::from_stream(ReaderStream::with_capacity(bytes, CHUNK)));
     let answer = response.headers_mut();
     answer.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));

@@ -13,7 +13,8 @@ use axum::{
 };
 use ocore_control::{Error, accounts::Client};
 use ocore_model::network::client_behind;
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, de::DeserializeOwned};
+use utoipa::IntoParams;
 
 use crate::{AppState, problem::Problem};
 
@@ -138,6 +139,15 @@ impl<T: DeserializeOwned> FromRequestParts<AppState> for FromQuery<T> {
     }
 }
 
+/// The name of what is to be removed, typed by the person who wants that.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct Confirmation {
+    /// Its slug (of an environment: its instance's); what has a production in it goes only with it
+    pub(crate) confirm: Option<String>,
+}
+
 /// From where a request comes: the client's address, behind whatever proxies are trusted, and what it calls itself.
 pub(crate) struct Peer(pub(crate) Client);
 
@@ -157,8 +167,6 @@ impl FromRequestParts<AppState> for Peer {
 
 #[cfg(test)]
 mod tests {
-    use serde::Deserialize;
-
     use super::*;
 
     #[derive(Debug, Deserialize)]

@@ -12,7 +12,7 @@ use chrono::{DateTime, Utc};
 use futures::StreamExt;
 use ocore_control::{
     Error, Settings,
-    authorization::{ManageInstances, Right, Scope, ViewInstances},
+    authorization::{ManageInstances, ViewInstances},
     instances::{self, Instance, InstancePatch, InstanceRequest, SettingsPatch},
 };
 use ocore_model::{
@@ -30,7 +30,7 @@ use crate::{
     authorized::Authorized,
     environments::Message,
     events,
-    extract::{FromPath, FromQuery, Input},
+    extract::{Confirmation, FromPath, FromQuery, Input},
 };
 
 const TAG: &str = "Instances";
@@ -72,7 +72,7 @@ pub(crate) struct InstanceBody {
     /// Seconds.
     limit_time_real: u32,
     log_level: String,
-    /// The values are `***` for who may not manage instances: they often are secrets.
+    /// The values are `***` for who may not manage the instance (of a production, with `manage:production`): they often are secrets.
     env_vars: BTreeMap<String, String>,
     restart_count: i32,
     last_restart_at: Option<DateTime<Utc>>,
@@ -81,11 +81,8 @@ pub(crate) struct InstanceBody {
 }
 
 impl InstanceBody {
-    fn new(instance: Instance, settings: &Settings, caller: &Scope) -> Self {
-        let mut odoo = instance.settings.0;
-        if !caller.permissions.allows(ManageInstances::PERMISSION) {
-            odoo.env_vars.values_mut().for_each(|value| "***".clone_into(value));
-        }
+    fn new(instance: Instance, settings: &Settings) -> Self {
+        let odoo = instance.settings.0;
         Self {
             id: instance.id.as_uuid(),
             project_id: instance.project_id.as_uuid(),
@@ -144,7 +141,7 @@ pub(crate) async fn list(
     FromQuery(query): FromQuery<InstancesQuery>,
 ) -> Result<Json<InstanceList>, Problem> {
     let instances = instances::list(&state.control, &grant, query.server_id.map(Into::into)).await?;
-    let instances: Vec<_> = instances.into_iter().map(|instance| InstanceBody::new(instance, &state.control.settings, &grant)).collect();
+    let instances: Vec<_> = instances.into_iter().map(|instance| InstanceBody::new(instance, &state.control.settings)).collect();
     Ok(Json(InstanceList { total: instances.len(), instances }))
 }
 
@@ -157,7 +154,7 @@ pub(crate) async fn get(
     FromPath(id): FromPath<Uuid>,
 ) -> Result<Json<InstanceBody>, Problem> {
     let instance = instances::find(&state.control, &grant, id.into()).await?;
-    Ok(Json(InstanceBody::new(instance, &state.control.settings, &grant)))
+    Ok(Json(InstanceBody::new(instance, &state.control.settings)))
 }
 
 /// A new instance.
@@ -220,7 +217,7 @@ pub(crate) async fn create(
         },
     };
     let instance = instances::create(&state.control, &grant, request).await?;
-    Ok((StatusCode::ACCEPTED, Json(InstanceBody::new(instance, &state.control.settings, &grant))))
+    Ok((StatusCode::ACCEPTED, Json(InstanceBody::new(instance, &state.control.settings))))
 }
 
 fn invalid(field: &'static str) -> impl Fn(InvalidName) -> Error {
@@ -249,7 +246,7 @@ pub(crate) struct UpdateInstance {
 
 /// Update an instance
 ///
-/// Its Odoo takes new settings with its next start.
+/// Its Odoo takes new settings with its next start. A production's with `manage:production` only.
 #[utoipa::path(put, path = "/instances/{id}", tag = TAG, params(("id" = Uuid, Path, description = "The instance")),
     request_body = UpdateInstance, responses((status = 200, description = "As it is now", body = InstanceBody)))]
 pub(crate) async fn update(
@@ -272,20 +269,21 @@ pub(crate) async fn update(
         },
     };
     let instance = instances::update(&state.control, &grant, id.into(), patch).await?;
-    Ok(Json(InstanceBody::new(instance, &state.control.settings, &grant)))
+    Ok(Json(InstanceBody::new(instance, &state.control.settings)))
 }
 
 /// Delete an instance
 ///
-/// With all its data, and its environment with it; not one that serves a production. A second call is fine.
-#[utoipa::path(delete, path = "/instances/{id}", tag = TAG, params(("id" = Uuid, Path, description = "The instance")),
+/// With all its data, and its environment with it; one that serves a production as its environment does, with `confirm`. A second call is fine.
+#[utoipa::path(delete, path = "/instances/{id}", tag = TAG, params(("id" = Uuid, Path, description = "The instance"), Confirmation),
     responses((status = 202, description = "It is on its way", body = Message)))]
 pub(crate) async fn delete(
     Authorized(grant): Authorized<ManageInstances>,
     State(state): State<AppState>,
     FromPath(id): FromPath<Uuid>,
+    FromQuery(query): FromQuery<Confirmation>,
 ) -> Result<(StatusCode, Json<Message>), Problem> {
-    let message = match instances::delete(&state.control, &grant, id.into()).await? {
+    let message = match instances::delete(&state.control, &grant, id.into(), query.confirm.as_deref()).await? {
         InstanceStatus::Deleted => "the instance is deleted",
         _ => "the instance is being deleted, with its database and files",
     };
@@ -300,7 +298,7 @@ pub(crate) struct ControlInstance {
 
 /// Start, stop or restart an instance
 ///
-/// Stopping keeps data and settings. 409 `nothing_deployed` before the first deployment.
+/// Stopping keeps data and settings. A production's with `manage:production` only. 409 `nothing_deployed` before the first deployment.
 #[utoipa::path(post, path = "/instances/{id}/control", tag = TAG, params(("id" = Uuid, Path, description = "The instance")),
     request_body = ControlInstance, responses((status = 202, description = "It is queued", body = InstanceBody)))]
 pub(crate) async fn control(
@@ -310,7 +308,7 @@ pub(crate) async fn control(
     Input(body): Input<ControlInstance>,
 ) -> Result<(StatusCode, Json<InstanceBody>), Problem> {
     let instance = instances::control(&state.control, &grant, id.into(), body.action).await?;
-    Ok((StatusCode::ACCEPTED, Json(InstanceBody::new(instance, &state.control.settings, &grant))))
+    Ok((StatusCode::ACCEPTED, Json(InstanceBody::new(instance, &state.control.settings))))
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
@@ -325,7 +323,8 @@ pub(crate) struct InstanceLogQuery {
 
 /// Get instance logs
 ///
-/// The log of its Odoo: text, or server-sent events of one line each when the client accepts `text/event-stream`.
+/// The log of its Odoo: text, or server-sent events of one line each when the client accepts `text/event-stream`. Passwords and tokens in the addresses of
+/// requests are `***`. Of the production of a project that protects it, with `manage:production` only.
 #[utoipa::path(get, path = "/instances/{id}/logs", tag = TAG,
     params(("id" = Uuid, Path, description = "The instance"), InstanceLogQuery),
     responses((status = 200, description = "The lines", content(
@@ -333,7 +332,7 @@ pub(crate) struct InstanceLogQuery {
         (String = "text/event-stream"),
     ))))]
 pub(crate) async fn logs(
-    Authorized(grant): Authorized<ViewInstances>,
+    Authorized(grant): Authorized<ManageInstances>,
     State(state): State<AppState>,
     FromPath(id): FromPath<Uuid>,
     FromQuery(query): FromQuery<InstanceLogQuery>,
@@ -369,7 +368,8 @@ pub(crate) struct CredentialsBody {
 
 /// Get instance credentials
 ///
-/// The administrator that the fresh database got. Who changed the password in Odoo knows the new one themselves.
+/// The administrator that the fresh database got. Who changed the password in Odoo knows the new one themselves. A production's with
+/// `manage:production` only; each look is audited.
 #[utoipa::path(get, path = "/instances/{id}/credentials", tag = TAG, params(("id" = Uuid, Path, description = "The instance")),
     responses((status = 200, description = "The login", body = CredentialsBody)))]
 pub(crate) async fn credentials(

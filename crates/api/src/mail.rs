@@ -35,6 +35,9 @@ const MESSAGE_LIMIT: usize = 100 << 20;
 /// A message of 50 MB in base64.
 pub(crate) const INJECT_LIMIT: usize = 70 << 20;
 const CONFIGURATION_LIMIT: usize = 1 << 20;
+/// Messages that are listed at once for who may not read them, and how large the catcher's list of so many may be.
+const ENVELOPES: usize = 200;
+const LIST_LIMIT: usize = 8 << 20;
 /// Headers that the catcher may see, besides those of a websocket.
 const FORWARDED: &[&str] = &["accept", "content-type", "content-length", "sec-fetch-dest", "user-agent"];
 const OF_A_WEBSOCKET: &[&str] =
@@ -43,8 +46,9 @@ const OF_A_WEBSOCKET: &[&str] =
 /// Mail catcher web UI
 ///
 /// The page of the environment's mail catcher. Below this path lies all that it has: `api/v1/…` as Mailpit's REST API, `api/events` as its
-/// websocket, `view/{id}.html`, attachments. What changes something needs manage:environments. 409 `production_sends` in production. It works
-/// while the environment sleeps, and wakes nothing.
+/// websocket, `view/{id}.html`, attachments. What is written in messages, and what changes something, needs manage:environments: without it there are the page
+/// and the list (`api/v1/messages`) with senders, receivers, times and sizes. 409 `production_sends` in production. It works while the environment sleeps, and
+/// wakes nothing.
 #[utoipa::path(get, path = "/environments/{id}/mail", tag = TAG, params(("id" = Uuid, Path, description = "The environment")),
     responses((status = 200, description = "Proxied response")))]
 pub(crate) async fn page(
@@ -65,17 +69,69 @@ pub(crate) async fn below(
 ) -> Result<Response, Problem> {
     let (id, tail) = place(request.uri().path())?;
     upgrade_from_our_own_page(request.headers(), &state)?;
-    let grant = grant_for(&scope, request.method())?;
+    let grant: Grant<ViewEnvironments> = scope.grant()?;
     let tail = tail.to_owned();
+    let shown = shown_to(&scope, &tail, &request)?;
     let mailbox = mail::mailbox(&state.control, &grant, id.into()).await?;
-    forward(&state.control, mailbox, &tail, request).await
+    match shown {
+        Shown::Everything => forward(&state.control, mailbox, &tail, request).await,
+        Shown::Envelopes => envelopes(&state.control, mailbox, request.uri().query().unwrap_or_default()).await,
+    }
 }
 
-fn grant_for(scope: &Scope, method: &Method) -> Result<Grant<ViewEnvironments>, Problem> {
-    if !method.is_safe() {
-        scope.grant::<ManageEnvironments>()?;
+/// What of the catcher's answer its caller may see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Shown {
+    Everything,
+    Envelopes,
+}
+
+/// Whoever reads a mailbox is whoever its Odoo lets in by a link: what is written in messages, in whatever way it is shown or found, is for those who
+/// manage the environment. Others see the page itself and who wrote to whom when; every path that is not known to say no more than that is refused.
+fn shown_to(scope: &Scope, tail: &str, request: &Request) -> Result<Shown, Problem> {
+    if scope.allows::<ManageEnvironments>() {
+        return Ok(Shown::Everything);
     }
-    Ok(scope.grant()?)
+    let looks = request.method() == Method::GET && !request.headers().contains_key(header::UPGRADE);
+    match tail {
+        "" if looks => Ok(Shown::Everything),
+        "api/v1/messages" if looks => Ok(Shown::Envelopes),
+        _ => Err(scope.grant::<ManageEnvironments>().err().map_or_else(no_such_path, Into::into)),
+    }
+}
+
+/// A list of messages without what is written in them: no subject, preview, tags, names or ids of theirs.
+async fn envelopes(control: &Control, mailbox: InstanceId, query: &str) -> Result<Response, Problem> {
+    let number = |wanted: &str| {
+        let found = url::form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == wanted);
+        found.and_then(|(_, value)| value.parse::<usize>().ok())
+    };
+    let (start, limit) = (number("start").unwrap_or_default(), number("limit").unwrap_or(ENVELOPES).min(ENVELOPES));
+    let request = Request::builder().uri(format!("/?start={start}&limit={limit}")).body(Body::empty()).map_err(away)?;
+    let response = forward(control, mailbox, "api/v1/messages", request).await?;
+    if response.status() != StatusCode::OK {
+        return Ok(response);
+    }
+    let body = axum::body::to_bytes(response.into_body(), LIST_LIMIT).await.map_err(away)?;
+    let mut list: Value = serde_json::from_slice(&body).map_err(away)?;
+    list["tags"] = json!([]);
+    if let Some(messages) = list["messages"].as_array_mut() {
+        for message in messages {
+            *message = envelope(message);
+        }
+    }
+    Ok(([(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))], Json(list)).into_response())
+}
+
+fn envelope(message: &Value) -> Value {
+    let address = |address: &Value| json!({ "Name": "", "Address": address["Address"] });
+    let addresses = |field: &str| -> Value { message[field].as_array().into_iter().flatten().map(address).collect() };
+    let from = if message["From"].is_object() { address(&message["From"]) } else { Value::Null };
+    json!({
+        "ID": message["ID"], "Read": message["Read"], "Created": message["Created"], "Size": message["Size"],
+        "Attachments": message["Attachments"], "From": from, "To": addresses("To"), "Cc": addresses("Cc"), "Bcc": addresses("Bcc"),
+        "ReplyTo": [], "MessageID": "", "Subject": "", "Snippet": "", "Tags": [], "Username": "",
+    })
 }
 
 fn no_such_path() -> Problem {

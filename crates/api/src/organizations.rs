@@ -4,7 +4,7 @@ use axum::{Json, extract::State, http::StatusCode};
 use chrono::{DateTime, Utc};
 use ocore_control::{
     authorization::{ManageOrganization, ViewOrganization},
-    organizations::{self, NewOrganization, OrganizationPatch, OwnOrganization},
+    organizations::{self, NewOrganization, OrganizationPatch, OwnOrganization, Removed},
 };
 use ocore_model::ids::OrganizationId;
 use serde::{Deserialize, Serialize};
@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 use crate::{
     AppState,
     authorized::{Authorized, Caller, SignedIn},
-    extract::Input,
+    extract::{Confirmation, FromQuery, Input},
     problem::Problem,
     wire::{Message, permission_words},
 };
@@ -35,6 +35,8 @@ pub(crate) struct UpdateOrganization {
     slug: Option<String>,
     /// An http or https address; empty for none.
     logo_url: Option<String>,
+    /// False brings one back that is being removed; its projects are brought back one by one.
+    removed: Option<bool>,
 }
 
 /// An organization as the caller sees it.
@@ -50,6 +52,8 @@ pub(crate) struct Organization {
     role: String,
     /// What the caller may do in it.
     permissions: Vec<String>,
+    /// It is being removed since then: it goes when the last snapshots of its productions have gone, and its owners can bring it back until then.
+    removal_requested_at: Option<DateTime<Utc>>,
     created_at: DateTime<Utc>,
     updated_at: DateTime<Utc>,
 }
@@ -70,6 +74,7 @@ impl From<OwnOrganization> for Organization {
             logo_url: organization.logo_url,
             role,
             permissions: permission_words(&permissions),
+            removal_requested_at: organization.removal_requested_at,
             created_at: organization.created_at,
             updated_at: organization.updated_at,
         }
@@ -118,18 +123,31 @@ pub(crate) async fn update(
     Authorized(grant): Authorized<ManageOrganization>,
     Input(body): Input<UpdateOrganization>,
 ) -> Result<Json<Organization>, Problem> {
-    let patch = OrganizationPatch { name: body.name, slug: body.slug, logo_url: body.logo_url };
+    let patch = OrganizationPatch { name: body.name, slug: body.slug, logo_url: body.logo_url, removed: body.removed };
     Ok(Json(organizations::update(&state.control, &grant, patch).await?.into()))
 }
 
 /// Delete the organization.
 ///
-/// With its members, keys, projects and their history. Refused while it has instances.
-#[utoipa::path(delete, path = "/org", tag = "Organizations", responses((status = 200, description = "It is gone.", body = Message)))]
+/// With its members, keys, projects and their data. One that has projects only with its slug as `confirm` (409 `organization_in_use` says so): the last
+/// snapshots of its productions are kept for 30 days, and so long its owners can bring it back with `PUT /org {"removed": false}`.
+#[utoipa::path(delete, path = "/org", tag = "Organizations", params(Confirmation), responses(
+    (status = 200, description = "It is gone.", body = Message),
+    (status = 202, description = "It is going; only its owners see it any more.", body = Message)))]
 pub(crate) async fn delete(
     State(state): State<AppState>,
     Authorized(grant): Authorized<ManageOrganization>,
-) -> Result<Json<Message>, Problem> {
-    organizations::delete(&state.control, &grant).await?;
-    Ok(Message::json(format!("{} is deleted", grant.organization_slug)))
+    FromQuery(query): FromQuery<Confirmation>,
+) -> Result<(StatusCode, Json<Message>), Problem> {
+    let slug = &grant.organization_slug;
+    Ok(match organizations::remove(&state.control, &grant, query.confirm.as_deref()).await? {
+        Removed::Gone => (StatusCode::OK, Message::json(format!("{slug} is deleted"))),
+        Removed::Going => (
+            StatusCode::ACCEPTED,
+            Message::json(format!(
+                "{slug} is being deleted with all its data; the last snapshots of its productions are kept for 30 days, and so long its owners can \
+                 bring it back"
+            )),
+        ),
+    })
 }

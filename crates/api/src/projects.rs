@@ -17,7 +17,7 @@ use utoipa::{IntoParams, ToSchema};
 use crate::{
     AppState,
     authorized::Authorized,
-    extract::{FromPath, FromQuery, Input},
+    extract::{Confirmation, FromPath, FromQuery, Input},
     problem::Problem,
 };
 
@@ -48,6 +48,8 @@ pub(crate) struct CreateProject {
     with_demo: bool,
     /// A push to a branch without an environment makes one: yes when left out.
     create_environment_on_push: Option<bool>,
+    /// Deployments of its production need `manage:production`, and so does this: no when left out.
+    protects_production: Option<bool>,
 }
 
 #[derive(Deserialize, ToSchema)]
@@ -59,6 +61,8 @@ pub(crate) struct UpdateProject {
     module_selection: Option<ModuleSelection>,
     with_demo: Option<bool>,
     create_environment_on_push: Option<bool>,
+    /// Deployments of its production need `manage:production`: what others push waits. Both ways with `manage:production`.
+    protects_production: Option<bool>,
     /// False brings an archived project back.
     archived: Option<bool>,
 }
@@ -95,10 +99,14 @@ pub(crate) struct Project {
     module_selection: ModuleSelection,
     with_demo: bool,
     create_environment_on_push: bool,
+    /// Deployments of its production need `manage:production`: what others push waits.
+    protects_production: bool,
     repository: Repository,
     branch_mappings: Vec<BranchMapping>,
     archived: bool,
     archived_at: Option<DateTime<Utc>>,
+    /// It is being removed since then: it goes when the last snapshot of its production has gone. `archived: false` brings it back until then.
+    removal_requested_at: Option<DateTime<Utc>>,
     created_at: DateTime<Utc>,
     updated_at: DateTime<Utc>,
 }
@@ -163,6 +171,7 @@ impl Project {
             module_selection: project.module_selection,
             with_demo: project.with_demo,
             create_environment_on_push: project.create_environment_on_push,
+            protects_production: project.protects_production,
             repository: Repository {
                 kind: repository.kind,
                 git_remote,
@@ -175,6 +184,7 @@ impl Project {
             branch_mappings: project.branch_mappings.into_iter().map(Into::into).collect(),
             archived: project.archived_at.is_some(),
             archived_at: project.archived_at,
+            removal_requested_at: project.removal_requested_at,
             created_at: project.created_at,
             updated_at: project.updated_at,
         }
@@ -229,6 +239,7 @@ pub(crate) async fn create(
         module_selection: body.module_selection.unwrap_or(ModuleSelection::Own),
         with_demo: body.with_demo,
         create_environment_on_push: body.create_environment_on_push.unwrap_or(true),
+        protects_production: body.protects_production.unwrap_or_default(),
     };
     let project = projects::create(&state.control, &grant, new).await?;
     Ok((StatusCode::CREATED, Json(Project::of(project, &grant.organization_slug, &state.control.settings))))
@@ -263,23 +274,32 @@ pub(crate) async fn update(
         module_selection: body.module_selection,
         with_demo: body.with_demo,
         create_environment_on_push: body.create_environment_on_push,
+        protects_production: body.protects_production,
         archived: body.archived,
     };
     let project = projects::update(&state.control, &grant, id, patch).await?;
     Ok(Json(Project::of(project, &grant.organization_slug, &state.control.settings)))
 }
 
-/// Archive a project.
+/// Archive or remove a project.
 ///
-/// It takes no pushes and is listed only on demand; its repository and history stay. Refused while it has environments.
-#[utoipa::path(delete, path = "/projects/{id}", tag = "Projects", params(("id" = Uuid, Path)), responses((status = 200, description = "The archived project.", body = Project)))]
+/// Archived, it takes no pushes and is listed only on demand; its repository and history stay. Refused while it has environments (409 `project_in_use`).
+/// With its slug as `confirm` it is removed: with all its environments and their data, with a production in it by who has `manage:production`. The last
+/// snapshot of its production is kept for 30 days; so long it is archived and can be brought back (`archived: false`), then its repository goes too.
+#[utoipa::path(delete, path = "/projects/{id}", tag = "Projects", params(("id" = Uuid, Path), Confirmation), responses(
+    (status = 200, description = "The archived project.", body = Project),
+    (status = 202, description = "It is being removed.", body = Project)))]
 pub(crate) async fn archive(
     State(state): State<AppState>,
     Authorized(grant): Authorized<ManageProjects>,
     FromPath(id): FromPath<ProjectId>,
-) -> Result<Json<Project>, Problem> {
-    let project = projects::archive(&state.control, &grant, id).await?;
-    Ok(Json(Project::of(project, &grant.organization_slug, &state.control.settings)))
+    FromQuery(query): FromQuery<Confirmation>,
+) -> Result<(StatusCode, Json<Project>), Problem> {
+    let (status, project) = match query.confirm {
+        Some(confirmation) => (StatusCode::ACCEPTED, projects::remove(&state.control, &grant, id, &confirmation).await?),
+        None => (StatusCode::OK, projects::archive(&state.control, &grant, id).await?),
+    };
+    Ok((status, Json(Project::of(project, &grant.organization_slug, &state.control.settings))))
 }
 
 /// List branch mappings.

@@ -31,6 +31,7 @@ fn api() -> OpenApiRouter<AppState> {
         .routes(routes!(accounts::logout))
         .routes(routes!(accounts::user))
         .routes(routes!(accounts::change_password))
+        .routes(routes!(accounts::delete))
         // organizations
         .routes(routes!(organizations::list, organizations::create))
         .routes(routes!(organizations::show, organizations::update, organizations::delete))

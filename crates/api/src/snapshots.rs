@@ -48,6 +48,8 @@ pub(crate) struct SnapshotBody {
     message: String,
     /// It stays until somebody unpins it.
     pinned: bool,
+    /// The last one of a production that was removed: it stays until then.
+    kept_until: Option<DateTime<Utc>>,
     /// A deployment brings it to life; until that has ended it cannot be removed.
     in_use: bool,
     /// What was live on the data: the deployment, its commit, branch, stage and release.
@@ -120,6 +122,7 @@ impl SnapshotBody {
             status: snapshot.status,
             message: snapshot.message,
             pinned: snapshot.pinned,
+            kept_until: snapshot.kept_until,
             in_use: snapshot.in_use,
             deployment_id: snapshot.deployment_id.map(Uuid::from),
             commit_sha: snapshot.commit_sha.map(String::from),

@@ -1,5 +1,6 @@
 //! People and how they prove who they are: sign-up, log-in, sessions, and the way from a token to a [`Scope`].
 
+mod deletion;
 mod first_account;
 mod identity;
 mod password;
@@ -11,6 +12,7 @@ use std::net::IpAddr;
 use chrono::{DateTime, TimeDelta, Utc};
 use ocore_model::ids::UserId;
 
+pub use deletion::delete;
 pub use first_account::keep_first_account_file;
 pub(crate) use identity::Membership;
 pub use identity::{API_KEY_PREFIX, Identity, Person, authenticate, identify};
@@ -185,7 +187,7 @@ pub struct PasswordChange {
 /// session are `TooMany`; neither counts as an attempt to log in.
 pub async fn change_password(control: &Control, person: &Person, change: PasswordChange, client: &Client) -> Result<u64> {
     password::check(&change.new).map_err(|message| Error::invalid("newPassword", message))?;
-    let attempt = Attempt::password_change(person.session_id);
+    let attempt = Attempt::own_password(person.session_id);
     throttle::count(control, &attempt).await?;
     let known = store::accounts::password_hash(&mut *control.pool.acquire().await?, person.user_id).await?;
     let current = known.ok_or(Error::NotFound { what: "user" })?;

@@ -6,10 +6,12 @@ use ocore_model::{
     ids::{ApiKeyId, UserId},
     permission::{Permission, PermissionSet, Resource},
 };
+use serde_json::json;
 
 use crate::{
     Control, Error, FieldError, Result,
     accounts::API_KEY_PREFIX,
+    audit,
     authorization::{Credential, Grant, ManageApiKeys, ViewApiKeys},
     secrets, store,
 };
@@ -96,6 +98,8 @@ pub async fn create(control: &Control, grant: &Grant<ManageApiKeys>, new: NewApi
         last_used_at: None,
     };
     store::api_keys::insert(&mut transaction, grant, &key, &secrets::token_hash(&plaintext), made_with).await?;
+    let detail = json!({ "name": key.name, "prefix": key.prefix, "permissions": key.permissions });
+    audit::record(&mut transaction, control, grant, "api_key.created", &format!("api_key:{}", key.id), &detail).await?;
     transaction.commit().await?;
     tracing::info!(api_key_id = %key.id, user_id = %key.user_id, "an API key was made");
     Ok(CreatedApiKey { key, plaintext })
@@ -120,9 +124,12 @@ fn revoked() -> Error {
 pub async fn revoke(control: &Control, grant: &Grant<ManageApiKeys>, id: ApiKeyId) -> Result<()> {
     let of = if grant.permissions.allows(Permission::manage(Resource::Members)) { None } else { Some(grant.user_id) };
     let mut transaction = control.pool.begin().await?;
-    let revoked = store::api_keys::revoke(&mut transaction, grant, id, of, control.clock.now()).await?;
+    if !store::api_keys::revoke(&mut transaction, grant, id, of, control.clock.now()).await? {
+        return Err(Error::NotFound { what: "API key" });
+    }
+    audit::record(&mut transaction, control, grant, "api_key.revoked", &format!("api_key:{id}"), &json!({})).await?;
     transaction.commit().await?;
-    if revoked { Ok(()) } else { Err(Error::NotFound { what: "API key" }) }
+    Ok(())
 }
 
 /// The words that are permissions; the others become errors of the field.

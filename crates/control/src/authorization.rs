@@ -7,6 +7,7 @@
 use std::{marker::PhantomData, ops::Deref};
 
 use ocore_model::{
+    environment::Stage,
     ids::{ApiKeyId, OrganizationId, UserId},
     permission::{Permission, PermissionSet, Resource},
 };
@@ -43,6 +44,17 @@ impl Scope {
             code: "permission_missing",
             message: format!("this needs the permission {}; ask an owner or admin of {} for it", R::PERMISSION, self.organization_slug),
         })
+    }
+
+    /// Whether this caller has the right `R`.
+    pub fn allows<R: Right>(&self) -> bool {
+        self.permissions.allows(R::PERMISSION)
+    }
+
+    /// What a caller may do at this stage with what they may do at others: at production, only with `manage:production` on top. What production adds
+    /// to each operation is in docs/decisions/0017-rights.md, and proven by `crates/api/tests/it/production.rs`.
+    pub fn may_touch(&self, stage: Stage) -> Result<()> {
+        if stage == Stage::Production { self.grant::<ManageProduction>().map(drop) } else { Ok(()) }
     }
 }
 

@@ -3,8 +3,9 @@
 use ocore_model::{
     deployment::{DataOrigin, Trigger},
     environment::{CommitBehavior, EnvironmentStatus, Stage},
-    ids::{DeploymentId, EnvironmentId, InstanceId, ProjectId, UserId},
+    ids::{DeploymentId, EnvironmentId, InstanceId, ProjectId},
     names::{BranchName, CommitSha},
+    permission::{Permission, Resource},
     project::stage_for_new_branch,
 };
 use sqlx::PgConnection;
@@ -12,7 +13,9 @@ use sqlx::PgConnection;
 use crate::{
     Control, Error, Result,
     authorization::{Grant, ViewProjects},
-    clones, deployments, environments,
+    clones,
+    deployments::{self, Starter},
+    environments::{self, Removal},
     git::{self, Commit},
     instances, operations,
     store::{
@@ -52,18 +55,12 @@ pub struct PushOutcome {
 ///
 /// Two pushes to one branch may arrive here in the wrong order; so the head is read from the mirror, under the project's lock, and the
 /// update only says where to look. The last call sees the last push, whatever the order.
-pub async fn record(
-    control: &Control,
-    project: ProjectId,
-    updates: Vec<BranchUpdate>,
-    trigger: Trigger,
-    user: Option<UserId>,
-) -> Result<Vec<PushOutcome>> {
+pub async fn record(control: &Control, project: ProjectId, updates: Vec<BranchUpdate>, starter: Starter) -> Result<Vec<PushOutcome>> {
     let mut transaction = control.pool.begin().await?;
     let project = store::branches::lock_project(&mut transaction, project).await?.ok_or(Error::NotFound { what: "project" })?;
     // The first fetch of a repository brings all its branches at once; nobody pushed them.
-    let import = trigger != Trigger::Push && !store::branches::any(&mut transaction, project.id).await?;
-    let mut note = Note { control, project: &project, trigger, user, import, wake: Vec::new() };
+    let import = starter.trigger != Trigger::Push && !store::branches::any(&mut transaction, project.id).await?;
+    let mut note = Note { control, project: &project, starter, import, wake: Vec::new() };
     let mut outcomes = Vec::with_capacity(updates.len());
     for update in updates {
         let outcome = match git::branch_head(control, project.id, &update.branch).await? {
@@ -84,8 +81,7 @@ pub async fn record(
 struct Note<'a> {
     control: &'a Control,
     project: &'a PushedProject,
-    trigger: Trigger,
-    user: Option<UserId>,
+    starter: Starter,
     import: bool,
     /// Instances that have something to do after the commit.
     wake: Vec<InstanceId>,
@@ -119,7 +115,7 @@ impl Note<'_> {
     /// A clone that goes with its branch. One that has become production stays.
     async fn destroy(&mut self, connection: &mut PgConnection, clone: &Environment) -> Result<()> {
         if clone.status == EnvironmentStatus::Active && clone.stage != Stage::Production {
-            instances::remove(connection, clone.organization_id, clone.instance_id).await?;
+            instances::remove(connection, clone.organization_id, clone.instance_id, Removal::Direct).await?;
             self.wake.push(clone.instance_id);
         }
         Ok(())
@@ -170,12 +166,9 @@ impl Note<'_> {
                 let message = format!("{branch} is kept; the project is archived, so nothing is deployed");
                 return Ok(outcome(None, None, message));
             }
-            None => match self.follower_by_mapping(connection, &branch).await? {
-                Some(mapped) => mapped,
-                None => match self.reason_for_no_environment(&branch) {
-                    Some(reason) => return Ok(outcome(None, None, reason)),
-                    None => self.new_follower(connection, &branch).await?,
-                },
+            None => match self.new_follower(connection, &branch).await? {
+                Ok(follower) => follower,
+                Err(reason) => return Ok(outcome(None, None, reason)),
             },
         };
         if environment.status_message == BRANCH_DELETED {
@@ -187,26 +180,79 @@ impl Note<'_> {
         Ok(outcome(Some(&environment), deployment, format!("{prefix}{message}{merged}")))
     }
 
+    /// The environment that follows a branch from now on which had none, with what is to be said of it; or why there is none.
+    async fn new_follower(
+        &mut self,
+        connection: &mut PgConnection,
+        branch: &BranchName,
+    ) -> Result<std::result::Result<(Environment, String), String>> {
+        if let Some(mapped) = self.follower_by_mapping(connection, branch).await? {
+            return Ok(mapped);
+        }
+        if let Some(reason) = self.reason_for_no_environment(branch) {
+            return Ok(Err(reason));
+        }
+        let stage = self.stage(connection, branch).await?;
+        if !self.starter.may_deploy(connection, self.project.id, stage).await? {
+            return Ok(Err(self.production_is_for_others(connection, branch).await?));
+        }
+        let environment = environments::open(connection, self.control, self.project, branch, stage, None).await?;
+        let address = self.control.settings.instance_url(&environment.instance_slug);
+        Ok(Ok((environment, format!("new {stage} environment {address}; "))))
+    }
+
+    async fn production_is_for_others(&self, connection: &mut PgConnection, branch: &BranchName) -> Result<String> {
+        let who = self.who_deploys_production(connection).await?;
+        Ok(format!("{branch} is kept; it would become production, which {who} makes: `ocore env create {branch} --stage production`"))
+    }
+
+    /// For people who may not, who may.
+    async fn who_deploys_production(&self, connection: &mut PgConnection) -> Result<String> {
+        const NAMED: usize = 3;
+        let manage = [Permission::manage(Resource::Production).to_string(), Permission::manage(Resource::Deployments).to_string()];
+        let mut names = store::members::names_with(connection, self.project.organization_id, &manage).await?;
+        let more = names.len().saturating_sub(NAMED);
+        names.truncate(NAMED);
+        Ok(match (names.is_empty(), more) {
+            (true, _) => "somebody with the permission manage:production".to_owned(),
+            (false, 0) => names.join(" or "),
+            (false, more) => format!("{} or {more} more", names.join(", ")),
+        })
+    }
+
     /// The environment that a branch mapping leads the branch to: it follows this branch from now on. An instance that serves no environment
-    /// gets one.
-    async fn follower_by_mapping(&mut self, connection: &mut PgConnection, branch: &BranchName) -> Result<Option<(Environment, String)>> {
+    /// gets one. Or why that is for others to do.
+    async fn follower_by_mapping(
+        &mut self,
+        connection: &mut PgConnection,
+        branch: &BranchName,
+    ) -> Result<Option<std::result::Result<(Environment, String), String>>> {
         let mappings = store::branches::mappings(connection, self.project.id).await?;
         let Some(mapping) = mappings.into_iter().find(|mapping| matches_pattern(&mapping.pattern, branch.as_str())) else {
             return Ok(None);
         };
         let Some(environment) = store::environments::lock_by_instance(connection, mapping.instance_id).await? else {
             let stage = self.stage(connection, branch).await?;
+            if !self.starter.may_deploy(connection, self.project.id, stage).await? {
+                return Ok(Some(Err(self.production_is_for_others(connection, branch).await?)));
+            }
             let instance = Some(mapping.instance_id);
             let environment = environments::open(connection, self.control, self.project, branch, stage, instance).await?;
             let prefix = format!("new {} environment on {}; ", environment.stage, environment.instance_slug);
-            return Ok(Some((environment, prefix)));
+            return Ok(Some(Ok((environment, prefix))));
         };
         if environment.status != EnvironmentStatus::Active {
             return Ok(None);
         }
+        if !self.starter.may_deploy(connection, self.project.id, environment.stage).await? {
+            let who = self.who_deploys_production(connection).await?;
+            return Ok(Some(Err(format!(
+                "{branch} is kept; a mapping leads it to production, which {who} deploys: `ocore deploy --branch {branch}`"
+            ))));
+        }
         store::environments::set_branch(connection, environment.id, branch.as_str()).await?;
         let prefix = format!("{} follows {branch} now, instead of {}; ", environment.name, environment.branch);
-        Ok(Some((Environment { branch: branch.as_str().to_owned(), ..environment }, prefix)))
+        Ok(Some(Ok((Environment { branch: branch.as_str().to_owned(), ..environment }, prefix))))
     }
 
     fn reason_for_no_environment(&self, branch: &BranchName) -> Option<String> {
@@ -218,13 +264,6 @@ impl Note<'_> {
         let main = self.project.repository_branch.as_deref();
         let is_main = main.map_or(matches!(branch.as_str(), "main" | "master"), |main| main == branch.as_str());
         (self.import && !is_main).then(|| format!("{branch} was there before; `ocore env create {branch}` makes an environment of it"))
-    }
-
-    async fn new_follower(&mut self, connection: &mut PgConnection, branch: &BranchName) -> Result<(Environment, String)> {
-        let stage = self.stage(connection, branch).await?;
-        let environment = environments::open(connection, self.control, self.project, branch, stage, None).await?;
-        let address = self.control.settings.instance_url(&environment.instance_slug);
-        Ok((environment, format!("new {stage} environment {address}; ")))
     }
 
     async fn stage(&self, connection: &mut PgConnection, branch: &BranchName) -> Result<Stage> {
@@ -254,6 +293,14 @@ impl Note<'_> {
             };
             return Ok((None, message));
         }
+        if !self.starter.may_deploy(connection, environment.project_id, environment.stage).await? {
+            let who = self.who_deploys_production(connection).await?;
+            let message = match count {
+                _ if is_live => format!("{short} is live already"),
+                _ => format!("{short} waits: {who} deploys this production, with `ocore env build {}`", environment.instance_slug),
+            };
+            return Ok((None, message));
+        }
         if is_live {
             // Back to what serves: what was on its way is not wanted any more. What has begun to change the instance must be followed by
             // this commit again.
@@ -266,7 +313,7 @@ impl Note<'_> {
                 return Ok((None, format!("{short} is live already{dropped}")));
             }
         }
-        let deployment = deployments::queue(connection, environment, head, self.trigger, self.user).await?;
+        let deployment = deployments::queue(connection, environment, head, self.starter).await?;
         self.wake.push(environment.instance_id);
         let how = match deployments::data_origin(environment) {
             DataOrigin::Fresh => "with a fresh database",

@@ -14,7 +14,8 @@ use sqlx::PgConnection;
 use crate::{
     Control, Error, Result,
     authorization::{Grant, ManageEnvironments},
-    deployments, environments,
+    deployments::{self, Starter},
+    environments,
     git::{self, Commit},
     operations,
     store::{
@@ -90,7 +91,7 @@ pub async fn clone(
     };
     store::environments::set_pending(&mut transaction, environment.id, &pending).await?;
     let origin = DataOrigin::Environment { environment: source.id, snapshot: SnapshotId::new() };
-    deployments::insert(&mut transaction, &environment, &head, Trigger::Clone, Some(grant.user_id), origin, true).await?;
+    deployments::insert(&mut transaction, &environment, &head, Starter::new(Trigger::Clone, grant), origin, true).await?;
     transaction.commit().await?;
     operations::wake(control, environment.instance_id).await;
     environments::read(&mut *control.pool.acquire().await?, grant, environment.id).await

@@ -15,9 +15,10 @@ use sqlx::PgConnection;
 pub use crate::store::evidence::Evidence;
 use crate::{
     Control, Error, Result,
-    authorization::{Credential, Grant, ManageDeployments, Scope, ViewDeployments},
+    authorization::{Credential, Grant, ManageDeployments, ManageProduction, Scope, ViewDeployments},
     git::{self, Commit},
     operations::{self, OperationKind},
+    projects,
     signals::{Signal, Subscription},
     store::{
         self,
@@ -41,42 +42,68 @@ pub fn data_origin(environment: &Environment) -> DataOrigin {
     }
 }
 
+/// On whose behalf a deployment begins: every way to one says so.
+#[derive(Debug, Clone, Copy)]
+pub struct Starter {
+    pub trigger: Trigger,
+    /// `None` when nobody did whom oCore knows: whoever pushed to a repository that lies elsewhere.
+    pub user: Option<UserId>,
+    manages_production: bool,
+}
+
+impl Starter {
+    pub fn new(trigger: Trigger, scope: &Scope) -> Self {
+        Self { trigger, user: Some(scope.user_id), manages_production: scope.allows::<ManageProduction>() }
+    }
+
+    /// By a call of the API.
+    pub fn asked(scope: &Scope) -> Self {
+        Self::new(trigger_of(scope), scope)
+    }
+
+    pub fn nobody(trigger: Trigger) -> Self {
+        Self { trigger, user: None, manages_production: false }
+    }
+
+    /// Whether a deployment of this stage of the project begins, or waits for somebody with `manage:production`: that is a setting of the project.
+    pub(crate) async fn may_deploy(&self, connection: &mut PgConnection, project: ProjectId, stage: Stage) -> Result<bool> {
+        Ok(stage != Stage::Production || self.manages_production || !store::projects::protects_production(connection, project).await?)
+    }
+}
+
 /// Queues a deployment in the caller's transaction and supersedes older ones of the environment that have changed nothing yet. One that is
 /// open for the same commit and has changed nothing is the answer instead. The caller wakes the engine after its commit.
-pub async fn queue(
-    connection: &mut PgConnection,
-    environment: &Environment,
-    commit: &Commit,
-    trigger: Trigger,
-    user: Option<UserId>,
-) -> Result<DeploymentId> {
+pub async fn queue(connection: &mut PgConnection, environment: &Environment, commit: &Commit, starter: Starter) -> Result<DeploymentId> {
     let open = store::deployments::open_of_environment(connection, environment.id).await?;
     // A rollback to this commit brings other data, and is no answer.
     let answers = |data: DataOrigin| matches!(data, DataOrigin::Fresh | DataOrigin::Live | DataOrigin::Environment { .. });
     if let Some(newest) = open.first().filter(|newest| newest.commit_sha == commit.sha && answers(*newest.data_origin)) {
         return Ok(newest.id);
     }
-    insert(connection, environment, commit, trigger, user, data_origin(environment), true).await
+    insert(connection, environment, commit, starter, data_origin(environment), true).await
 }
 
 /// Writes a deployment with data from somewhere, and its operation; supersedes older ones of the environment that have changed nothing yet.
+/// `Forbidden` where the project keeps its production's deployments to others: every way to a deployment ends here.
 pub(crate) async fn insert(
     connection: &mut PgConnection,
     environment: &Environment,
     commit: &Commit,
-    trigger: Trigger,
-    user: Option<UserId>,
+    starter: Starter,
     data_origin: DataOrigin,
     keeps_previous: bool,
 ) -> Result<DeploymentId> {
+    if !starter.may_deploy(connection, environment.project_id, environment.stage).await? {
+        return Err(production_is_kept());
+    }
     let new = NewDeployment {
         id: DeploymentId::new(),
         organization_id: environment.organization_id,
         project_id: environment.project_id,
         environment_id: environment.id,
         instance_id: environment.instance_id,
-        trigger,
-        triggered_by: user,
+        trigger: starter.trigger,
+        triggered_by: starter.user,
         branch: environment.branch.clone(),
         commit_sha: commit.sha.clone(),
         commit_author: commit.author.clone(),
@@ -92,6 +119,14 @@ pub(crate) async fn insert(
     let kind = OperationKind::Deploy { deployment_id: new.id };
     operations::enqueue(connection, environment.organization_id, environment.instance_id, kind).await?;
     Ok(new.id)
+}
+
+/// Why somebody without `manage:production` starts nothing in the production of a project that protects it.
+pub(crate) fn production_is_kept() -> Error {
+    Error::forbidden(
+        "production_kept",
+        "in this project, what begins a deployment of production needs the permission manage:production; ask an owner or admin to deploy it",
+    )
 }
 
 /// How a call through the API is written down.
@@ -166,7 +201,7 @@ pub struct DeployRequest {
 pub async fn deploy(control: &Control, grant: &Grant<ManageDeployments>, project: ProjectId, request: DeployRequest) -> Result<Deployment> {
     let mut transaction = control.pool.begin().await?;
     let (environment, commit) = target(control, &mut transaction, grant, project, &request).await?;
-    let id = queue(&mut transaction, &environment, &commit, trigger_of(grant), Some(grant.user_id)).await?;
+    let id = queue(&mut transaction, &environment, &commit, Starter::asked(grant)).await?;
     transaction.commit().await?;
     operations::wake(control, environment.instance_id).await;
     read(control, grant, id).await
@@ -225,12 +260,20 @@ pub(crate) async fn target(
 }
 
 /// Asks a deployment to end without effect. What has not begun ends at once; what runs is taken back as soon as it can be. Asking twice is fine.
+/// Of a production's, who may begin it may also end it.
 pub async fn cancel(control: &Control, grant: &Grant<ManageDeployments>, id: DeploymentId) -> Result<Deployment> {
     let deployment = read(control, grant, id).await?;
+    let mut transaction = control.pool.begin().await?;
+    let stage = store::environments::find(&mut transaction, grant, deployment.environment_id).await?.map(|environment| environment.stage);
+    if stage == Some(Stage::Production) {
+        match deployment.trigger {
+            Trigger::Rollback | Trigger::Import => grant.may_touch(Stage::Production)?,
+            _ => projects::may_deploy_production(&mut transaction, grant, deployment.project_id).await?,
+        }
+    }
     if deployment.status.is_end() {
         return Err(Error::conflict("already_ended", format!("the deployment has ended: it {}", past(deployment.status))));
     }
-    let mut transaction = control.pool.begin().await?;
     operations::cancel(&mut transaction, id).await?;
     transaction.commit().await?;
     operations::wake(control, deployment.instance_id).await;

@@ -1,17 +1,20 @@
 //! Environments: one branch of a project at one stage, with the instance that runs it.
 
+use chrono::TimeDelta;
 use ocore_model::{
     environment::{CommitBehavior, EnvironmentEvent, EnvironmentStatus, Stage},
     ids::{EnvironmentId, InstanceId, ProjectId},
     names::BranchName,
 };
+use serde_json::json;
 use sqlx::PgConnection;
 
 pub use crate::store::environments::Environment;
 use crate::{
-    Control, Error, FieldError, Result,
+    Control, Error, FieldError, Result, audit,
     authorization::{Grant, ManageDeployments, ManageEnvironments, Scope, ViewEnvironments},
-    deployments, git, instances, operations,
+    deployments::{self, Starter},
+    git, instances, operations, projects,
     store::{
         self,
         branches::PushedProject,
@@ -80,18 +83,24 @@ pub async fn update(
     read(&mut connection, grant, id).await
 }
 
-/// What pushes do from now on. Commits that wait keep waiting until the next push or build.
+/// What pushes do from now on. Commits that wait keep waiting until the next push or build. Production's is audited.
 pub async fn set_commit_behavior(
     control: &Control,
     grant: &Grant<ManageEnvironments>,
     id: EnvironmentId,
     behavior: CommitBehavior,
 ) -> Result<Environment> {
-    let mut connection = control.pool.acquire().await?;
-    let environment = read(&mut connection, grant, id).await?;
-    if !store::environments::set_commit_behavior(&mut connection, grant, id, behavior).await? {
+    let mut transaction = control.pool.begin().await?;
+    let environment = read(&mut transaction, grant, id).await?;
+    grant.may_touch(environment.stage)?;
+    if !store::environments::set_commit_behavior(&mut transaction, grant, id, behavior).await? {
         return Err(removing());
     }
+    if environment.stage == Stage::Production {
+        let detail = json!({ "branch": environment.branch, "before": environment.commit_behavior, "after": behavior });
+        audit::record(&mut transaction, control, grant, "environment.commit_behavior_changed", &subject(id), &detail).await?;
+    }
+    transaction.commit().await?;
     Ok(Environment { commit_behavior: behavior, ..environment })
 }
 
@@ -132,6 +141,9 @@ pub(crate) async fn create_in(
     if let Some(existing) = store::environments::lock_by_branch(connection, project.id, branch.as_str()).await? {
         return Err(Error::conflict("branch_taken", format!("{branch} has an environment already: {}", existing.instance_slug)));
     }
+    if stage == Stage::Production {
+        projects::may_deploy_production(connection, scope, project.id).await?;
+    }
     let environment = open(connection, control, project, branch, stage, instance).await?;
     if let Some(head) = git::branch_head(control, project.id, branch).await? {
         store::branches::set_head(connection, project.id, branch.as_str(), &head).await?;
@@ -143,7 +155,7 @@ pub(crate) async fn create_in(
             last_commit_author: Some(&head.author),
         };
         store::environments::set_pending(connection, environment.id, &pending).await?;
-        deployments::queue(connection, &environment, &head, deployments::trigger_of(scope), Some(scope.user_id)).await?;
+        deployments::queue(connection, &environment, &head, Starter::asked(scope)).await?;
     }
     Ok(environment)
 }
@@ -193,27 +205,71 @@ pub(crate) async fn open(
     written.ok_or_else(|| Error::broken("an environment that was just written is not there"))
 }
 
-/// Has an environment torn down, with its instance and all data. A second call finds that it is on its way, or done.
-pub async fn delete(control: &Control, grant: &Grant<ManageEnvironments>, id: EnvironmentId) -> Result<EnvironmentStatus> {
+/// How long the last snapshot of a production stays that was removed.
+pub const KEPT: TimeDelta = TimeDelta::days(30);
+
+/// How a removal was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Removal {
+    /// Of what is no production.
+    Direct,
+    /// The name was typed.
+    Confirmed,
+}
+
+impl Removal {
+    /// Production goes only when somebody has typed its name, so that nobody deletes a company's data by a slip.
+    pub(crate) fn of(stage: Option<Stage>, name: &str, typed: Option<&str>, kind: &str, id: uuid::Uuid) -> Result<Self> {
+        match typed {
+            Some(typed) if typed == name => Ok(Self::Confirmed),
+            Some(_) => Err(not_its_name(name)),
+            None if stage == Some(Stage::Production) => Err(Error::conflict(
+                "production_protected",
+                format!(
+                    "a production environment is not deleted directly, so that nobody deletes a company's data by a slip: to remove it with all its \
+                     data, send its name, DELETE /api/{kind}s/{id}?confirm={name} (`ocore env delete {name} --confirm {name}`); its last snapshot is \
+                     kept for {} days",
+                    KEPT.num_days()
+                ),
+            )),
+            None => Ok(Self::Direct),
+        }
+    }
+}
+
+/// What was typed to confirm a removal is another name.
+pub(crate) fn not_its_name(name: &str) -> Error {
+    Error::invalid("confirm", format!("this is not its name; to remove it with all its data, send {name}"))
+}
+
+/// Has an environment torn down, with its instance and all data. A production only when its instance's name is typed as `confirmation`; its last
+/// snapshot is kept for [`KEPT`]. A second call finds that it is on its way, or done. Audited.
+pub async fn delete(
+    control: &Control,
+    grant: &Grant<ManageEnvironments>,
+    id: EnvironmentId,
+    confirmation: Option<&str>,
+) -> Result<EnvironmentStatus> {
     let mut transaction = control.pool.begin().await?;
     let environment = store::environments::find(&mut transaction, grant, id).await?.ok_or(Error::NotFound { what: "environment" })?;
     if environment.status != EnvironmentStatus::Active {
         return Ok(environment.status);
     }
-    instances::remove(&mut transaction, grant.organization_id, environment.instance_id).await?;
+    grant.may_touch(environment.stage)?;
+    let removal = Removal::of(Some(environment.stage), &environment.instance_slug, confirmation, "environment", id.as_uuid())?;
+    instances::remove(&mut transaction, grant.organization_id, environment.instance_id, removal).await?;
+    let detail = json!({ "instance": environment.instance_slug, "branch": environment.branch, "stage": environment.stage });
+    audit::record(&mut transaction, control, grant, "environment.removed", &subject(id), &detail).await?;
     transaction.commit().await?;
     operations::wake(control, environment.instance_id).await;
     Ok(EnvironmentStatus::Removing)
 }
 
 /// Marks an environment whose instance is being torn down. The rule about production lives here.
-pub(crate) async fn mark_removing(connection: &mut PgConnection, environment: &Environment) -> Result<()> {
-    if environment.stage == Stage::Production {
-        return Err(Error::conflict(
-            "production_protected",
-            "a production environment is not deleted directly, so that nobody deletes a company's data by a slip: \
-             stop its Odoo if it should not serve, or archive the project",
-        ));
+pub(crate) async fn mark_removing(connection: &mut PgConnection, environment: &Environment, removal: Removal) -> Result<()> {
+    // It may have become production since somebody looked.
+    if removal == Removal::Direct {
+        Removal::of(Some(environment.stage), &environment.instance_slug, None, "environment", environment.id.as_uuid())?;
     }
     let to = environment.status.next(EnvironmentEvent::DeletionRequested)?;
     store::environments::set_status(connection, environment.id, environment.status, to, "it is being deleted").await?;
@@ -223,7 +279,10 @@ pub(crate) async fn mark_removing(connection: &mut PgConnection, environment: &E
 /// Builds the head of the environment's branch now, whatever its commit behavior. A build of the head that is on its way is the answer.
 pub async fn trigger_build(control: &Control, grant: &Grant<ManageDeployments>, id: EnvironmentId) -> Result<Deployment> {
     let mut transaction = control.pool.begin().await?;
-    read(&mut transaction, grant, id).await?;
+    let asked = read(&mut transaction, grant, id).await?;
+    if asked.stage == Stage::Production {
+        projects::may_deploy_production(&mut transaction, grant, asked.project_id).await?;
+    }
     let environment = store::environments::lock(&mut transaction, id).await?.ok_or(Error::NotFound { what: "environment" })?;
     if environment.status != EnvironmentStatus::Active {
         return Err(removing());
@@ -245,11 +304,15 @@ pub async fn trigger_build(control: &Control, grant: &Grant<ManageDeployments>, 
             return Err(Error::conflict("nothing_pending", format!("the newest commit of {branch} is live; there is nothing to build")));
         }
     }
-    let deployment = deployments::queue(&mut transaction, &environment, &head, deployments::trigger_of(grant), Some(grant.user_id)).await?;
+    let deployment = deployments::queue(&mut transaction, &environment, &head, Starter::asked(grant)).await?;
     let written = store::deployments::find(&mut transaction, grant, deployment).await?;
     transaction.commit().await?;
     operations::wake(control, environment.instance_id).await;
     written.ok_or_else(|| Error::broken("a deployment that was just written is not there"))
+}
+
+pub(crate) fn subject(id: EnvironmentId) -> String {
+    format!("environment:{id}")
 }
 
 fn removing() -> Error {

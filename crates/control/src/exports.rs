@@ -8,11 +8,13 @@ use ocore_model::{
     export::{ExportFormat, ExportStatus},
     ids::{EnvironmentId, ExportId},
 };
+use serde_json::json;
 
 pub use crate::store::exports::Export;
 use crate::{
-    Control, Error, Result,
-    authorization::{Grant, ManageProduction, ManageSnapshots, Scope, ViewSnapshots},
+    Control, Error, Result, audit,
+    authorization::{Grant, ManageSnapshots, Scope, ViewSnapshots},
+    environments,
     secrets::{self, Place},
     store::{self, exports::NewExport},
 };
@@ -31,10 +33,7 @@ pub struct ExportRequest {
 
 /// Production's data as they are go to nobody but an admin.
 fn must_be_allowed(scope: &Scope, stage: Stage, neutralized: bool) -> Result<()> {
-    if stage == Stage::Production && !neutralized {
-        scope.grant::<ManageProduction>()?;
-    }
-    Ok(())
+    if neutralized { Ok(()) } else { scope.may_touch(stage) }
 }
 
 /// Asks for an export; it is written as soon as the server has time for it.
@@ -73,7 +72,14 @@ pub async fn create(
         created_by: grant.user_id,
         expires_at: now + KEPT,
     };
-    store::exports::insert(&mut connection, &new).await?;
+    let mut transaction = sqlx::Connection::begin(&mut *connection).await?;
+    store::exports::insert(&mut transaction, &new).await?;
+    let detail = json!({
+        "branch": environment.branch, "stage": environment.stage, "export": new.id, "neutralized": new.neutralized,
+        "withFileStore": new.with_file_store,
+    });
+    audit::record(&mut transaction, control, grant, "export.requested", &environments::subject(environment_id), &detail).await?;
+    transaction.commit().await?;
     store::exports::find(&mut connection, grant, new.id).await?.ok_or_else(|| Error::broken("an export that was just written is not there"))
 }
 
@@ -93,12 +99,16 @@ pub async fn list(control: &Control, grant: &Grant<ViewSnapshots>, environment: 
     store::exports::list(&mut connection, grant, environment, SHOWN).await
 }
 
+/// Whether this caller may have an export's data.
+async fn must_be_theirs(control: &Control, scope: &Scope, export: &Export) -> Result<()> {
+    let environment = store::environments::find(&mut *control.pool.acquire().await?, scope, export.environment_id).await?;
+    must_be_allowed(scope, environment.ok_or(Error::NotFound { what: "export" })?.stage, export.neutralized)
+}
+
 /// An export that may be downloaded by this caller.
 pub async fn downloadable(control: &Control, grant: &Grant<ManageSnapshots>, id: ExportId) -> Result<Export> {
     let export = find(control, grant, id).await?;
-    let environment = store::environments::find(&mut *control.pool.acquire().await?, grant, export.environment_id).await?;
-    let stage = environment.ok_or(Error::NotFound { what: "export" })?.stage;
-    must_be_allowed(grant, stage, export.neutralized)?;
+    must_be_theirs(control, grant, &export).await?;
     match export.status {
         ExportStatus::Done => Ok(export),
         ExportStatus::Failed => Err(Error::conflict("export_failed", format!("the export failed: {}", export.message))),
@@ -107,16 +117,26 @@ pub async fn downloadable(control: &Control, grant: &Grant<ManageSnapshots>, id:
     }
 }
 
-/// Its bytes from there on.
-pub async fn read(control: &Control, export: &Export, offset: u64) -> Result<ByteStream> {
+/// Its bytes from there on, of one that is [`downloadable`] by this caller. Audited, each part of it.
+pub async fn read(control: &Control, grant: &Grant<ManageSnapshots>, export: &Export, offset: u64) -> Result<ByteStream> {
+    let detail = json!({
+        "environment": export.environment_id, "neutralized": export.neutralized, "fileName": export.file_name, "from": offset,
+    });
+    let mut connection = control.pool.acquire().await?;
+    audit::record(&mut connection, control, grant, "export.downloaded", &format!("export:{}", export.id), &detail).await?;
+    drop(connection);
     Ok(control.host.read_export(export.id, offset).await?)
 }
 
-/// Of Odoo's `admin` in a neutralized export.
+/// Of Odoo's `admin` in a neutralized export. Audited.
 pub async fn admin_password(control: &Control, grant: &Grant<ManageSnapshots>, id: ExportId) -> Result<Option<String>> {
     let export = find(control, grant, id).await?;
+    must_be_theirs(control, grant, &export).await?;
     let Some(sealed) = export.admin_password else { return Ok(None) };
     let secret = secrets::open(&control.settings, place(id), &sealed)?;
+    let detail = json!({ "environment": export.environment_id });
+    let mut connection = control.pool.acquire().await?;
+    audit::record(&mut connection, control, grant, "export.credentials_read", &format!("export:{id}"), &detail).await?;
     Ok(Some(secret.expose_text()?.to_owned()))
 }
 
@@ -124,8 +144,8 @@ pub(crate) fn place(id: ExportId) -> Place {
     Place { table: "exports", column: "admin_password", row: id.as_uuid() }
 }
 
-/// Removes it, or gives it up. Gone already is done.
+/// Removes it, or gives it up; whoever may have its data may. Gone already is done.
 pub async fn delete(control: &Control, grant: &Grant<ManageSnapshots>, id: ExportId) -> Result<()> {
-    find(control, grant, id).await?;
+    must_be_theirs(control, grant, &find(control, grant, id).await?).await?;
     store::exports::expire(&mut *control.pool.acquire().await?, id).await
 }

@@ -5,7 +5,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use ocore_host::{ByteStream, ImportFacts, NewUpload};
 use ocore_model::{
     deployment::{DataOrigin, Trigger},
-    environment::{EnvironmentStatus, Stage},
+    environment::EnvironmentStatus,
     ids::{EnvironmentId, ImportId},
     import::ImportStatus,
     names::BranchName,
@@ -16,8 +16,9 @@ pub use ocore_host::{UploadPart, UploadedPart};
 pub use crate::store::imports::Import;
 use crate::{
     Control, Error, Result,
-    authorization::{Grant, ManageDeployments, ManageProduction, Scope, ViewDeployments},
-    deployments, git, operations,
+    authorization::{Grant, ManageDeployments, Scope, ViewDeployments},
+    deployments::{self, Starter},
+    git, operations,
     store::{self, deployments::Deployment, environments::Environment, imports::NewImport},
 };
 
@@ -72,10 +73,7 @@ fn until(control: &Control) -> DateTime<Utc> {
 
 /// Into production as it is, which only an admin may; into any other stage made harmless.
 fn must_be_allowed(scope: &Scope, environment: &Environment) -> Result<()> {
-    if environment.stage == Stage::Production {
-        scope.grant::<ManageProduction>()?;
-    }
-    Ok(())
+    scope.may_touch(environment.stage)
 }
 
 async fn environment(control: &Control, scope: &Scope, id: EnvironmentId) -> Result<Environment> {
@@ -253,7 +251,7 @@ pub async fn start(control: &Control, grant: &Grant<ManageDeployments>, id: Impo
         )
     })?;
     let origin = DataOrigin::Import { import: id };
-    let deployment = deployments::insert(&mut transaction, &environment, &head, Trigger::Import, Some(grant.user_id), origin, true).await?;
+    let deployment = deployments::insert(&mut transaction, &environment, &head, Starter::new(Trigger::Import, grant), origin, true).await?;
     store::imports::set_deployment(&mut transaction, id, deployment).await?;
     let written = store::deployments::find(&mut transaction, grant, deployment).await?;
     transaction.commit().await?;
@@ -264,6 +262,8 @@ pub async fn start(control: &Control, grant: &Grant<ManageDeployments>, id: Impo
 /// Gives it up; the upload goes. Gone already is done.
 pub async fn delete(control: &Control, grant: &Grant<ManageDeployments>, id: ImportId) -> Result<()> {
     let import = find(control, grant, id).await?;
+    let of = store::environments::find(&mut *control.pool.acquire().await?, grant, import.environment_id).await?;
+    must_be_allowed(grant, &of.ok_or(Error::NotFound { what: "import" })?)?;
     match import.status {
         ImportStatus::Importing => Err(Error::conflict("importing", "a deployment brings it in; cancel that first")),
         ImportStatus::Done | ImportStatus::Expired => Ok(()),

@@ -9,17 +9,21 @@ use ocore_model::{
     instance::{ControlAction, InstanceEvent, InstanceStatus},
     names::{BranchName, OdooVersion, Slug, slug_from},
 };
+use serde_json::json;
 use sha2::{Digest, Sha256};
 use sqlx::PgConnection;
 
+mod redact;
+
 pub use crate::store::instances::Instance;
 use crate::{
-    Control, Error, FieldError, Result,
-    authorization::{Grant, ManageInstances, Scope, ViewInstances},
-    environments, operations,
-    operations::OperationKind,
-    secrets,
+    Control, Error, FieldError, Result, audit,
+    authorization::{Grant, ManageEnvironments, ManageInstances, Scope, ViewInstances},
+    environments::{self, Removal},
+    operations::{self, OperationKind},
+    projects, secrets,
     store::{self, branches::PushedProject, instances::NewInstance},
+    variables,
 };
 
 const NAME_LENGTH: usize = 100;
@@ -39,12 +43,31 @@ const ADMIN_LOGIN: &str = "admin";
 
 /// Every instance of the organization, the oldest first; those of one server, if given.
 pub async fn list(control: &Control, grant: &Grant<ViewInstances>, server: Option<ServerId>) -> Result<Vec<Instance>> {
-    store::instances::list(&mut *control.pool.acquire().await?, grant, server).await
+    let instances = store::instances::list(&mut *control.pool.acquire().await?, grant, server).await?;
+    instances.into_iter().map(|instance| shown(control, grant, instance)).collect()
 }
 
 /// One that is not deleted.
 pub async fn find(control: &Control, grant: &Grant<ViewInstances>, id: InstanceId) -> Result<Instance> {
-    read(&mut *control.pool.acquire().await?, grant, id).await
+    show(control, grant, id).await
+}
+
+async fn show(control: &Control, scope: &Scope, id: InstanceId) -> Result<Instance> {
+    let instance = read(&mut *control.pool.acquire().await?, scope, id).await?;
+    shown(control, scope, instance)
+}
+
+/// With its variables: the values for who may set them, for others only the names.
+fn shown(control: &Control, scope: &Scope, mut instance: Instance) -> Result<Instance> {
+    open_variables(control, &mut instance)?;
+    if !scope.allows::<ManageInstances>() || instance.stage.is_some_and(|stage| scope.may_touch(stage).is_err()) {
+        instance.settings.0.env_vars.values_mut().for_each(|value| variables::MASK.clone_into(value));
+    }
+    Ok(instance)
+}
+
+fn open_variables(control: &Control, instance: &mut Instance) -> Result<()> {
+    variables::open(&control.settings, instance.id, &mut instance.settings.0, instance.env_vars.as_deref())
 }
 
 async fn read(connection: &mut PgConnection, scope: &Scope, id: InstanceId) -> Result<Instance> {
@@ -198,14 +221,16 @@ pub async fn create(control: &Control, grant: &Grant<ManageInstances>, request: 
     if project.archived_at.is_some() {
         return Err(Error::conflict("project_archived", "the project is archived; restore it first"));
     }
+    let id = InstanceId::new();
     let new = NewInstance {
-        id: InstanceId::new(),
+        id,
         organization_id: project.organization_id,
         project_id: project.id,
         server_id: control.server_id,
         name: name.to_owned(),
         slug: String::new(),
         odoo_version: request.odoo_version.unwrap_or_else(|| project.odoo_version.clone()),
+        env_vars: variables::seal(&control.settings, id, &settings.env_vars)?,
         settings,
     };
     let id = match request.slug {
@@ -219,11 +244,12 @@ pub async fn create(control: &Control, grant: &Grant<ManageInstances>, request: 
         None => insert_with_free_slug(&mut transaction, new, name, &format!("{}/{name}", project.id)).await?,
     };
     if let Some(branch) = &request.branch {
+        grant.grant::<ManageEnvironments>()?;
         environments::create_in(&mut transaction, control, grant, &project, branch, stage, Some(id)).await?;
     }
     transaction.commit().await?;
     operations::wake(control, id).await;
-    read(&mut *control.pool.acquire().await?, grant, id).await
+    show(control, grant, id).await
 }
 
 /// A new instance for a branch, in the caller's transaction.
@@ -244,6 +270,7 @@ pub(crate) async fn make_for_branch(
         slug: String::new(),
         odoo_version: project.odoo_version.clone(),
         settings: default_settings(stage),
+        env_vars: None,
     };
     insert_with_free_slug(connection, new, &wish, &format!("{}/{branch}", project.id)).await
 }
@@ -280,26 +307,53 @@ pub struct InstancePatch {
     pub settings: SettingsPatch,
 }
 
-/// Changes an instance. Its Odoo takes new settings with its next start.
+/// Changes an instance. Its Odoo takes new settings with its next start. Audited, with the names of the variables that changed.
 pub async fn update(control: &Control, grant: &Grant<ManageInstances>, id: InstanceId, patch: InstancePatch) -> Result<Instance> {
     let mut transaction = control.pool.begin().await?;
-    let instance = store::instances::lock(&mut transaction, grant.organization_id, id)
+    let mut instance = store::instances::lock(&mut transaction, grant.organization_id, id)
         .await?
         .filter(|instance| instance.status != InstanceStatus::Deleted)
         .ok_or(Error::NotFound { what: "instance" })?;
+    may_touch(grant, &instance)?;
     must_stand(&instance)?;
+    open_variables(control, &mut instance)?;
     let mut settings = instance.settings.0.clone();
     patch.settings.apply(&mut settings)?;
     let name = patch.name.as_deref().map_or(Ok(instance.name.as_str()), checked_name)?;
-    store::instances::update(&mut transaction, id, name, &settings).await?;
+    store::instances::rename(&mut transaction, id, name).await?;
+    if settings != instance.settings.0 {
+        let sealed = variables::seal(&control.settings, id, &settings.env_vars)?;
+        store::instances::set_settings(&mut transaction, id, &settings, sealed.as_deref()).await?;
+        let detail = changes(&instance, &settings);
+        audit::record(&mut transaction, control, grant, "instance.settings_changed", &subject(id), &detail).await?;
+    }
     transaction.commit().await?;
-    read(&mut *control.pool.acquire().await?, grant, id).await
+    show(control, grant, id).await
 }
 
-/// Has the instance's Odoo started, stopped or restarted.
+/// What the audit log says of new settings: of variables their names, never a value.
+fn changes(instance: &Instance, after: &OdooSettings) -> serde_json::Value {
+    let before = &instance.settings.0;
+    let names: std::collections::BTreeSet<&String> = before.env_vars.keys().chain(after.env_vars.keys()).collect();
+    let changed: Vec<&String> = names.into_iter().filter(|name| before.env_vars.get(*name) != after.env_vars.get(*name)).collect();
+    let without = |settings: &OdooSettings| json!(OdooSettings { env_vars: BTreeMap::new(), ..settings.clone() });
+    json!({ "instance": instance.slug, "stage": instance.stage, "before": without(before), "after": without(after), "envVars": changed })
+}
+
+fn subject(id: InstanceId) -> String {
+    format!("instance:{id}")
+}
+
+/// Of an instance that serves a production, everything but a look takes `manage:production` on top.
+fn may_touch(scope: &Scope, instance: &Instance) -> Result<()> {
+    instance.stage.map_or(Ok(()), |stage| scope.may_touch(stage))
+}
+
+/// Has the instance's Odoo started, stopped or restarted. Audited where it serves a production.
 pub async fn control(control: &Control, grant: &Grant<ManageInstances>, id: InstanceId, action: ControlAction) -> Result<Instance> {
     let mut transaction = control.pool.begin().await?;
     let instance = read(&mut transaction, grant, id).await?;
+    may_touch(grant, &instance)?;
     must_stand(&instance)?;
     if instance.active_data_set_id.is_none() {
         return Err(Error::conflict(
@@ -311,15 +365,33 @@ pub async fn control(control: &Control, grant: &Grant<ManageInstances>, id: Inst
         return Err(Error::conflict("production_awake", "a production environment never sleeps; to stop its Odoo, ask for `stop`"));
     }
     operations::enqueue(&mut transaction, instance.organization_id, id, OperationKind::Control { action }).await?;
+    if instance.stage == Some(Stage::Production) {
+        let detail = json!({ "instance": instance.slug, "action": action });
+        audit::record(&mut transaction, control, grant, "instance.controlled", &subject(id), &detail).await?;
+    }
     transaction.commit().await?;
     operations::wake(control, id).await;
-    Ok(instance)
+    shown(control, grant, instance)
 }
 
-/// Has an instance torn down with all its data, and its environment with it. A second call finds that it is on its way, or done.
-pub async fn delete(control: &Control, grant: &Grant<ManageInstances>, id: InstanceId) -> Result<InstanceStatus> {
+/// Has an instance torn down with all its data, and its environment with it: one that serves a production as [`environments::delete`] does. A second
+/// call finds that it is on its way, or done.
+pub async fn delete(
+    control: &Control,
+    grant: &Grant<ManageInstances>,
+    id: InstanceId,
+    confirmation: Option<&str>,
+) -> Result<InstanceStatus> {
     let mut transaction = control.pool.begin().await?;
-    let status = remove(&mut transaction, grant.organization_id, id).await?.ok_or(Error::NotFound { what: "instance" })?;
+    let instance = store::instances::find(&mut transaction, grant, id).await?.ok_or(Error::NotFound { what: "instance" })?;
+    if matches!(instance.status, InstanceStatus::Removing | InstanceStatus::Deleted) {
+        return Ok(instance.status);
+    }
+    may_touch(grant, &instance)?;
+    let removal = Removal::of(instance.stage, &instance.slug, confirmation, "instance", id.as_uuid())?;
+    let status = remove(&mut transaction, grant.organization_id, id, removal).await?.ok_or(Error::NotFound { what: "instance" })?;
+    let detail = json!({ "instance": instance.slug, "branch": instance.branch, "stage": instance.stage });
+    audit::record(&mut transaction, control, grant, "instance.removed", &subject(id), &detail).await?;
     transaction.commit().await?;
     operations::wake(control, id).await;
     Ok(status)
@@ -327,13 +399,18 @@ pub async fn delete(control: &Control, grant: &Grant<ManageInstances>, id: Insta
 
 /// Marks an instance and the environment that it serves, and asks for their end. Returns the instance's status then; `None` when the
 /// organization has no such instance. Locks the instance before the environment, as operations do.
-pub(crate) async fn remove(connection: &mut PgConnection, organization: OrganizationId, id: InstanceId) -> Result<Option<InstanceStatus>> {
+pub(crate) async fn remove(
+    connection: &mut PgConnection,
+    organization: OrganizationId,
+    id: InstanceId,
+    removal: Removal,
+) -> Result<Option<InstanceStatus>> {
     let Some(instance) = store::instances::lock(connection, organization, id).await? else { return Ok(None) };
     if matches!(instance.status, InstanceStatus::Removing | InstanceStatus::Deleted) {
         return Ok(Some(instance.status));
     }
     if let Some(environment) = store::environments::lock_by_instance(connection, id).await? {
-        environments::mark_removing(connection, &environment).await?;
+        environments::mark_removing(connection, &environment, removal).await?;
     }
     let to = instance.status.next(InstanceEvent::RemovalRequested)?;
     store::instances::set_status(connection, id, instance.status, to, "it is being deleted").await?;
@@ -349,20 +426,43 @@ pub(crate) fn must_stand(instance: &Instance) -> Result<()> {
     Ok(())
 }
 
-/// The instance's Odoo log: its last lines, then, when `follow`, new ones as they come, until the receiver is dropped.
+/// The instance's Odoo log: its last lines, then, when `follow`, new ones as they come, until the receiver is dropped. Odoo writes what it likes
+/// there, at some log levels all that it sends: so it is for those who manage the instance, and where a project protects its production, that one's is
+/// for those who manage production. Passwords and tokens in the addresses of requests are left out for everybody.
 pub async fn log(
     control: &Control,
-    grant: &Grant<ViewInstances>,
+    grant: &Grant<ManageInstances>,
     id: InstanceId,
     lines: usize,
     follow: bool,
 ) -> Result<tokio::sync::mpsc::Receiver<String>> {
-    let instance = read(&mut *control.pool.acquire().await?, grant, id).await?;
+    let mut connection = control.pool.acquire().await?;
+    let instance = read(&mut connection, grant, id).await?;
+    if instance.stage == Some(Stage::Production) {
+        projects::may_deploy_production(&mut connection, grant, instance.project_id).await?;
+    }
+    drop(connection);
+    let (sender, receiver) = tokio::sync::mpsc::channel(64);
     if instance.active_data_set_id.is_none() {
         // Nothing has run: an empty log, not an error.
-        return Ok(tokio::sync::mpsc::channel(1).1);
+        return Ok(receiver);
     }
-    Ok(control.host.odoo_log(id, lines, follow).await?)
+    let mut lines = control.host.odoo_log(id, lines, follow).await?;
+    tokio::spawn(async move {
+        // Who stops reading ends the follower with it.
+        loop {
+            tokio::select! {
+                () = sender.closed() => return,
+                line = lines.recv() => {
+                    let Some(line) = line else { return };
+                    if sender.send(redact::line(&line)).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    });
+    Ok(receiver)
 }
 
 /// How to log in to an instance's Odoo.
@@ -372,14 +472,17 @@ pub struct Credentials {
     pub password: secrets::Secret,
 }
 
-/// The login that the fresh database got. Who changed the password in Odoo knows the new one themselves.
+/// The login that the fresh database got. Who changed the password in Odoo knows the new one themselves. Audited.
 pub async fn credentials(control: &Control, grant: &Grant<ManageInstances>, id: InstanceId) -> Result<Credentials> {
     let mut connection = control.pool.acquire().await?;
     let instance = read(&mut connection, grant, id).await?;
+    may_touch(grant, &instance)?;
     let sealed = store::instances::admin_password(&mut connection, grant, id).await?.ok_or_else(|| {
         Error::conflict("nothing_deployed", format!("nothing is deployed to {} yet, so its Odoo has no password", instance.slug))
     })?;
     let place = secrets::Place { table: "instances", column: "admin_password", row: id.as_uuid() };
+    let detail = json!({ "instance": instance.slug, "stage": instance.stage });
+    audit::record(&mut connection, control, grant, "instance.credentials_read", &subject(id), &detail).await?;
     Ok(Credentials { login: ADMIN_LOGIN.to_owned(), password: secrets::open(&control.settings, place, &sealed)? })
 }
 

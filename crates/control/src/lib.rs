@@ -47,6 +47,7 @@ pub mod snapshots;
 pub mod space;
 pub mod steps;
 pub mod store;
+pub mod variables;
 
 pub use context::{Control, MailRelay, Settings, TenantLimits};
 pub use error::{Error, FieldError, Result};

@@ -5,6 +5,7 @@ use ocore_model::{
     ids::{MemberId, OrganizationId, RoleId, UserId},
     permission::PermissionSet,
 };
+use serde_json::json;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
@@ -15,6 +16,7 @@ use crate::{
         throttle::{self, Attempt},
     },
     api_keys::may_give,
+    audit,
     authorization::{Grant, ManageMembers, Scope, ViewMembers},
     secrets,
     store::{self, members::PendingInvitation},
@@ -75,13 +77,20 @@ pub async fn invite(control: &Control, grant: &Grant<ManageMembers>, email: &str
     let invitation =
         Invitation { id: Uuid::now_v7(), email, role_id: role, role_name, created_at: now, expires_at: now + INVITATION_LIFETIME };
     store::members::insert_invitation(&mut transaction, grant, &invitation, &secrets::token_hash(&token)).await?;
+    let detail = json!({ "email": invitation.email, "role": invitation.role_name });
+    audit::record(&mut transaction, control, grant, "member.invited", &format!("invitation:{}", invitation.id), &detail).await?;
     transaction.commit().await?;
     Ok(CreatedInvitation { invitation, token })
 }
 
 pub async fn cancel_invitation(control: &Control, grant: &Grant<ManageMembers>, id: Uuid) -> Result<()> {
-    let cancelled = store::members::cancel_invitation(&mut *control.pool.acquire().await?, grant, id).await?;
-    if cancelled { Ok(()) } else { Err(Error::NotFound { what: "invitation" }) }
+    let mut transaction = control.pool.begin().await?;
+    if !store::members::cancel_invitation(&mut transaction, grant, id).await? {
+        return Err(Error::NotFound { what: "invitation" });
+    }
+    audit::record(&mut transaction, control, grant, "member.invitation_cancelled", &format!("invitation:{id}"), &json!({})).await?;
+    transaction.commit().await?;
+    Ok(())
 }
 
 /// Joins the organization that invited the caller's e-mail address; gives its id.
@@ -132,8 +141,11 @@ pub async fn change_role(control: &Control, grant: &Grant<ManageMembers>, id: Me
     }
     store::members::set_role(&mut transaction, grant, id, role).await?;
     let changed = store::members::list(&mut transaction, grant).await?.into_iter().find(|member| member.id == id);
+    let changed = changed.ok_or(Error::NotFound { what: "member" })?;
+    let detail = json!({ "email": changed.email, "before": member.role_name, "after": changed.role_name });
+    audit::record(&mut transaction, control, grant, "member.role_changed", &subject(id), &detail).await?;
     transaction.commit().await?;
-    changed.ok_or(Error::NotFound { what: "member" })
+    Ok(changed)
 }
 
 /// Takes a member out; their API keys in the organization end with it. Oneself goes with [`leave`].
@@ -148,6 +160,8 @@ pub async fn remove(control: &Control, grant: &Grant<ManageMembers>, id: MemberI
         return Err(last_owner(&grant.organization_slug));
     }
     store::members::remove(&mut transaction, grant, &member, control.clock.now()).await?;
+    let detail = json!({ "email": member.email, "role": member.role_name });
+    audit::record(&mut transaction, control, grant, "member.removed", &subject(id), &detail).await?;
     transaction.commit().await?;
     Ok(())
 }
@@ -162,8 +176,14 @@ pub async fn leave(control: &Control, scope: &Scope, person: &Person) -> Result<
         return Err(last_owner(&scope.organization_slug));
     }
     store::members::remove(&mut transaction, scope, own, control.clock.now()).await?;
+    let detail = json!({ "email": own.email, "role": own.role_name });
+    audit::record(&mut transaction, control, scope, "member.left", &subject(own.id), &detail).await?;
     transaction.commit().await?;
     Ok(())
+}
+
+fn subject(id: MemberId) -> String {
+    format!("member:{id}")
 }
 
 /// The member, and whether somebody else is an owner too; the membership is locked.

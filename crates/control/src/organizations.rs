@@ -2,16 +2,21 @@
 
 use chrono::{DateTime, Utc};
 use ocore_model::{
+    environment::Stage,
     ids::OrganizationId,
     names::{Slug, slug_from},
     permission::{PermissionSet, SystemRole},
 };
+use serde_json::json;
 
 use crate::{
     Control, Error, FieldError, Result,
     accounts::{Identity, Person},
+    audit,
     authorization::{Grant, ManageOrganization, ViewOrganization},
-    projects, store,
+    environments, operations, projects,
+    reconcilers::removals,
+    store,
 };
 
 #[derive(Debug, Clone)]
@@ -21,6 +26,8 @@ pub struct Organization {
     pub slug: String,
     /// Empty when there is none.
     pub logo_url: String,
+    /// It goes for good when the last snapshots of its productions have gone. Until then its owners can bring it back.
+    pub removal_requested_at: Option<DateTime<Utc>>,
     pub created_at: DateTime<Utc>,
     pub updated_at: DateTime<Utc>,
 }
@@ -48,6 +55,8 @@ pub struct OrganizationPatch {
     pub name: Option<String>,
     pub slug: Option<String>,
     pub logo_url: Option<String>,
+    /// False brings one back that is being removed; its projects are brought back one by one. [`remove`] is the other way.
+    pub removed: Option<bool>,
 }
 
 /// Makes an organization with its system roles; the caller becomes its owner. A slug that is taken is `Conflict` with the code `slug_taken`;
@@ -89,8 +98,15 @@ pub async fn create(control: &Control, person: &Person, new: NewOrganization) ->
         let taken = store::organizations::slugs_like(&mut transaction, base.as_str()).await?;
         first_free(&base, &taken)
     };
-    let organization =
-        Organization { id: OrganizationId::new(), name, slug: slug.to_string(), logo_url: String::new(), created_at: now, updated_at: now };
+    let organization = Organization {
+        id: OrganizationId::new(),
+        name,
+        slug: slug.to_string(),
+        logo_url: String::new(),
+        removal_requested_at: None,
+        created_at: now,
+        updated_at: now,
+    };
     if !store::organizations::insert(&mut transaction, &organization, person.user_id).await? {
         return Err(slug_taken(&organization.slug));
     }
@@ -138,6 +154,10 @@ pub async fn update(control: &Control, grant: &Grant<ManageOrganization>, patch:
     {
         fields.push(FieldError { field: "logoUrl".to_owned(), message: "give an http or https address, or nothing".to_owned() });
     }
+    if patch.removed == Some(true) {
+        let message = "an organization is removed by DELETE /api/org?confirm=<slug>; false brings one back".to_owned();
+        fields.push(FieldError { field: "removed".to_owned(), message });
+    }
     if !fields.is_empty() {
         return Err(Error::Invalid { fields });
     }
@@ -156,6 +176,10 @@ pub async fn update(control: &Control, grant: &Grant<ManageOrganization>, patch:
         organization.logo_url = logo_url;
     }
     organization.updated_at = control.clock.now();
+    if patch.removed == Some(false) && organization.removal_requested_at.take().is_some() {
+        let detail = json!({ "slug": organization.slug });
+        audit::record(&mut transaction, control, grant, "organization.brought_back", &subject(organization.id), &detail).await?;
+    }
     if !store::organizations::update(&mut transaction, organization).await? {
         return Err(slug_taken(&organization.slug));
     }
@@ -164,25 +188,64 @@ pub async fn update(control: &Control, grant: &Grant<ManageOrganization>, patch:
     Ok(own)
 }
 
-/// Deletes the organization with its members, keys, projects and their history. Refused while an instance of it exists.
-pub async fn delete(control: &Control, grant: &Grant<ManageOrganization>) -> Result<()> {
+/// What became of a removal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Removed {
+    Gone,
+    /// Its projects are being removed as [`projects::remove`] does; it goes when the last snapshots of its productions have gone, and its owners can
+    /// bring it back until then.
+    Going,
+}
+
+/// Removes the organization with its projects and their data, its keys and members; its owners stay until it is gone. With projects in it only when its
+/// slug is typed as `confirmation`, and with a production in it only with `manage:production` on top. A second call goes on.
+pub async fn remove(control: &Control, grant: &Grant<ManageOrganization>, confirmation: Option<&str>) -> Result<Removed> {
+    let now = control.clock.now();
+    let slug = &grant.organization_slug;
     let mut transaction = control.pool.begin().await?;
-    store::members::lock(&mut transaction, grant).await?;
-    let instances = store::organizations::count_instances(&mut transaction, grant).await?;
-    if instances > 0 {
-        return Err(Error::conflict(
-            "organization_in_use",
-            format!("{} still has {instances} instances; delete them first", grant.organization_slug),
-        ));
-    }
     let projects = store::projects::list(&mut transaction, grant, true).await?;
-    store::organizations::delete(&mut transaction, grant).await?;
-    transaction.commit().await?;
-    for project in projects {
-        projects::remove_mirror(control, project.id).await;
+    match confirmation {
+        Some(typed) if typed != slug => return Err(environments::not_its_name(slug)),
+        None if !projects.is_empty() => {
+            let projects = if projects.len() == 1 { "a project".to_owned() } else { format!("{} projects", projects.len()) };
+            return Err(Error::conflict(
+                "organization_in_use",
+                format!(
+                    "{slug} still has {projects}: to remove it with all its data, send its name, DELETE /api/org?confirm={slug} \
+                     (`ocore org delete --confirm {slug}`); the last snapshots of its productions are kept for {} days",
+                    environments::KEPT.num_days()
+                ),
+            ));
+        }
+        _ => {}
     }
-    tracing::info!(organization_id = %grant.organization_id, slug = %grant.organization_slug, "an organization was deleted");
-    Ok(())
+    let mut going = Vec::new();
+    for project in projects {
+        // In the order in which everybody locks: a project, its instances, and the organization last.
+        store::projects::lock(&mut transaction, grant, project.id).await?;
+        if store::environments::production_of(&mut transaction, project.id).await?.is_some() {
+            grant.may_touch(Stage::Production)?;
+        }
+        going.extend(projects::take_down(&mut transaction, control, grant, project).await?.1);
+    }
+    store::organizations::begin_removal(&mut transaction, grant, now).await?;
+    let detail = json!({ "slug": slug, "instances": going.len() });
+    audit::record(&mut transaction, control, grant, "organization.removed", &subject(grant.organization_id), &detail).await?;
+    transaction.commit().await?;
+    tracing::info!(organization_id = %grant.organization_id, slug, "an organization is being removed");
+    for instance in going {
+        operations::wake(control, instance).await;
+    }
+    // What is empty goes at once; what does not is the reconciler's.
+    if let Err(error) = removals::run(control).await {
+        tracing::warn!(organization_id = %grant.organization_id, %error, "what is left of a removed organization could not be removed yet");
+    }
+    let left = store::organizations::stands(&mut *control.pool.acquire().await?, grant.organization_id).await?;
+    Ok(if left { Removed::Going } else { Removed::Gone })
+}
+
+fn subject(id: OrganizationId) -> String {
+    format!("organization:{id}")
 }
 
 fn check_name(name: &str, fields: &mut Vec<FieldError>) {

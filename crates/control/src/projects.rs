@@ -1,18 +1,26 @@
 //! Projects: a repository of Odoo modules, what a fresh database gets, and which branches go where.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use chrono::{DateTime, Utc};
 use ocore_model::{
+    environment::Stage,
     ids::{BranchMappingId, InstanceId, OrganizationId, ProjectId},
     names::{OdooVersion, Slug, slug_from},
     project::{ModuleSelection, RepositoryKind},
 };
 
+use serde_json::json;
+use sqlx::PgConnection;
+
 use crate::{
-    Control, Error, FieldError, Result,
-    authorization::{Grant, ManageProjects, Scope, ViewProjects},
+    Control, Error, FieldError, Result, audit,
+    authorization::{Grant, ManageProduction, ManageProjects, Scope, ViewProjects},
+    deployments,
+    environments::{self, Removal},
+    git, instances, operations,
     organizations::first_free,
+    reconcilers::removals,
     store::{self, projects::Written},
 };
 
@@ -28,9 +36,13 @@ pub struct Project {
     pub module_selection: ModuleSelection,
     pub with_demo: bool,
     pub create_environment_on_push: bool,
+    /// Deployments of its production, and where its commits come from, are for those with `manage:production`.
+    pub protects_production: bool,
     pub repository: Repository,
     pub branch_mappings: Vec<BranchMapping>,
     pub archived_at: Option<DateTime<Utc>>,
+    /// It goes for good when the last snapshots of what was in it have gone. Brought back, it stays.
+    pub removal_requested_at: Option<DateTime<Utc>>,
     pub created_at: DateTime<Utc>,
     pub updated_at: DateTime<Utc>,
 }
@@ -73,6 +85,7 @@ pub struct NewProject {
     pub module_selection: ModuleSelection,
     pub with_demo: bool,
     pub create_environment_on_push: bool,
+    pub protects_production: bool,
 }
 
 /// What changes; `None` stays.
@@ -84,6 +97,8 @@ pub struct ProjectPatch {
     pub module_selection: Option<ModuleSelection>,
     pub with_demo: Option<bool>,
     pub create_environment_on_push: Option<bool>,
+    /// Both ways with `manage:production`.
+    pub protects_production: Option<bool>,
     pub archived: Option<bool>,
 }
 
@@ -106,6 +121,9 @@ pub async fn show(control: &Control, grant: &Grant<ViewProjects>, id: ProjectId)
 /// Makes a project with a built-in repository. A name or slug that is taken in the organization is `Conflict`, and so is one project more than an
 /// organization may have (`too_many_projects`).
 pub async fn create(control: &Control, grant: &Grant<ManageProjects>, new: NewProject) -> Result<Project> {
+    if new.protects_production {
+        grant.may_touch(Stage::Production)?;
+    }
     let now = control.clock.now();
     let name = new.name.trim().to_owned();
     let description = new.description.trim().to_owned();
@@ -143,9 +161,11 @@ pub async fn create(control: &Control, grant: &Grant<ManageProjects>, new: NewPr
         module_selection: new.module_selection,
         with_demo: new.with_demo,
         create_environment_on_push: new.create_environment_on_push,
+        protects_production: new.protects_production,
         repository: Repository { kind: RepositoryKind::BuiltIn, url: None, branch: None, deploy_key: None, fetched_at: None, error: None },
         branch_mappings: Vec::new(),
         archived_at: None,
+        removal_requested_at: None,
         created_at: now,
         updated_at: now,
     };
@@ -199,12 +219,24 @@ pub async fn update(control: &Control, grant: &Grant<ManageProjects>, id: Projec
     }
     project.with_demo = patch.with_demo.unwrap_or(project.with_demo);
     project.create_environment_on_push = patch.create_environment_on_push.unwrap_or(project.create_environment_on_push);
+    if let Some(protects) = patch.protects_production.filter(|protects| *protects != project.protects_production) {
+        grant.may_touch(Stage::Production)?;
+        project.protects_production = protects;
+        let detail = json!({ "project": project.slug, "protectsProduction": protects });
+        audit::record(&mut transaction, control, grant, "project.production_protection_changed", &subject(id), &detail).await?;
+    }
     match patch.archived {
         Some(true) if project.archived_at.is_none() => {
             refuse_while_in_use(&mut transaction, grant, &project).await?;
             project.archived_at = Some(now);
         }
-        Some(false) => project.archived_at = None,
+        Some(false) => {
+            if project.removal_requested_at.take().is_some() {
+                let detail = json!({ "project": project.slug });
+                audit::record(&mut transaction, control, grant, "project.brought_back", &subject(id), &detail).await?;
+            }
+            project.archived_at = None;
+        }
         _ => {}
     }
     project.updated_at = now;
@@ -223,7 +255,7 @@ pub async fn branch_mappings(control: &Control, grant: &Grant<ViewProjects>, id:
     Ok(show(control, grant, id).await?.branch_mappings)
 }
 
-/// Replaces all branch mappings of a project.
+/// Replaces all branch mappings of a project. Those that lead to a production decide what it deploys: they change with `manage:production`.
 pub async fn set_branch_mappings(
     control: &Control,
     grant: &Grant<ManageProjects>,
@@ -233,7 +265,7 @@ pub async fn set_branch_mappings(
     let now = control.clock.now();
     let mut transaction = control.pool.begin().await?;
     store::projects::lock(&mut transaction, grant, id).await?;
-    store::projects::find(&mut transaction, grant, id).await?.ok_or(NOT_FOUND)?;
+    let before = store::projects::find(&mut transaction, grant, id).await?.ok_or(NOT_FOUND)?.branch_mappings;
     let instances: HashSet<InstanceId> = store::projects::instances(&mut transaction, grant, id).await?.into_iter().collect();
     let mut fields = Vec::new();
     let mut seen = HashSet::new();
@@ -258,6 +290,18 @@ pub async fn set_branch_mappings(
     if !fields.is_empty() {
         return Err(Error::Invalid { fields });
     }
+    if let Some(production) = store::environments::production_of(&mut transaction, id).await? {
+        let production = store::environments::find(&mut transaction, grant, production).await?.map(|production| production.instance_id);
+        let led = |mappings: &mut dyn Iterator<Item = (&String, InstanceId, i32)>| -> BTreeSet<(String, i32)> {
+            let to_production = mappings.filter(|(_, instance, _)| Some(*instance) == production);
+            to_production.map(|(pattern, _, priority)| (pattern.clone(), priority)).collect()
+        };
+        let was = led(&mut before.iter().map(|mapping| (&mapping.branch_pattern, mapping.instance_id, mapping.priority)));
+        let becomes = led(&mut mappings.iter().map(|mapping| (&mapping.branch_pattern, mapping.instance_id, mapping.priority)));
+        if was != becomes {
+            grant.may_touch(Stage::Production)?;
+        }
+    }
     let mappings: Vec<BranchMapping> = mappings
         .into_iter()
         .map(|mapping| BranchMapping {
@@ -274,25 +318,91 @@ pub async fn set_branch_mappings(
     Ok(written.branch_mappings)
 }
 
-/// Removes the mirror of a project whose rows are gone. What cannot be removed is logged: nothing points to it any more.
-pub(crate) async fn remove_mirror(control: &Control, id: ProjectId) {
-    let path = control.settings.repositories.join(format!("{id}.git"));
-    match tokio::fs::remove_dir_all(&path).await {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            tracing::warn!(%error, path = %path.display(), "cannot remove a repository that belongs to no project any more");
-        }
-        _ => {}
+/// Removes the mirror of a project whose rows go next, with its locks. Gone already is done.
+pub(crate) async fn remove_mirror(control: &Control, id: ProjectId) -> Result<()> {
+    let control = control.clone();
+    let removing = tokio::task::spawn_blocking(move || git::forget(&control, id));
+    removing.await.map_err(|error| Error::internal("removing the repository of a removed project", error))?
+}
+
+/// What begins a deployment of a project's production, or decides what such a one brings, takes `manage:production` where the project says so.
+pub(crate) async fn may_deploy_production(connection: &mut PgConnection, scope: &Scope, project: ProjectId) -> Result<()> {
+    if scope.allows::<ManageProduction>() || !store::projects::protects_production(connection, project).await? {
+        return Ok(());
     }
+    Err(deployments::production_is_kept())
+}
+
+/// Removes a project with all its environments, when its slug is typed as `confirmation`. The last snapshot of its production is kept for
+/// [`environments::KEPT`]: so long the project is archived and can be brought back (`archived: false`), then its repository goes too. With a production it
+/// takes `manage:production`. A second call changes nothing. Audited.
+pub async fn remove(control: &Control, grant: &Grant<ManageProjects>, id: ProjectId, confirmation: &str) -> Result<Project> {
+    let mut transaction = control.pool.begin().await?;
+    store::projects::lock(&mut transaction, grant, id).await?;
+    let project = store::projects::find(&mut transaction, grant, id).await?.ok_or(NOT_FOUND)?;
+    if confirmation != project.slug {
+        return Err(environments::not_its_name(&project.slug));
+    }
+    if project.removal_requested_at.is_some() {
+        return Ok(project);
+    }
+    if store::environments::production_of(&mut transaction, id).await?.is_some() {
+        grant.may_touch(Stage::Production)?;
+    }
+    let (project, going) = take_down(&mut transaction, control, grant, project).await?;
+    let detail = json!({ "project": project.slug, "instances": going.len() });
+    audit::record(&mut transaction, control, grant, "project.removed", &subject(id), &detail).await?;
+    transaction.commit().await?;
+    for instance in going {
+        operations::wake(control, instance).await;
+    }
+    control.signals.wake(removals::NAME);
+    Ok(project)
+}
+
+/// Has all instances of a project removed and marks it, in the caller's transaction, which has locked it. Gives the instances, to be woken for. Snapshots
+/// that somebody pinned go with the rest: what is kept is each production's last one.
+pub(crate) async fn take_down(
+    connection: &mut PgConnection,
+    control: &Control,
+    scope: &Scope,
+    mut project: Project,
+) -> Result<(Project, Vec<InstanceId>)> {
+    let now = control.clock.now();
+    let instances = store::projects::instances(connection, scope, project.id).await?;
+    for instance in &instances {
+        instances::remove(connection, scope.organization_id, *instance, Removal::Confirmed).await?;
+    }
+    store::snapshots::unpin_of_project(connection, project.id, now).await?;
+    project.archived_at.get_or_insert(now);
+    project.removal_requested_at = Some(now);
+    project.updated_at = now;
+    written(store::projects::update(connection, scope, &project).await?, &project)?;
+    Ok((project, instances))
+}
+
+fn subject(id: ProjectId) -> String {
+    format!("project:{id}")
 }
 
 const NOT_FOUND: Error = Error::NotFound { what: "project" };
 
-async fn refuse_while_in_use(connection: &mut sqlx::PgConnection, grant: &Grant<ManageProjects>, project: &Project) -> Result<()> {
+async fn refuse_while_in_use(connection: &mut PgConnection, grant: &Grant<ManageProjects>, project: &Project) -> Result<()> {
     let environments = store::projects::count_environments(connection, grant, project.id).await?;
     if environments == 0 {
         return Ok(());
     }
-    Err(Error::conflict("project_in_use", format!("{} still has {environments} environments; delete them first", project.name)))
+    let environments = if environments == 1 { "an environment".to_owned() } else { format!("{environments} environments") };
+    Err(Error::conflict(
+        "project_in_use",
+        format!(
+            "{} still has {environments}; delete what is in it first, or remove it with all its data: send its name, \
+             DELETE /api/projects/{}?confirm={slug} (`ocore project delete {slug} --confirm {slug}`)",
+            project.name,
+            project.id,
+            slug = project.slug
+        ),
+    ))
 }
 
 async fn newest_installed(control: &Control) -> Result<Option<OdooVersion>> {

@@ -12,7 +12,7 @@ use serde_json::json;
 pub use crate::store::quarantines::Quarantine;
 use crate::{
     Control, Error, Result, audit,
-    authorization::{Grant, ManageEnvironments, ManageProduction, ManageSnapshots, Scope, ViewEnvironments},
+    authorization::{Grant, ManageEnvironments, ManageSnapshots, Scope, ViewEnvironments},
     environments,
     reconcilers::quarantines::NAME,
     store,
@@ -44,7 +44,7 @@ async fn find(control: &Control, scope: &Scope, environment: EnvironmentId) -> R
 /// Production's data as they are go to nobody but an admin.
 fn must_be_allowed(scope: &Scope, quarantine: &Quarantine) -> Result<()> {
     if quarantine.of_production || quarantine.source_stage == Some(Stage::Production) {
-        scope.grant::<ManageProduction>()?;
+        scope.may_touch(Stage::Production)?;
     }
     Ok(())
 }

@@ -5,11 +5,14 @@ use ocore_model::{
     ids::RoleId,
     permission::{PermissionSet, SystemRole},
 };
+use serde_json::json;
+use sqlx::PgConnection;
 
 use crate::{
     Control, Error, FieldError, Result,
     api_keys::{may_give, parse_permissions},
-    authorization::{Grant, ManageRoles, ViewRoles},
+    audit,
+    authorization::{Grant, ManageRoles, Scope, ViewRoles},
     store,
 };
 
@@ -75,7 +78,19 @@ pub async fn create(control: &Control, grant: &Grant<ManageRoles>, new: NewRole)
         created_at: now,
         updated_at: now,
     };
-    if store::roles::insert(&mut *control.pool.acquire().await?, grant, &role).await? { Ok(role) } else { Err(name_taken(&role.name)) }
+    let mut transaction = control.pool.begin().await?;
+    if !store::roles::insert(&mut transaction, grant, &role).await? {
+        return Err(name_taken(&role.name));
+    }
+    note(&mut transaction, control, grant, "role.created", &role).await?;
+    transaction.commit().await?;
+    Ok(role)
+}
+
+/// Who gives which rights a name is audited.
+async fn note(connection: &mut PgConnection, control: &Control, scope: &Scope, action: &str, role: &Role) -> Result<()> {
+    let detail = json!({ "name": role.name, "permissions": role.permissions });
+    audit::record(connection, control, scope, action, &format!("role:{}", role.id), &detail).await
 }
 
 /// Changes a role. One that has permissions which the caller lacks cannot be changed by them, nor can a system role.
@@ -101,6 +116,7 @@ pub async fn update(control: &Control, grant: &Grant<ManageRoles>, id: RoleId, p
     if !store::roles::update(&mut transaction, grant, &role).await? {
         return Err(name_taken(&role.name));
     }
+    note(&mut transaction, control, grant, "role.changed", &role).await?;
     transaction.commit().await?;
     Ok(role)
 }
@@ -110,14 +126,16 @@ pub async fn delete(control: &Control, grant: &Grant<ManageRoles>, id: RoleId) -
     let mut transaction = control.pool.begin().await?;
     let role = own_role(&mut transaction, grant, id).await?;
     if role.member_count > 0 {
-        return Err(Error::conflict("role_in_use", format!("{} members have this role; give them another first", role.member_count)));
+        let members = if role.member_count == 1 { "1 member has".to_owned() } else { format!("{} members have", role.member_count) };
+        return Err(Error::conflict("role_in_use", format!("{members} this role; give them another first")));
     }
     store::roles::delete(&mut transaction, grant, id).await?;
+    note(&mut transaction, control, grant, "role.deleted", &role).await?;
     transaction.commit().await?;
     Ok(())
 }
 
-async fn own_role(connection: &mut sqlx::PgConnection, grant: &Grant<ManageRoles>, id: RoleId) -> Result<Role> {
+async fn own_role(connection: &mut PgConnection, grant: &Grant<ManageRoles>, id: RoleId) -> Result<Role> {
     let role = store::roles::for_update(connection, grant, id).await?.ok_or(Error::NotFound { what: "role" })?;
     if role.is_system {
         return Err(Error::conflict("system_role", format!("{} is a role of the system; nobody can change or delete it", role.name)));

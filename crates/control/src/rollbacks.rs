@@ -9,12 +9,14 @@ use ocore_model::{
     ids::{DeploymentId, EnvironmentId, SnapshotId},
     names::CommitSha,
 };
+use serde_json::json;
 
 pub use crate::store::rollbacks::RollbackLog;
 use crate::{
-    Control, Error, Result,
+    Control, Error, Result, audit,
     authorization::{Grant, ManageDeployments, ViewDeployments},
-    deployments, environments,
+    deployments::{self, Starter},
+    environments,
     git::{self, Commit},
     operations, store,
 };
@@ -40,7 +42,7 @@ pub struct Rollback {
 }
 
 /// Queues the deployment that goes back. In another environment than the snapshot's the data are made harmless on their way, unless it is
-/// production.
+/// production, whose data go back only with `manage:production`. Audited.
 pub async fn rollback(
     control: &Control,
     grant: &Grant<ManageDeployments>,
@@ -57,6 +59,7 @@ pub async fn rollback(
         return Err(Error::NotFound { what: "environment in this project" });
     }
     let target = store::environments::lock(&mut transaction, target.id).await?.ok_or(Error::NotFound { what: "environment" })?;
+    grant.may_touch(target.stage)?;
     if target.status != EnvironmentStatus::Active {
         return Err(Error::conflict("environment_removing", "the environment is being deleted"));
     }
@@ -90,9 +93,13 @@ pub async fn rollback(
     })?;
     let commit = git::find_commit(control, asked.project_id, &sha).await?.unwrap_or_else(|| forgotten(sha, snapshot.taken_at));
     let origin = DataOrigin::Snapshot { snapshot: snapshot.id, of: snapshot.instance_id };
-    let user = Some(grant.user_id);
-    let keeps = request.create_safety_snapshot;
-    let deployment = deployments::insert(&mut transaction, &target, &commit, Trigger::Rollback, user, origin, keeps).await?;
+    let (starter, keeps) = (Starter::new(Trigger::Rollback, grant), request.create_safety_snapshot);
+    let deployment = deployments::insert(&mut transaction, &target, &commit, starter, origin, keeps).await?;
+    let detail = json!({
+        "branch": target.branch, "stage": target.stage, "snapshot": snapshot.id, "snapshotName": snapshot.name, "deployment": deployment,
+        "createSafetySnapshot": keeps,
+    });
+    audit::record(&mut transaction, control, grant, "environment.rolled_back", &environments::subject(target.id), &detail).await?;
     transaction.commit().await?;
     operations::wake(control, target.instance_id).await;
     let message = match (own, target.stage) {

@@ -6,7 +6,7 @@
 use chrono::{DateTime, Utc};
 use ocore_host::SnapshotEstimate;
 use ocore_model::{
-    environment::{EnvironmentStatus, Stage},
+    environment::EnvironmentStatus,
     ids::{DataSetId, EnvironmentId, ProjectId, SnapshotId},
     snapshot::{FailurePolicy, SnapshotEvent, SnapshotKind, SnapshotStatus},
 };
@@ -15,7 +15,7 @@ use sqlx::PgConnection;
 pub use crate::store::{deployments::Page, snapshot_settings::SnapshotSettings, snapshots::Snapshot};
 use crate::{
     Control, Error, FieldError, Result,
-    authorization::{Grant, ManageProduction, ManageSnapshots, Scope, ViewSnapshots},
+    authorization::{Grant, ManageSnapshots, Scope, ViewSnapshots},
     reconcilers::snapshot_work,
     store::{self, environments::Environment, snapshots::NewSnapshot},
 };
@@ -75,6 +75,7 @@ pub async fn create(control: &Control, grant: &Grant<ManageSnapshots>, environme
         retires: false,
         made_by: None,
         created_by: Some(grant.user_id),
+        kept_until: None,
     };
     let id = new.id;
     if !store::snapshots::insert_of_live(&mut transaction, new, now).await? {
@@ -232,9 +233,7 @@ pub async fn set_settings(
     }
     let mut transaction = control.pool.begin().await?;
     let environment = environment_of(&mut transaction, grant, environment).await?;
-    if environment.stage == Stage::Production {
-        production(grant)?;
-    }
+    grant.may_touch(environment.stage)?;
     // Locked, so that of two who change something different neither is lost.
     store::environments::lock(&mut transaction, environment.id).await?;
     let before = settings_of(&mut transaction, environment.id).await?;
@@ -274,11 +273,8 @@ async fn lock(connection: &mut PgConnection, scope: &Scope, id: SnapshotId) -> R
 
 /// Developers look after the snapshots of their environments; what protects production's data is for its administrators.
 fn may_change(scope: &Scope, snapshot: &Snapshot) -> Result<()> {
-    if snapshot.stage == Stage::Production || snapshot.environment_stage == Stage::Production { production(scope) } else { Ok(()) }
-}
-
-fn production(scope: &Scope) -> Result<()> {
-    scope.grant::<ManageProduction>().map(|_| ())
+    scope.may_touch(snapshot.stage)?;
+    scope.may_touch(snapshot.environment_stage)
 }
 
 fn checked_name(name: &str) -> Result<String> {

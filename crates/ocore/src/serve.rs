@@ -64,6 +64,11 @@ pub async fn run(config: Config, config_file: Option<PathBuf>) -> Result<()> {
     if let Some(token) = accounts::keep_first_account_file(System, &control).await.context("the first account's token cannot be kept")? {
         announce(&config, &token);
     }
+    let sealed = ocore_control::variables::seal_all(System, &control).await.context("the variables of instances cannot be sealed")?;
+    if sealed > 0 {
+        tracing::info!(sealed, "the environment variables of instances are sealed from now on");
+    }
+
     let engine = Engine::start(control.clone(), shutdown.clone()).await.context("the operations engine cannot start")?;
     let reconcilers = Reconcilers::start(&control, &shutdown);
     let patrols = [

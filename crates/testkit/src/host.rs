@@ -27,6 +27,8 @@ use ocore_model::{
 #[derive(Debug, Clone, Default)]
 pub struct NoHost {
     pub facts: Option<HostFacts>,
+    /// The socket of a mail catcher that a test has started.
+    pub mail: Option<std::path::PathBuf>,
 }
 
 fn refuse<T>() -> Result<T> {
@@ -268,7 +270,9 @@ impl Host for NoHost {
     }
 
     async fn connect_mail(&self) -> Result<MailStream> {
-        refuse()
+        let Some(socket) = &self.mail else { return refuse() };
+        let stream = tokio::net::UnixStream::connect(socket).await;
+        Ok(Box::new(stream.map_err(|error| HostError::machine_from("the test's mail catcher does not answer", error))?))
     }
 
     async fn set_egress(&self, _: InstanceId, _: Egress, _: i64) -> Result<()> {

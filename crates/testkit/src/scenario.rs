@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use ocore_control::{
     authorization::{Grant, Right, Scope},
     branches::{self, BranchUpdate, PushOutcome},
+    deployments::Starter,
     environments::{self, Environment},
     projects::{self, NewProject},
 };
@@ -69,7 +70,7 @@ impl Scenario {
     pub async fn record(&self, branches: &[&str], trigger: Trigger) -> Result<Vec<PushOutcome>> {
         let updates =
             branches.iter().map(|branch| Ok(BranchUpdate { branch: branch.parse()?, old: None, new: None })).collect::<Result<_>>()?;
-        Ok(branches::record(&self.store.control, self.project, updates, trigger, Some(self.owner.scope.user_id)).await?)
+        Ok(branches::record(&self.store.control, self.project, updates, Starter::new(trigger, &self.owner.scope)).await?)
     }
 
     /// `git push --force origin HEAD:<branch>`
@@ -155,6 +156,7 @@ pub async fn new_project(store: &Store, scope: &Scope, name: &str) -> Result<Pro
         module_selection: ModuleSelection::Own,
         with_demo: false,
         create_environment_on_push: true,
+        protects_production: false,
     };
     Ok(projects::create(&store.control, &scope.grant()?, new).await?.id)
 }

@@ -257,3 +257,59 @@ async fn too_many_attempts_are_told_when_to_come_back() -> Result<()> {
     assert!(answer.headers["retry-after"].to_str()?.parse::<u32>()? <= 900);
     Ok(())
 }
+
+#[tokio::test]
+async fn an_account_goes_with_its_keys_sessions_and_memberships_and_leaves_its_name_in_the_audit_log() -> Result<()> {
+    let api = TestApi::new().await?;
+    let owner = api.store.organization("acme").await?;
+    let bob = api.store.member(&owner.scope, "bob@example.com", "Admin").await?;
+    let new = json!({ "name": "ci", "permissions": ["view:projects"] });
+    let key = api.post("/api-keys", &new).token(bob.token()).organization("acme").expect(StatusCode::CREATED).await?;
+    let key = key["key"].as_str().context("key")?;
+    let role = json!({ "name": "Auditor", "permissionIds": ["view:audit"] });
+    api.post("/roles", &role).token(bob.token()).organization("acme").expect(StatusCode::CREATED).await?;
+
+    let delete = |password: &str| api.post("/user/delete", &json!({ "password": password }));
+    assert_eq!(delete("wrong horse 1").token(bob.token()).problem(StatusCode::UNPROCESSABLE_ENTITY).await?, "invalid_input");
+    assert_eq!(delete(PASSWORD).token(key).problem(StatusCode::FORBIDDEN).await?, "session_required");
+    let second = log_in(&api, "bob@example.com").await?;
+    let answer = delete(PASSWORD).token(bob.token()).send().await?;
+    assert_eq!(answer.status, StatusCode::OK, "{}", answer.text);
+    for token in [bob.token(), second.body["accessToken"].as_str().context("accessToken")?, key] {
+        assert_eq!(api.get("/user").token(token).status().await?, StatusCode::UNAUTHORIZED);
+    }
+    let again = json!({ "email": "bob@example.com", "password": PASSWORD });
+    assert_eq!(api.post("/auth/login", &again).problem(StatusCode::UNAUTHORIZED).await?, "invalid_credentials");
+    assert_eq!(api.get("/members").token(owner.token()).expect(StatusCode::OK).await?["total"], 1);
+    let audit = api.get("/audit").token(owner.token()).expect(StatusCode::OK).await?.to_string();
+    for said in ["account.deleted", "role.created", "api_key.created", "bob@example.com"] {
+        assert!(audit.contains(said), "{said}: {audit}");
+    }
+    assert!(!audit.contains(key), "the log has no key");
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_last_owner_goes_only_when_nothing_and_nobody_is_left() -> Result<()> {
+    let api = TestApi::new().await?;
+    let owner = api.store.organization("acme").await?;
+    let bob = api.store.member(&owner.scope, "bob@example.com", "Developer").await?;
+    let delete = || api.post("/user/delete", &json!({ "password": PASSWORD })).token(owner.token());
+    let refused = delete().expect(StatusCode::CONFLICT).await?;
+    assert_eq!(refused["code"], "last_owner");
+    assert!(refused["detail"].as_str().unwrap_or_default().contains("acme would have no owner left"), "{refused}");
+    api.post("/members/leave", &json!({})).token(bob.token()).organization("acme").expect(StatusCode::OK).await?;
+    // Alone, but with a project.
+    api.post("/projects", &json!({ "name": "Shop", "odooVersion": "19.0" })).token(owner.token()).expect(StatusCode::CREATED).await?;
+    assert_eq!(delete().problem(StatusCode::CONFLICT).await?, "last_owner");
+    let gone = api.delete("/org?confirm=acme").token(owner.token()).expect(StatusCode::OK).await?;
+    assert_eq!(gone["message"], "acme is deleted");
+    api.post("/user/orgs", &json!({ "name": "Empty" })).token(owner.token()).expect(StatusCode::CREATED).await?;
+    delete().expect(StatusCode::OK).await?;
+    let left: i64 =
+        sqlx::query_scalar("select (select count(*) from organizations) + (select count(*) from users where email like 'owner%')")
+            .fetch_one(&api.store.control.pool)
+            .await?;
+    assert_eq!(left, 0);
+    Ok(())
+}

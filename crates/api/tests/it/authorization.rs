@@ -21,7 +21,7 @@ use crate::support::TestApi;
 
 /// Who may call an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Needs {
+pub(crate) enum Needs {
     /// Anybody, without a token.
     Nothing,
     /// Any token.
@@ -38,7 +38,7 @@ enum Needs {
 use Needs::{Membership, Nothing, Permission as Right, Session, Shared, Token};
 
 /// In the order in which they are tried: what ends the caller's session or membership comes last.
-const OPERATIONS: &[(&str, Needs)] = &[
+pub(crate) const OPERATIONS: &[(&str, Needs)] = &[
     // accounts
     ("POST /auth/signup", Nothing),
     ("POST /auth/login", Nothing),
@@ -164,13 +164,14 @@ const OPERATIONS: &[(&str, Needs)] = &[
     ("PUT /instances/{id}", Right("manage:instances")),
     ("DELETE /instances/{id}", Right("manage:instances")),
     ("POST /instances/{id}/control", Right("manage:instances")),
-    ("GET /instances/{id}/logs", Right("view:instances")),
+    ("GET /instances/{id}/logs", Right("manage:instances")),
     ("GET /instances/{id}/credentials", Right("manage:instances")),
     // audit
     ("GET /audit", Right("view:audit")),
     // events
     ("GET /events", Right("view:organization")),
     // the end
+    ("POST /user/delete", Session),
     ("POST /members/leave", Membership),
     ("POST /auth/logout", Nothing),
 ];
@@ -208,6 +209,7 @@ impl Things {
             module_selection: ModuleSelection::Own,
             with_demo: false,
             create_environment_on_push: true,
+            protects_production: false,
         };
         let project = projects::create(control, &scope.grant()?, project).await?;
         let (instance, environment, deployment) = insert_deployed(api, scope, project.id.as_uuid()).await?;
@@ -330,17 +332,17 @@ async fn insert_transfers(api: &TestApi, scope: &Scope, project: Uuid, environme
 }
 
 /// A path template with one id in every place.
-fn filled(template: &str, id: Uuid) -> String {
+pub(crate) fn filled(template: &str, id: Uuid) -> String {
     template.split('/').map(|part| if part.starts_with('{') { id.to_string() } else { part.to_owned() }).collect::<Vec<_>>().join("/")
 }
 
 /// An operation of the document with what it takes to call it.
-struct Operation {
-    name: String,
-    method: Method,
-    template: String,
-    query: String,
-    body: Option<Value>,
+pub(crate) struct Operation {
+    pub(crate) name: String,
+    pub(crate) method: Method,
+    pub(crate) template: String,
+    pub(crate) query: String,
+    pub(crate) body: Option<Value>,
     public: bool,
 }
 
@@ -429,7 +431,13 @@ fn sample(document: &Value, schema: &Value) -> Value {
     }
 }
 
-async fn status(api: &TestApi, operation: &Operation, path: &str, token: Option<&str>, organization: Option<&str>) -> Result<StatusCode> {
+pub(crate) async fn status(
+    api: &TestApi,
+    operation: &Operation,
+    path: &str,
+    token: Option<&str>,
+    organization: Option<&str>,
+) -> Result<StatusCode> {
     let mut call = api.call(operation.method.clone(), &format!("{path}{}", operation.query));
     if let Some(token) = token {
         call = call.token(token);
@@ -443,19 +451,19 @@ async fn status(api: &TestApi, operation: &Operation, path: &str, token: Option<
     call.status().await
 }
 
-fn refused(status: StatusCode) -> bool {
+pub(crate) fn refused(status: StatusCode) -> bool {
     status == StatusCode::UNAUTHORIZED || status == StatusCode::FORBIDDEN
 }
 
 /// A key of the owner with these permissions.
-async fn key(api: &TestApi, owner: &Owned, permissions: impl Iterator<Item = Permission>) -> Result<String> {
+pub(crate) async fn key(api: &TestApi, owner: &Owned, permissions: impl Iterator<Item = Permission>) -> Result<String> {
     let permissions = permissions.map(|permission| permission.to_string()).collect();
     let new = api_keys::NewApiKey { name: "probe".to_owned(), permissions, expires_at: None };
     Ok(api_keys::create(&api.store.control, &owner.scope.grant()?, new).await?.plaintext)
 }
 
 /// The operations in the order of the table; an error that names what one of the two lacks.
-fn operations() -> Result<Vec<(Operation, Needs)>> {
+pub(crate) fn operations() -> Result<Vec<(Operation, Needs)>> {
     let mut documented: BTreeMap<String, Operation> =
         document_operations()?.into_iter().map(|operation| (operation.name.clone(), operation)).collect();
     let mut operations = Vec::new();

@@ -34,6 +34,7 @@ impl Scene {
             module_selection: ModuleSelection::Own,
             with_demo: false,
             create_environment_on_push: true,
+            protects_production: false,
         };
         let project = projects::create(&api.store.control, &owner.scope.grant()?, project).await?;
         let (_, environment, _) = insert_deployed(&api, &owner.scope, project.id.as_uuid()).await?;

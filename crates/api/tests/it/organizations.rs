@@ -38,7 +38,10 @@ async fn an_organization_is_made_shown_changed_and_deleted() -> Result<()> {
         .organization("acme")
         .expect(StatusCode::CREATED)
         .await?;
-    api.delete("/org").token(token).organization("acme").expect(StatusCode::OK).await?;
+    assert_eq!(api.delete("/org").token(token).organization("acme").problem(StatusCode::CONFLICT).await?, "organization_in_use");
+    let wrong = api.delete("/org?confirm=globex").token(token).organization("acme").problem(StatusCode::UNPROCESSABLE_ENTITY).await?;
+    assert_eq!(wrong, "invalid_input");
+    api.delete("/org?confirm=acme").token(token).organization("acme").expect(StatusCode::OK).await?;
     assert_eq!(api.get("/org").token(token).organization("acme").problem(StatusCode::NOT_FOUND).await?, "not_found");
     assert_eq!(api.get("/org").token(token).expect(StatusCode::OK).await?["slug"], "gr-e-s-hne-2");
     Ok(())

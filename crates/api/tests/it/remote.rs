@@ -123,6 +123,7 @@ pub(crate) async fn new_project(store: &Store, owner: &Owned, slug: &str, create
         module_selection: ModuleSelection::Own,
         with_demo: false,
         create_environment_on_push,
+        protects_production: false,
     };
     Ok(projects::create(&store.control, &owner.scope.grant()?, new).await?)
 }

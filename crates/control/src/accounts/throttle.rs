@@ -21,7 +21,7 @@ const LOG_INS_OF_PAIR: i32 = 10;
 /// Wrong passwords from one network, whomever they are for. A company is often one network, so several people may have a bad morning at once.
 const LOG_INS_OF_NETWORK: i32 = 50;
 /// Wrong current passwords in one session.
-const PASSWORD_CHANGES: i32 = 10;
+const OWN_PASSWORDS: i32 = 10;
 /// Invitations that nobody made, from one network.
 const INVITATIONS: i32 = 20;
 
@@ -49,9 +49,9 @@ impl Attempt {
         Some(Self::new("log-in from", &client.network()?, LOG_INS_OF_NETWORK, QUARTER))
     }
 
-    /// To change the password in a session. Apart from log-ins: whoever has got hold of a session must not lock its user out.
-    pub(super) fn password_change(session: SessionId) -> Self {
-        Self::new("password change", &session.to_string(), PASSWORD_CHANGES, QUARTER)
+    /// To give one's own password again in a session, to change it or to delete the account. Apart from log-ins: whoever has got hold of a session must not lock its user out.
+    pub(super) fn own_password(session: SessionId) -> Self {
+        Self::new("own password", &session.to_string(), OWN_PASSWORDS, QUARTER)
     }
 
     /// To use an invitation.

@@ -4,12 +4,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use ocore_host::HostError;
-use ocore_model::{
-    deployment::Trigger,
-    ids::{ProjectId, UserId},
-    names::BranchName,
-    project::RepositoryKind,
-};
+use ocore_model::{deployment::Trigger, ids::ProjectId, names::BranchName, project::RepositoryKind};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -25,6 +20,8 @@ use crate::{
     Control, Error, FieldError, Result, audit,
     authorization::{Grant, ManageDeployments, ManageProjects, System, ViewProjects},
     branches::PushOutcome,
+    deployments::Starter,
+    projects,
     secrets::{self, Place, Secret},
     store::repositories::{self, Connection, Repository},
 };
@@ -126,8 +123,8 @@ pub async fn connect(
     if request.token.is_some() && address.transport != Transport::Https && address.transport != Transport::Http {
         return Err(Error::invalid("token", "only an https:// repository is opened by a token"));
     }
+    let before = changeable(control, grant, project).await?;
     address.reach(&control.settings).await.map_err(|sentence| Error::invalid("repositoryUrl", sentence))?;
-    let before = repositories::find(&mut *control.pool.acquire().await?, grant, project).await?;
     if before.archived {
         return Err(Error::conflict("project_archived", "the project is archived; bring it back first"));
     }
@@ -165,8 +162,17 @@ pub async fn connect(
     Ok(Connected { info: describe(control, &after), webhook_secret: secret.text })
 }
 
+/// The project's repository for a change of where its commits come from; in a project that protects its production, that takes `manage:production`.
+async fn changeable(control: &Control, grant: &Grant<ManageProjects>, project: ProjectId) -> Result<Repository> {
+    let mut connection = control.pool.acquire().await?;
+    let repository = repositories::find(&mut connection, grant, project).await?;
+    projects::may_deploy_production(&mut connection, grant, project).await?;
+    Ok(repository)
+}
+
 /// Back to the built-in remote. What was fetched stays; the credentials are forgotten. Disconnected already is done.
 pub async fn disconnect(control: &Control, grant: &Grant<ManageProjects>, project: ProjectId) -> Result<RepositoryInfo> {
+    changeable(control, grant, project).await?;
     let mut transaction = control.pool.begin().await?;
     repositories::disconnect(&mut transaction, grant, project).await?;
     let after = repositories::find(&mut transaction, grant, project).await?;
@@ -176,7 +182,7 @@ pub async fn disconnect(control: &Control, grant: &Grant<ManageProjects>, projec
 
 /// Makes another deploy key; the old one stops working. Answers with the public half.
 pub async fn renew_deploy_key(control: &Control, grant: &Grant<ManageProjects>, project: ProjectId) -> Result<RepositoryInfo> {
-    let repository = repositories::find(&mut *control.pool.acquire().await?, grant, project).await?;
+    let repository = changeable(control, grant, project).await?;
     if repository.deploy_key_public.is_none() {
         return Err(Error::conflict("no_deploy_key", "the project's repository is not reached by ssh, so it has no deploy key"));
     }
@@ -266,25 +272,20 @@ pub async fn fetch(control: &Control, grant: &Grant<ManageDeployments>, project:
     if repository.kind != RepositoryKind::External {
         return Err(Error::conflict("repository_built_in", "the project uses the built-in remote; push to it instead"));
     }
-    let (control, user) = (control.clone(), grant.user_id);
-    let work = tokio::spawn(async move { fetch_and_record(&control, &repository, Trigger::Manual, Some(user)).await });
+    let (control, starter) = (control.clone(), Starter::new(Trigger::Manual, grant));
+    let work = tokio::spawn(async move { fetch_and_record(&control, &repository, starter).await });
     work.await.unwrap_or_else(|error| Err(Error::internal("a fetch", error)))
 }
 
 /// Fetches and takes note. The outcome of the fetch itself is in the project's row as well.
-pub(super) async fn fetch_and_record(
-    control: &Control,
-    repository: &Repository,
-    trigger: Trigger,
-    user: Option<UserId>,
-) -> Result<Vec<PushOutcome>> {
+pub(super) async fn fetch_and_record(control: &Control, repository: &Repository, starter: Starter) -> Result<Vec<PushOutcome>> {
     let mirror = Mirror::of_project(&control.settings, repository.project_id).await?;
     match fetch_commits(control, repository, &mirror, &CancellationToken::new()).await {
         Ok(()) => {}
         Err(HostError::Rejected { summary, .. }) => return Err(Error::conflict("repository_unreachable", summary)),
         Err(error) => return Err(error.into()),
     }
-    let outcomes = reconcile::record_heads(control, repository, &mirror, trigger, user).await?;
+    let outcomes = reconcile::record_heads(control, repository, &mirror, starter).await?;
     mirror.point_head(&control.settings, repository.branch.as_deref()).await?;
     Ok(outcomes)
 }

@@ -5,7 +5,8 @@
 //! the terminal follows the deployments that began. From the moment in which the whole push is here, a client that goes away changes nothing.
 //!
 //! Rights: a push needs `manage:deployments`; a branch without an environment, where the project makes one on push, and deleting the branch
-//! of the production environment need `manage:environments` as well.
+//! of the production environment need `manage:environments` as well, the latter also `manage:production`. In a project that protects its production, a
+//! push of somebody without `manage:production` to that branch is kept and waits for somebody who may deploy it.
 
 use std::{
     collections::HashMap,
@@ -38,6 +39,7 @@ use crate::{
     Control, Error, Result,
     authorization::System,
     branches::{self, BranchUpdate, PushOutcome},
+    deployments::Starter,
     store::repositories,
 };
 
@@ -166,13 +168,21 @@ async fn judge(control: &Control, served: &Served, request: &Request) -> Result<
     let followed = repositories::followed_branches(&mut connection, System, served.repository.project_id).await?;
     drop(connection);
     let followed: HashMap<String, bool> = followed.into_iter().collect();
-    let may_manage = served.scope.permissions.allows(Permission::manage(Resource::Environments));
+    let may = |resource| served.scope.permissions.allows(Permission::manage(resource));
+    let rights = Rights { environments: may(Resource::Environments), production: may(Resource::Production) };
     let makes_environments = served.repository.create_environment_on_push;
-    let refusal = |command: &Command| judge_command(command, &followed, may_manage, makes_environments);
+    let refusal = |command: &Command| judge_command(command, &followed, rights, makes_environments);
     Ok(request.commands.iter().filter_map(|command| Some((command.reference.clone(), refusal(command)?))).collect())
 }
 
-fn judge_command(command: &Command, followed: &HashMap<String, bool>, may_manage: bool, makes_environments: bool) -> Option<String> {
+/// What a pusher may do besides pushing.
+#[derive(Debug, Clone, Copy)]
+struct Rights {
+    environments: bool,
+    production: bool,
+}
+
+fn judge_command(command: &Command, followed: &HashMap<String, bool>, rights: Rights, makes_environments: bool) -> Option<String> {
     let Some((kind, name)) = ["heads", "tags"]
         .into_iter()
         .find_map(|kind| Some((kind, command.reference.strip_prefix("refs/")?.strip_prefix(kind)?.strip_prefix('/')?)))
@@ -184,14 +194,15 @@ fn judge_command(command: &Command, followed: &HashMap<String, bool>, may_manage
         Err(error) if kind == "heads" => return Some(error.to_string()),
         Err(error) => return Some(format!("not a name for a tag: {}", error.rule)),
     };
-    if kind == "tags" || may_manage {
+    if kind == "tags" {
         return None;
     }
     match (followed.get(branch.as_str()), &command.new) {
-        (Some(true), None) => {
-            Some("it is the branch of the production environment; deleting it needs the permission manage:environments".to_owned())
-        }
-        (None, Some(_)) if makes_environments => {
+        (Some(true), None) if !(rights.environments && rights.production) => Some(
+            "it is the branch of the production environment; deleting it needs the permissions manage:environments and manage:production"
+                .to_owned(),
+        ),
+        (None, Some(_)) if makes_environments && !rights.environments => {
             Some("a push to a branch without an environment makes one, which needs the permission manage:environments".to_owned())
         }
         _ => None,
@@ -408,7 +419,7 @@ impl Push {
             let new = command.new.as_ref().and_then(|sha| found.get(sha)).cloned();
             BranchUpdate { branch, old: command.old.clone(), new }
         });
-        let outcomes = branches::record(&self.control, project, updates.collect(), Trigger::Push, Some(self.served.scope.user_id)).await?;
+        let outcomes = branches::record(&self.control, project, updates.collect(), Starter::new(Trigger::Push, &self.served.scope)).await?;
         mirror.point_head(settings, None).await?;
         Ok(outcomes)
     }
@@ -459,7 +470,9 @@ mod tests {
     #[test]
     fn refs_are_judged_by_name_and_right() {
         let followed: HashMap<String, bool> = [("main".to_owned(), true), ("dev".to_owned(), false)].into();
-        let judge = |old, new, reference, may| judge_command(&command(old, new, reference), &followed, may, true);
+        let judge = |old, new, reference, may| {
+            judge_command(&command(old, new, reference), &followed, Rights { environments: may, production: may }, true)
+        };
         for bad in ["refs/heads/-x", "refs/heads/a b", "refs/notes/x", "refs/heads/", "HEAD", "refs/tags/-x", "refs/heads/refs/x"] {
             assert!(judge(ZERO, SHA, bad, true).is_some(), "{bad}");
         }
@@ -468,6 +481,9 @@ mod tests {
         }
         assert_eq!(judge(SHA, ZERO, "refs/heads/main", true), None);
         assert!(judge(SHA, ZERO, "refs/heads/main", false).is_some());
+        let developer = Rights { environments: true, production: false };
+        assert!(judge_command(&command(SHA, ZERO, "refs/heads/main"), &followed, developer, true).is_some());
+        assert_eq!(judge_command(&command(SHA, ZERO, "refs/heads/dev"), &followed, developer, true), None);
         assert_eq!(judge(SHA, SHA, "refs/heads/main", false), None);
         assert_eq!(judge(SHA, ZERO, "refs/heads/dev", false), None);
         assert!(judge(ZERO, SHA, "refs/heads/new", false).is_some());

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use ocore_model::{
     deployment::Trigger,
-    ids::{ProjectId, UserId},
+    ids::ProjectId,
     names::{BranchName, CommitSha},
     project::RepositoryKind,
 };
@@ -14,6 +14,7 @@ use crate::{
     Control, Result,
     authorization::System,
     branches::{self, BranchUpdate, PushOutcome},
+    deployments::Starter,
     store::repositories::{self, Repository},
 };
 
@@ -39,7 +40,7 @@ async fn reconcile_project(control: &Control, project: ProjectId) -> Result<()> 
         RepositoryKind::External => (Trigger::Webhook, repository.fetched_at.is_some()),
     };
     if current {
-        record_heads(control, &repository, &mirror, trigger, None).await?;
+        record_heads(control, &repository, &mirror, Starter::nobody(trigger)).await?;
     }
     Ok(())
 }
@@ -49,8 +50,7 @@ pub(super) async fn record_heads(
     control: &Control,
     repository: &Repository,
     mirror: &Mirror,
-    trigger: Trigger,
-    user: Option<UserId>,
+    starter: Starter,
 ) -> Result<Vec<PushOutcome>> {
     let project = repository.project_id;
     let heads = mirror.heads(&control.settings).await?;
@@ -77,7 +77,7 @@ pub(super) async fn record_heads(
     if updates.is_empty() {
         return Ok(Vec::new());
     }
-    branches::record(control, project, updates, trigger, user).await
+    branches::record(control, project, updates, starter).await
 }
 
 /// Packs the mirrors and forgets what nothing needs. For a daily timer.

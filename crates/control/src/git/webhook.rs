@@ -14,6 +14,8 @@ use super::external::{self, GIVE_UP};
 use crate::{
     Control, Error, Result,
     authorization::{Grant, ManageProjects, System},
+    deployments::Starter,
+    projects,
     secrets::{self, Place, Secret},
     store::repositories::{self, Delivery},
 };
@@ -45,6 +47,7 @@ pub(super) fn new_secret(control: &Control, project: ProjectId) -> Result<NewSec
 pub async fn renew_webhook_secret(control: &Control, grant: &Grant<ManageProjects>, project: ProjectId) -> Result<String> {
     let mut connection = control.pool.acquire().await?;
     let repository = repositories::find(&mut connection, grant, project).await?;
+    projects::may_deploy_production(&mut connection, grant, project).await?;
     if repository.kind != RepositoryKind::External {
         return Err(Error::conflict("repository_built_in", "the project uses the built-in remote, which needs no webhook"));
     }
@@ -139,7 +142,7 @@ async fn fetch(control: &Control, project: ProjectId) -> Result<()> {
     let repository = repositories::find_any(&mut *control.pool.acquire().await?, System, project).await?;
     match repository {
         Some(repository) if repository.kind == RepositoryKind::External && !repository.archived => {
-            external::fetch_and_record(control, &repository, Trigger::Webhook, None).await.map(drop)
+            external::fetch_and_record(control, &repository, Starter::nobody(Trigger::Webhook)).await.map(drop)
         }
         _ => Ok(()),
     }

@@ -5,7 +5,7 @@
 use std::net::SocketAddr;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use ocore_host::{OdooSettings, Progress, ReleaseId, ServableDataSet, SlotSpec};
+use ocore_host::{Progress, ReleaseId, ServableDataSet, SlotSpec};
 use ocore_model::{
     ids::{DataSetId, InstanceId},
     instance::{Color, ControlAction, InstanceEvent, InstanceStatus},
@@ -18,7 +18,7 @@ use super::{
     engine::Outcome,
     saga::{Execution, Failure, Graph, NodeContext},
 };
-use crate::{Control, Error, Result, routes, store};
+use crate::{Control, Error, Result, routes, store, variables::SealedSettings};
 
 /// What is overdue could not run while the environment was awake; it is not woken for that at once, and again and again.
 const AFTER_OVERDUE: TimeDelta = TimeDelta::minutes(5);
@@ -30,7 +30,7 @@ pub(super) struct Parameters {
     color: Color,
     data_set: DataSetId,
     release: ReleaseId,
-    settings: OdooSettings,
+    settings: SealedSettings,
     /// Where it answered then.
     http: Option<SocketAddr>,
 }
@@ -40,7 +40,7 @@ pub(super) async fn parameters(control: &Control, instance: InstanceId, action: 
     let (Some(color), Some(data_set), Some(release)) = (live.active_color, live.active_data_set_id, live.active_release) else {
         return Err(Failure::rejected("nothing has been deployed to the instance yet; push a commit first"));
     };
-    let settings = serde_json::from_value(live.settings).map_err(|error| Error::internal("reading an instance's settings", error))?;
+    let settings = SealedSettings::new(&control.settings, instance, live.settings, live.env_vars)?;
     let http = live.active_http.as_deref().and_then(|address| address.parse().ok());
     Ok(Parameters { action, color, data_set, release: ReleaseId(release), settings, http })
 }
@@ -113,7 +113,7 @@ async fn run(context: NodeContext) -> Result<(), Failure> {
         color: parameters.color,
         data_set: ServableDataSet::proven(parameters.data_set),
         release: parameters.release.clone(),
-        settings: parameters.settings.clone(),
+        settings: parameters.settings.open(control, execution.instance)?,
     };
     let progress = Progress { log: std::sync::Arc::new(crate::reconcilers::Quiet), cancel: execution.halt.clone() };
     let running = control.host.start_slot(execution.instance, slot, execution.fence(), progress).await?;

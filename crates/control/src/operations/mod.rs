@@ -39,7 +39,7 @@ use crate::{
 
 /// Of the graphs below. Raise it when a node's name, place or output changes: operations of another version are unwound, not resumed, so
 /// the undo nodes of the version before must stay registered.
-pub const SCHEMA_VERSION: i32 = 3;
+pub const SCHEMA_VERSION: i32 = 4;
 
 /// How long requests are held for an update that was rehearsed like this.
 pub(crate) fn expected_hold(rehearsal: &ocore_model::rehearsal::Rehearsal) -> std::time::Duration {

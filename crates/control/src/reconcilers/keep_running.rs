@@ -14,8 +14,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::Quiet;
 use crate::{
-    Control, Error, Result, routes,
+    Control, Result, routes,
     store::{self, reconcilers::IntendedRow},
+    variables::SealedSettings,
 };
 
 /// Starts at the same time.
@@ -121,8 +122,7 @@ async fn revive(control: &Control, row: &IntendedRow, now: DateTime<Utc>) -> Res
     let (Some(color), Some(data_set), Some(release)) = (row.active_color, row.active_data_set_id, row.active_release.clone()) else {
         return Ok(None);
     };
-    let settings =
-        serde_json::from_value(row.settings.clone()).map_err(|error| Error::internal("reading an instance's settings", error))?;
+    let settings = SealedSettings::new(&control.settings, row.id, row.settings.clone(), row.env_vars.clone())?.open(control, row.id)?;
     let mut transaction = control.pool.begin().await?;
     let Some(generation) = store::reconcilers::take_if_free(&mut transaction, row.id, row.generation).await? else {
         return Ok(None);

@@ -157,6 +157,7 @@ mod tests {
             name: "Shop".to_owned(),
             status: InstanceStatus::Running,
             settings: serde_json::json!({}),
+            env_vars: None,
             active_color: Some(Color::Blue),
             active_data_set_id: Some(live),
             active_release: Some("r".to_owned()),

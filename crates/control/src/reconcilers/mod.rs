@@ -13,6 +13,7 @@ mod logs;
 mod mail;
 mod prune;
 pub(crate) mod quarantines;
+pub(crate) mod removals;
 mod routes;
 mod sessions;
 mod sleep;
@@ -84,6 +85,7 @@ const ALL: &[Reconciler] = &[
     Reconciler { name: "warm_copies", every: Duration::from_mins(1), run: |control| Box::pin(warm_copies::run(control)) },
     Reconciler { name: quarantines::NAME, every: Duration::from_secs(30), run: |control| Box::pin(quarantines::run(control)) },
     Reconciler { name: "first_account", every: Duration::from_mins(1), run: |control| Box::pin(first_account::run(control)) },
+    Reconciler { name: removals::NAME, every: Duration::from_mins(1), run: |control| Box::pin(removals::run(control)) },
     Reconciler { name: "sessions", every: Duration::from_hours(1), run: |control| Box::pin(sessions::run(control)) },
 ];
 

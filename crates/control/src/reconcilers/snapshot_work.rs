@@ -90,7 +90,8 @@ async fn job(control: &Control, id: SnapshotId, status: SnapshotStatus, cancel: 
     }
 }
 
-async fn take(control: &Control, mut snapshot: Snapshot, cancel: &CancellationToken) -> Result<String> {
+/// Has a snapshot taken; what came of it is in its row.
+pub(crate) async fn take(control: &Control, mut snapshot: Snapshot, cancel: &CancellationToken) -> Result<String> {
     let id = snapshot.id;
     // Whole already, from a run that died before it could say so: then it shows what was live then, as the row does.
     if let Some(taken) = control.host.snapshots().await?.into_iter().find(|taken| taken.id == id) {

@@ -1,7 +1,7 @@
 //! Snapshots are kept by rules, and rows and server say the same.
 //!
 //! What no person made or pinned goes when it is older than the environment's `retentionDays`; the newest automatic one of each environment
-//! stays, however old. A clone's becomes the clone's data, or goes when the clone has ended otherwise. Those of a deleted environment go. What is pinned stays, and so does what a
+//! stays, however old. The last one of a production that was removed stays for 30 days. A clone's becomes the clone's data, or goes when the clone has ended otherwise. Those of a deleted environment go. What is pinned stays, and so does what a
 //! deployment brings to life.
 //!
 //! A snapshot on the server that the store does not know is reported and left alone: it may be all that there is after the store was lost.
@@ -138,7 +138,13 @@ fn decide<'a>(
         let old = |since: Option<DateTime<Utc>>| {
             retention.get(&row.environment_id).is_some_and(|days| since.unwrap_or(row.created_at) + *days < now)
         };
-        if row.environment_status == EnvironmentStatus::Deleted && !row.pinned && row.status != SnapshotStatus::Removing && !row.in_use {
+        let kept = row.kept_until.is_some_and(|until| until > now);
+        if row.environment_status == EnvironmentStatus::Deleted
+            && !row.pinned
+            && !kept
+            && row.status != SnapshotStatus::Removing
+            && !row.in_use
+        {
             // One that a deployment still makes goes when that has ended.
             let making = row.status == SnapshotStatus::Creating && row.maker_status.is_some() && !made;
             return (!making).then_some(Decision::Remove("its environment was deleted"));
@@ -154,7 +160,7 @@ fn decide<'a>(
             // It has become the copy, or soon does.
             SnapshotStatus::Ready if row.kind == SnapshotKind::Clone && !made => None,
             SnapshotStatus::Ready if !is_whole && (row.kind != SnapshotKind::Clone || row.pinned) => Some(Decision::Fail(LOST)),
-            SnapshotStatus::Ready if row.pinned || row.in_use => None,
+            SnapshotStatus::Ready if row.pinned || kept || row.in_use => None,
             SnapshotStatus::Ready => match row.kind {
                 SnapshotKind::Manual => None,
                 SnapshotKind::Clone => Some(Decision::Remove("the clone is made")),
@@ -217,7 +223,12 @@ async fn retire(control: &Control, row: &Snapshot) -> Result<Option<String>> {
 async fn remove(control: &Control, id: SnapshotId, why: &str) -> Result<Option<String>> {
     let mut transaction = control.pool.begin().await?;
     let row = store::snapshots::lock(&mut transaction, id).await?;
-    let Some(row) = row.filter(|row| !row.pinned && !row.in_use && row.status != SnapshotStatus::Removing) else { return Ok(None) };
+    let Some(row) = row.filter(|row| {
+        let kept = row.pinned || row.kept_until.is_some_and(|until| until > control.clock.now());
+        !kept && !row.in_use && row.status != SnapshotStatus::Removing
+    }) else {
+        return Ok(None);
+    };
     store::snapshots::set_removing(&mut transaction, id, why, control.clock.now()).await?;
     transaction.commit().await?;
     control.signals.wake(snapshot_work::NAME);
@@ -250,6 +261,7 @@ mod tests {
             status: SnapshotStatus::Ready,
             message: String::new(),
             pinned: false,
+            kept_until: None,
             data_set_id: DataSetId::new(),
             retires: false,
             deployment_id: None,
@@ -361,6 +373,21 @@ mod tests {
         });
         let why = Decision::Remove("its environment was deleted");
         assert_eq!(case.decided(), BTreeMap::from([(manual, why), (automatic, why)]));
+    }
+
+    #[test]
+    fn the_last_one_of_a_removed_production_stays_until_its_time_is_over() {
+        let mut case = Case::new();
+        let last = case.add(SnapshotKind::Safety, 29, |row| row.environment_status = EnvironmentStatus::Deleted);
+        let until = case.now + TimeDelta::days(1);
+        case.rows[0].kept_until = Some(until);
+        assert_eq!(case.decided(), BTreeMap::new());
+        // While the environment goes, it is nobody's to retire either.
+        case.rows[0].environment_status = EnvironmentStatus::Removing;
+        assert_eq!(case.decided(), BTreeMap::new());
+        case.rows[0].environment_status = EnvironmentStatus::Deleted;
+        case.now = until;
+        assert_eq!(case.decided(), BTreeMap::from([(last, Decision::Remove("its environment was deleted"))]));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use ocore_model::{
     ids::{OrganizationId, SessionId, UserId},
-    permission::PermissionSet,
+    permission::{Action, Permission, PermissionSet, Resource},
 };
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -102,6 +102,12 @@ pub(crate) async fn set_password(connection: &mut PgConnection, id: UserId, pass
     Ok(())
 }
 
+/// With the sessions, keys and memberships, and the invitations that the user gave.
+pub(crate) async fn delete_user(connection: &mut PgConnection, id: UserId) -> Result<()> {
+    sqlx::query!("delete from users where id = $1", id.as_uuid()).execute(connection).await?;
+    Ok(())
+}
+
 pub(crate) async fn revoke_other_sessions(connection: &mut PgConnection, user: UserId, keep: SessionId, now: DateTime<Utc>) -> Result<()> {
     sqlx::query!(
         "update sessions set revoked_at = $3 where user_id = $1 and id <> $2 and revoked_at is null",
@@ -153,7 +159,8 @@ pub(crate) async fn session_memberships(
     now: DateTime<Utc>,
 ) -> Result<Option<Vec<Membership>>> {
     let rows = sqlx::query!(
-        r#"select o.id as "organization_id?: OrganizationId", o.slug as "slug?", r.permissions as "permissions?"
+        r#"select o.id as "organization_id?: OrganizationId", o.slug as "slug?", r.permissions as "permissions?",
+                  o.removal_requested_at is not null as "is_going?"
            from sessions s
            left join members m on m.user_id = s.user_id
            left join organizations o on o.id = m.organization_id
@@ -172,7 +179,11 @@ pub(crate) async fn session_memberships(
     Ok(Some(
         rows.into_iter()
             .filter_map(|row| {
-                Some(Membership { organization_id: row.organization_id?, slug: row.slug?, permissions: permissions(&row.permissions?) })
+                let permissions = permissions(&row.permissions?);
+                // Of what is being removed, its owners see what is left, and can bring it back.
+                let left = |permission: &Permission| permission.action == Action::View || permission.resource == Resource::Organization;
+                let permissions = if row.is_going? { permissions.iter().filter(left).collect() } else { permissions };
+                Some(Membership { organization_id: row.organization_id?, slug: row.slug?, permissions })
             })
             .collect(),
     ))

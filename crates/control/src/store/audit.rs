@@ -16,6 +16,7 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct AuditEntry {
     pub id: Uuid,
+    /// Who it was, as they were called then; the account may be gone by now.
     pub user_id: UserId,
     pub user_name: String,
     pub user_email: String,
@@ -40,8 +41,8 @@ pub(crate) async fn insert(
         Credential::ApiKey(key) => Some(key.as_uuid()),
     };
     sqlx::query!(
-        "insert into audit_entries (id, organization_id, user_id, api_key_id, action, subject, detail, created_at)
-         values ($1, $2, $3, $4, $5, $6, $7, $8)",
+        "insert into audit_entries (id, organization_id, user_id, user_name, user_email, api_key_id, action, subject, detail, created_at)
+         select $1, $2, id, name, email, $4, $5, $6, $7, $8 from users where id = $3",
         Uuid::now_v7(),
         scope.organization_id.as_uuid(),
         scope.user_id.as_uuid(),
@@ -60,10 +61,9 @@ pub(crate) async fn insert(
 pub(crate) async fn list(connection: &mut PgConnection, scope: &Scope, page: Page) -> Result<Vec<AuditEntry>> {
     Ok(sqlx::query_as!(
         AuditEntry,
-        r#"select audit_entries.id, user_id as "user_id: UserId", users.name as user_name, users.email as user_email,
-                  api_key_id as "api_key_id: ApiKeyId", action, subject, detail, audit_entries.created_at
-           from audit_entries join users on users.id = audit_entries.user_id
-           where organization_id = $1 order by audit_entries.created_at desc, audit_entries.id desc limit $2 offset $3"#,
+        r#"select id, user_id as "user_id: UserId", user_name, user_email, api_key_id as "api_key_id: ApiKeyId", action, subject, detail,
+                  created_at
+           from audit_entries where organization_id = $1 order by created_at desc, id desc limit $2 offset $3"#,
         scope.organization_id.as_uuid(),
         page.limit,
         page.offset,

@@ -38,6 +38,8 @@ pub(crate) struct DeployRow {
     pub with_demo: bool,
     /// An [`ocore_host::OdooSettings`].
     pub settings: Value,
+    /// Sealed.
+    pub env_vars: Option<Vec<u8>>,
 }
 
 pub(crate) async fn find(connection: &mut PgConnection, deployment: DeploymentId) -> Result<Option<DeployRow>> {
@@ -49,7 +51,8 @@ pub(crate) async fn find(connection: &mut PgConnection, deployment: DeploymentId
                   deployments.instance_id as "instance_id: InstanceId", instances.slug,
                   deployments.status as "status: DeploymentStatus", deployments.branch, deployments.commit_sha as "commit_sha: CommitSha",
                   deployments.data_origin as "data_origin: Json<DataOrigin>", deployments.keeps_previous,
-                  instances.odoo_version as "odoo_version: OdooVersion", projects.module_selection, projects.with_demo, instances.settings
+                  instances.odoo_version as "odoo_version: OdooVersion", projects.module_selection, projects.with_demo, instances.settings,
+                  instances.env_vars
            from deployments
                join environments on environments.id = deployments.environment_id
                join instances on instances.id = deployments.instance_id
@@ -249,6 +252,8 @@ pub(crate) struct LiveRow {
     pub status: InstanceStatus,
     pub status_message: String,
     pub settings: Value,
+    /// Sealed.
+    pub env_vars: Option<Vec<u8>>,
     pub active_color: Option<Color>,
     pub active_data_set_id: Option<DataSetId>,
     pub active_release: Option<String>,
@@ -262,7 +267,7 @@ pub(crate) struct LiveRow {
 pub(crate) async fn live(connection: &mut PgConnection, instance: InstanceId) -> Result<Option<LiveRow>> {
     Ok(sqlx::query_as!(
         LiveRow,
-        r#"select status as "status: InstanceStatus", status_message, settings,
+        r#"select status as "status: InstanceStatus", status_message, settings, env_vars,
                   active_color as "active_color: Color",
                   active_data_set_id as "active_data_set_id: DataSetId", active_release,
                   active_deployment_id as "active_deployment_id: DeploymentId", active_http, active_websocket,

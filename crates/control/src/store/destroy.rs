@@ -13,6 +13,7 @@ pub(crate) async fn forget(connection: &mut PgConnection, instance: InstanceId, 
         "update instances
          set status = 'deleted', status_message = '', active_color = null, active_data_set_id = null, active_release = null,
              active_deployment_id = null, active_http = null, active_websocket = null, previous_data_set_id = null, admin_password = null,
+             env_vars = null, settings = settings - 'envVars',
              updating = false, updated_at = $2
          where id = $1",
         instance.as_uuid(),

@@ -24,7 +24,10 @@ pub struct Instance {
     pub status: InstanceStatus,
     pub status_message: String,
     pub odoo_version: OdooVersion,
+    /// With the variables once [`crate::instances`] has opened them.
     pub settings: Json<OdooSettings>,
+    /// Sealed; see [`crate::variables`].
+    pub env_vars: Option<Vec<u8>>,
     pub active_color: Option<Color>,
     pub active_data_set_id: Option<DataSetId>,
     pub active_release: Option<String>,
@@ -48,6 +51,7 @@ macro_rules! select_instances {
                       instances.project_id as "project_id: ProjectId", instances.server_id as "server_id: ServerId",
                       instances.name, instances.slug, instances.status as "status: InstanceStatus", instances.status_message,
                       instances.odoo_version as "odoo_version: OdooVersion", instances.settings as "settings: Json<OdooSettings>",
+                      instances.env_vars,
                       instances.active_color as "active_color: Color", instances.active_data_set_id as "active_data_set_id: DataSetId",
                       instances.active_release, instances.active_deployment_id as "active_deployment_id: DeploymentId",
                       instances.restart_count, instances.last_restart_at,
@@ -102,14 +106,17 @@ pub struct NewInstance {
     pub name: String,
     pub slug: String,
     pub odoo_version: OdooVersion,
+    /// Its variables are not written.
     pub settings: OdooSettings,
+    /// Sealed.
+    pub env_vars: Option<Vec<u8>>,
 }
 
 /// Nothing when an instance of that slug stands anywhere in the installation.
 pub async fn insert(connection: &mut PgConnection, new: &NewInstance) -> Result<bool> {
     let done = sqlx::query!(
-        "insert into instances (id, organization_id, project_id, server_id, name, slug, status, odoo_version, settings)
-         values ($1, $2, $3, $4, $5, $6, 'creating', $7, $8)
+        "insert into instances (id, organization_id, project_id, server_id, name, slug, status, odoo_version, settings, env_vars)
+         values ($1, $2, $3, $4, $5, $6, 'creating', $7, $8::jsonb - 'envVars', $9)
          on conflict (slug) where status <> 'deleted' do nothing",
         new.id.as_uuid(),
         new.organization_id.as_uuid(),
@@ -119,22 +126,40 @@ pub async fn insert(connection: &mut PgConnection, new: &NewInstance) -> Result<
         new.slug,
         new.odoo_version.as_str(),
         Json(&new.settings) as _,
+        new.env_vars,
     )
     .execute(connection)
     .await?;
     Ok(done.rows_affected() == 1)
 }
 
-pub async fn update(connection: &mut PgConnection, id: InstanceId, name: &str, settings: &OdooSettings) -> Result<()> {
+pub async fn rename(connection: &mut PgConnection, id: InstanceId, name: &str) -> Result<()> {
+    sqlx::query!("update instances set name = $2, updated_at = now() where id = $1", id.as_uuid(), name).execute(connection).await?;
+    Ok(())
+}
+
+/// Writes the settings, and the variables as they are sealed.
+pub async fn set_settings(connection: &mut PgConnection, id: InstanceId, settings: &OdooSettings, env_vars: Option<&[u8]>) -> Result<()> {
     sqlx::query!(
-        "update instances set name = $2, settings = $3, updated_at = now() where id = $1",
+        "update instances set settings = $2::jsonb - 'envVars', env_vars = $3, updated_at = now() where id = $1",
         id.as_uuid(),
-        name,
-        Json(settings) as _
+        Json(settings) as _,
+        env_vars,
     )
     .execute(connection)
     .await?;
     Ok(())
+}
+
+/// One whose variables lie in the clear, locked.
+pub(crate) async fn lock_unsealed(connection: &mut PgConnection) -> Result<Option<(InstanceId, OdooSettings)>> {
+    let row = sqlx::query!(
+        r#"select id as "id: InstanceId", settings as "settings: Json<OdooSettings>" from instances
+           where coalesce(settings -> 'envVars', '{}') <> '{}' order by id limit 1 for no key update"#
+    )
+    .fetch_optional(connection)
+    .await?;
+    Ok(row.map(|row| (row.id, row.settings.0)))
 }
 
 /// From one status to another, or nothing when it is not in the first any more.

@@ -50,6 +50,18 @@ pub(crate) async fn lock(connection: &mut PgConnection, scope: &Scope) -> Result
     Ok(())
 }
 
+/// The names of an organization's members whose roles have all these permissions, by name.
+pub(crate) async fn names_with(connection: &mut PgConnection, organization: OrganizationId, permissions: &[String]) -> Result<Vec<String>> {
+    Ok(sqlx::query_scalar!(
+        "select u.name from members m join users u on u.id = m.user_id join roles r on r.id = m.role_id
+         where m.organization_id = $1 and r.permissions @> $2 order by lower(u.name), u.id",
+        organization.as_uuid(),
+        permissions,
+    )
+    .fetch_all(connection)
+    .await?)
+}
+
 /// False when the user is a member already.
 pub(crate) async fn insert(
     connection: &mut PgConnection,

@@ -28,6 +28,7 @@ mod pool;
 pub(crate) mod projects;
 pub mod quarantines;
 pub(crate) mod reconcilers;
+pub(crate) mod removals;
 pub(crate) mod repositories;
 pub(crate) mod roles;
 pub mod rollbacks;

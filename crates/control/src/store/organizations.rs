@@ -1,6 +1,10 @@
 //! Organizations.
 
-use ocore_model::ids::{OrganizationId, UserId};
+use chrono::{DateTime, Utc};
+use ocore_model::{
+    ids::{OrganizationId, UserId},
+    permission::SystemRole,
+};
 use sqlx::PgConnection;
 
 use crate::{
@@ -37,13 +41,14 @@ pub(crate) async fn count_made_by(connection: &mut PgConnection, user: UserId) -
 /// False when the slug is taken by another one.
 pub(crate) async fn update(connection: &mut PgConnection, organization: &Organization) -> Result<bool> {
     let done = sqlx::query!(
-        "update organizations set name = $2, slug = $3, logo_url = $4, updated_at = $5
+        "update organizations set name = $2, slug = $3, logo_url = $4, updated_at = $5, removal_requested_at = $6
          where id = $1 and not exists (select from organizations other where other.slug = $3 and other.id <> $1)",
         organization.id.as_uuid(),
         organization.name,
         organization.slug,
         organization.logo_url,
-        organization.updated_at
+        organization.updated_at,
+        organization.removal_requested_at,
     )
     .execute(connection)
     .await?;
@@ -58,7 +63,8 @@ pub(crate) async fn slugs_like(connection: &mut PgConnection, start: &str) -> Re
 /// A user's organizations by name, with their role and what it allows.
 pub(crate) async fn of_user(connection: &mut PgConnection, user: UserId) -> Result<Vec<OwnOrganization>> {
     let rows = sqlx::query!(
-        r#"select o.id as "id: OrganizationId", o.name, o.slug, o.logo_url, o.created_at, o.updated_at, r.name as role, r.permissions
+        r#"select o.id as "id: OrganizationId", o.name, o.slug, o.logo_url, o.removal_requested_at, o.created_at, o.updated_at,
+                  r.name as role, r.permissions
            from members m join organizations o on o.id = m.organization_id join roles r on r.id = m.role_id
            where m.user_id = $1
            order by lower(o.name), o.id"#,
@@ -74,6 +80,7 @@ pub(crate) async fn of_user(connection: &mut PgConnection, user: UserId) -> Resu
                 name: row.name,
                 slug: row.slug,
                 logo_url: row.logo_url,
+                removal_requested_at: row.removal_requested_at,
                 created_at: row.created_at,
                 updated_at: row.updated_at,
             },
@@ -83,18 +90,45 @@ pub(crate) async fn of_user(connection: &mut PgConnection, user: UserId) -> Resu
         .collect())
 }
 
-/// Instances that exist.
-pub(crate) async fn count_instances(connection: &mut PgConnection, scope: &Scope) -> Result<i64> {
+/// Members but the owners go, with all keys and invitations; from now on nothing new comes to it.
+pub(crate) async fn begin_removal(connection: &mut PgConnection, scope: &Scope, now: DateTime<Utc>) -> Result<()> {
+    let id = scope.organization_id.as_uuid();
+    sqlx::query!(
+        "update organizations set removal_requested_at = coalesce(removal_requested_at, $2), updated_at = $2 where id = $1",
+        id,
+        now
+    )
+    .execute(&mut *connection)
+    .await?;
+    sqlx::query!(
+        "delete from members using roles
+         where members.organization_id = $1 and roles.id = members.role_id and not (roles.is_system and roles.name = $2)",
+        id,
+        SystemRole::Owner.as_str()
+    )
+    .execute(&mut *connection)
+    .await?;
+    sqlx::query!("update api_keys set revoked_at = $2 where organization_id = $1 and revoked_at is null", id, now)
+        .execute(&mut *connection)
+        .await?;
+    sqlx::query!("update invitations set status = 'cancelled' where organization_id = $1 and status = 'pending'", id)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// Whether it never had a project, or its last one is gone for good.
+pub(crate) async fn is_empty(connection: &mut PgConnection, scope: &Scope) -> Result<bool> {
     Ok(sqlx::query_scalar!(
-        r#"select count(*) as "count!" from instances where organization_id = $1 and status <> 'deleted'"#,
+        r#"select not exists (select from projects where organization_id = $1) as "empty!""#,
         scope.organization_id.as_uuid()
     )
     .fetch_one(connection)
     .await?)
 }
 
-/// With everything that belongs to it.
-pub(crate) async fn delete(connection: &mut PgConnection, scope: &Scope) -> Result<()> {
-    sqlx::query!("delete from organizations where id = $1", scope.organization_id.as_uuid()).execute(connection).await?;
-    Ok(())
+pub(crate) async fn stands(connection: &mut PgConnection, id: OrganizationId) -> Result<bool> {
+    Ok(sqlx::query_scalar!(r#"select exists (select from organizations where id = $1) as "stands!""#, id.as_uuid())
+        .fetch_one(connection)
+        .await?)
 }

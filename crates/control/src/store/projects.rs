@@ -50,7 +50,7 @@ async fn select(connection: &mut PgConnection, scope: &Scope, id: Option<Project
     let rows = sqlx::query!(
         r#"select id as "id: ProjectId", organization_id as "organization_id: OrganizationId", name, slug, description,
                   odoo_version as "odoo_version: OdooVersion", module_selection as "module_selection: Json<ModuleSelection>", with_demo,
-                  create_environment_on_push, repository_kind as "repository_kind: RepositoryKind", repository_url, repository_branch,
+                  create_environment_on_push, protects_production, removal_requested_at, repository_kind as "repository_kind: RepositoryKind", repository_url, repository_branch,
                   deploy_key_public, repository_fetched_at, repository_error, archived_at, created_at, updated_at
            from projects
            where organization_id = $1 and ($2::uuid is null or id = $2) and ($3 or archived_at is null)
@@ -73,6 +73,8 @@ async fn select(connection: &mut PgConnection, scope: &Scope, id: Option<Project
             module_selection: row.module_selection.0,
             with_demo: row.with_demo,
             create_environment_on_push: row.create_environment_on_push,
+            protects_production: row.protects_production,
+            removal_requested_at: row.removal_requested_at,
             repository: Repository {
                 kind: row.repository_kind,
                 url: row.repository_url,
@@ -138,8 +140,8 @@ pub(crate) async fn slugs_like(connection: &mut PgConnection, scope: &Scope, sta
 pub(crate) async fn insert(connection: &mut PgConnection, scope: &Scope, project: &Project) -> Result<Written> {
     let result = sqlx::query!(
         "insert into projects (id, organization_id, name, slug, description, odoo_version, module_selection, with_demo,
-                               create_environment_on_push, repository_kind, created_at, updated_at)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $11)",
+                               create_environment_on_push, protects_production, repository_kind, created_at, updated_at)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $12)",
         project.id.as_uuid(),
         scope.organization_id.as_uuid(),
         project.name,
@@ -149,6 +151,7 @@ pub(crate) async fn insert(connection: &mut PgConnection, scope: &Scope, project
         Json(&project.module_selection) as _,
         project.with_demo,
         project.create_environment_on_push,
+        project.protects_production,
         RepositoryKind::BuiltIn.as_str(),
         project.created_at
     )
@@ -161,7 +164,7 @@ pub(crate) async fn insert(connection: &mut PgConnection, scope: &Scope, project
 pub(crate) async fn update(connection: &mut PgConnection, scope: &Scope, project: &Project) -> Result<Written> {
     let result = sqlx::query!(
         "update projects set name = $3, description = $4, odoo_version = $5, module_selection = $6, with_demo = $7,
-                create_environment_on_push = $8, archived_at = $9, updated_at = $10
+                create_environment_on_push = $8, archived_at = $9, updated_at = $10, protects_production = $11, removal_requested_at = $12
          where id = $1 and organization_id = $2",
         project.id.as_uuid(),
         scope.organization_id.as_uuid(),
@@ -172,7 +175,9 @@ pub(crate) async fn update(connection: &mut PgConnection, scope: &Scope, project
         project.with_demo,
         project.create_environment_on_push,
         project.archived_at,
-        project.updated_at
+        project.updated_at,
+        project.protects_production,
+        project.removal_requested_at,
     )
     .execute(connection)
     .await;
@@ -194,12 +199,18 @@ pub(crate) async fn count_environments(connection: &mut PgConnection, scope: &Sc
 pub(crate) async fn instances(connection: &mut PgConnection, scope: &Scope, id: ProjectId) -> Result<Vec<InstanceId>> {
     Ok(sqlx::query_scalar!(
         r#"select id as "id: InstanceId" from instances
-           where project_id = $1 and organization_id = $2 and status not in ('removing', 'deleted')"#,
+           where project_id = $1 and organization_id = $2 and status not in ('removing', 'deleted') order by id"#,
         id.as_uuid(),
         scope.organization_id.as_uuid()
     )
     .fetch_all(connection)
     .await?)
+}
+
+/// Whether deployments of its production are for those with `manage:production`.
+pub(crate) async fn protects_production(connection: &mut PgConnection, id: ProjectId) -> Result<bool> {
+    let protects = sqlx::query_scalar!("select protects_production from projects where id = $1", id.as_uuid()).fetch_optional(connection);
+    Ok(protects.await?.unwrap_or_default())
 }
 
 /// The project has been found in the caller's organization before.

@@ -20,6 +20,8 @@ pub(crate) struct IntendedRow {
     pub status: InstanceStatus,
     /// An [`ocore_host::OdooSettings`].
     pub settings: Value,
+    /// Sealed.
+    pub env_vars: Option<Vec<u8>>,
     pub active_color: Option<Color>,
     pub active_data_set_id: Option<DataSetId>,
     pub active_release: Option<String>,
@@ -39,7 +41,7 @@ pub(crate) async fn intended(connection: &mut PgConnection, server: ServerId) ->
     Ok(sqlx::query_as!(
         IntendedRow,
         r#"select id as "id: InstanceId", organization_id as "organization_id: OrganizationId", name, status as "status: InstanceStatus",
-                  settings, active_color as "active_color: Color", active_data_set_id as "active_data_set_id: DataSetId",
+                  settings, env_vars, active_color as "active_color: Color", active_data_set_id as "active_data_set_id: DataSetId",
                   active_release, active_http, active_websocket, previous_data_set_id as "previous_data_set_id: DataSetId",
                   array(select snapshots.data_set_id from snapshots
                         where snapshots.instance_id = instances.id and snapshots.retires and snapshots.status = 'creating') as "retiring!",

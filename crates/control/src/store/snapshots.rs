@@ -37,6 +37,8 @@ pub struct Snapshot {
     pub status: SnapshotStatus,
     pub message: String,
     pub pinned: bool,
+    /// The last one of an environment that was removed: it stays until then.
+    pub kept_until: Option<DateTime<Utc>>,
     pub data_set_id: DataSetId,
     pub retires: bool,
     /// What was live on the data: the deployment, its commit, branch, stage and release.
@@ -85,7 +87,7 @@ macro_rules! select_snapshots {
                       environments.name as environment_name, environments.status as "environment_status: EnvironmentStatus",
                       environments.stage as "environment_stage: Stage", snapshots.instance_id as "instance_id: InstanceId",
                       snapshots.server_id as "server_id: ServerId", snapshots.name, snapshots.kind as "kind: SnapshotKind",
-                      snapshots.status as "status: SnapshotStatus", snapshots.message, snapshots.pinned,
+                      snapshots.status as "status: SnapshotStatus", snapshots.message, snapshots.pinned, snapshots.kept_until,
                       snapshots.data_set_id as "data_set_id: DataSetId", snapshots.retires,
                       snapshots.deployment_id as "deployment_id: DeploymentId", snapshots.commit_sha as "commit_sha: CommitSha",
                       snapshots.branch, snapshots.stage as "stage: Stage", snapshots.release,
@@ -231,7 +233,7 @@ pub(crate) struct Wanted {
     pub status: SnapshotStatus,
 }
 
-/// On a server: those that a person asked for and that are still to be taken, those that are to be removed, and the ready ones that somebody
+/// On a server: those that a person asked for and that are still to be taken (an operation takes the last one of what it removes), those that are to be removed, and the ready ones that somebody
 /// wants checked. The oldest first.
 pub(crate) async fn wanted(connection: &mut PgConnection, server: ServerId) -> Result<Vec<Wanted>> {
     Ok(sqlx::query_as!(
@@ -239,7 +241,7 @@ pub(crate) async fn wanted(connection: &mut PgConnection, server: ServerId) -> R
         r#"select id as "id: SnapshotId", status as "status: SnapshotStatus" from snapshots
            where server_id = $1 and removed_at is null
                and (status = 'removing'
-                    or (status = 'creating' and made_by_deployment_id is null)
+                    or (status = 'creating' and made_by_deployment_id is null and kept_until is null)
                     or (status = 'ready' and verify_requested_at is not null and (verified_at is null or verified_at < verify_requested_at)))
            order by created_at, id"#,
         server.as_uuid(),
@@ -267,6 +269,8 @@ pub(crate) struct NewSnapshot<'a> {
     /// The deployment that makes it and answers for it; `None` has the reconciler take it.
     pub made_by: Option<DeploymentId>,
     pub created_by: Option<UserId>,
+    /// It outlives its environment until then.
+    pub kept_until: Option<DateTime<Utc>>,
 }
 
 /// Writes a snapshot that is being taken, of the data that are live in the environment as this transaction sees them: so a deployment writes it
@@ -275,11 +279,11 @@ pub(crate) async fn insert_of_live(connection: &mut PgConnection, new: NewSnapsh
     let inserted = sqlx::query!(
         "insert into snapshots (id, organization_id, project_id, environment_id, instance_id, server_id, name, kind, status, data_set_id,
                                 retires, deployment_id, commit_sha, branch, stage, release, odoo_version, admin_password,
-                                made_by_deployment_id, created_by, created_at, updated_at)
+                                made_by_deployment_id, created_by, created_at, updated_at, kept_until)
          select $1, environments.organization_id, environments.project_id, environments.id, instances.id, instances.server_id, $3, $4,
                 'creating', instances.active_data_set_id, $5, instances.active_deployment_id, environments.live_commit_sha,
                 environments.branch, environments.stage, instances.active_release, instances.odoo_version, instances.admin_password,
-                $6, $7, $8, $8
+                $6, $7, $8, $8, $9
          from environments join instances on instances.id = environments.instance_id
          where environments.id = $2 and instances.active_data_set_id is not null
          on conflict (id) do nothing",
@@ -291,6 +295,7 @@ pub(crate) async fn insert_of_live(connection: &mut PgConnection, new: NewSnapsh
         new.made_by.map(DeploymentId::as_uuid),
         new.created_by.map(UserId::as_uuid),
         now,
+        new.kept_until,
     )
     .execute(connection)
     .await?;
@@ -401,6 +406,25 @@ pub(crate) async fn withdraw(connection: &mut PgConnection, id: SnapshotId) -> R
 /// The snapshot that keeps the data as they were before the deployment.
 pub(crate) async fn set_of_deployment(connection: &mut PgConnection, deployment: DeploymentId, snapshot: SnapshotId) -> Result<()> {
     sqlx::query!("update deployments set snapshot_id = $2 where id = $1", deployment.as_uuid(), snapshot.as_uuid())
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// The last snapshot of an instance that is being removed, when one is being taken or was.
+pub(crate) async fn last_of(connection: &mut PgConnection, instance: InstanceId) -> Result<Option<Snapshot>> {
+    Ok(select_snapshots!(
+        "snapshots.instance_id = $1 and snapshots.kept_until is not null and snapshots.status in ('creating', 'ready')
+         order by snapshots.created_at desc, snapshots.id desc limit 1",
+        instance.as_uuid()
+    )
+    .fetch_optional(connection)
+    .await?)
+}
+
+/// Nothing of a project that is removed is kept because somebody pinned it.
+pub(crate) async fn unpin_of_project(connection: &mut PgConnection, project: ProjectId, now: DateTime<Utc>) -> Result<()> {
+    sqlx::query!("update snapshots set pinned = false, updated_at = $2 where project_id = $1 and pinned", project.as_uuid(), now)
         .execute(connection)
         .await?;
     Ok(())

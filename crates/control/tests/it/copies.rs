@@ -5,6 +5,7 @@
 use ocore_control::{
     Error,
     clones::{self, CloneRequest},
+    deployments::Starter,
     environments::Environment,
     operations::Injection,
     rollbacks::{self, RollbackRequest},
@@ -114,7 +115,7 @@ async fn a_clone_of_a_clone_a_stopped_source_and_a_deleted_one() {
     let second = clone(&scene, place_of(&first), Some("second")).await.unwrap();
     assert_eq!(scene.ended(newest(&scene, place_of(&second)).await).await, DeploymentStatus::Succeeded);
     assert!(is_neutralized(&scene, place_of(&second)).await);
-    let deleted = ocore_control::environments::delete(scene.control(), &scene.scope.grant().unwrap(), first.id).await.unwrap();
+    let deleted = ocore_control::environments::delete(scene.control(), &scene.scope.grant().unwrap(), first.id, None).await.unwrap();
     assert_eq!(deleted, EnvironmentStatus::Removing);
     scene.eventually(async || !scene.world.knows(first.instance_id)).await;
     let commit = scene.commit(&[("a", "2")]).await;
@@ -503,6 +504,6 @@ async fn record(scene: &Scene, branch: &str) -> String {
     let new = ocore_control::git::branch_head(scene.control(), scene.project, &branch).await.unwrap();
     let update = ocore_control::branches::BranchUpdate { branch, old: None, new };
     let trigger = ocore_model::deployment::Trigger::Push;
-    let outcomes = ocore_control::branches::record(scene.control(), scene.project, vec![update], trigger, None).await.unwrap();
+    let outcomes = ocore_control::branches::record(scene.control(), scene.project, vec![update], Starter::nobody(trigger)).await.unwrap();
     outcomes.into_iter().map(|outcome| outcome.message).collect()
 }

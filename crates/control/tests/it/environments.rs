@@ -125,16 +125,16 @@ async fn production_is_not_deleted_and_others_go_with_their_instance() -> Result
     let control = &scenario.store.control;
     let production = scenario.live("main").await?;
     let grant = scenario.grant::<ManageEnvironments>()?;
-    let error = environments::delete(control, &grant, production.id).await.unwrap_err();
+    let error = environments::delete(control, &grant, production.id, None).await.unwrap_err();
     assert_eq!(code(&error), "production_protected");
-    let error = instances::delete(control, &scenario.grant()?, production.instance_id).await.unwrap_err();
+    let error = instances::delete(control, &scenario.grant()?, production.instance_id, None).await.unwrap_err();
     assert_eq!(code(&error), "production_protected");
     assert_eq!(scenario.environment(production.id).await?.status, EnvironmentStatus::Active);
     let development = scenario.live("feature/x").await?;
     scenario.commit("second")?;
     let queued = scenario.push("feature/x").await?.deployment_id.context("it is deployed")?;
     for _ in 0..2 {
-        assert_eq!(environments::delete(control, &grant, development.id).await?, EnvironmentStatus::Removing);
+        assert_eq!(environments::delete(control, &grant, development.id, None).await?, EnvironmentStatus::Removing);
     }
     assert_eq!(scenario.seen(queued).await?.status, "cancelled");
     let removing = scenario.environment(development.id).await?;
@@ -309,7 +309,7 @@ async fn another_tenants_things_are_not_there() -> Result<()> {
         environments::update(control, &scope.grant()?, environment.id, EnvironmentPatch::default()).await.err(),
         environments::set_commit_behavior(control, &scope.grant()?, environment.id, CommitBehavior::DoNothing).await.err(),
         environments::create(control, &scope.grant()?, scenario.project, &branch, Stage::Development, None).await.err(),
-        environments::delete(control, &scope.grant()?, environment.id).await.err(),
+        environments::delete(control, &scope.grant()?, environment.id, None).await.err(),
         environments::trigger_build(control, &scope.grant()?, environment.id).await.err(),
         pipeline::list(control, &scope.grant()?, scenario.project, 1).await.err(),
         deployments::list_of_environment(control, &scope.grant()?, environment.id, page).await.err(),
@@ -328,7 +328,7 @@ async fn another_tenants_things_are_not_there() -> Result<()> {
         instances::find(control, &scope.grant()?, environment.instance_id).await.err(),
         instances::update(control, &scope.grant()?, environment.instance_id, InstancePatch::default()).await.err(),
         instances::control(control, &scope.grant()?, environment.instance_id, ControlAction::Stop).await.err(),
-        instances::delete(control, &scope.grant()?, environment.instance_id).await.err(),
+        instances::delete(control, &scope.grant()?, environment.instance_id, None).await.err(),
         instances::log(control, &scope.grant()?, environment.instance_id, 1, false).await.err(),
         instances::credentials(control, &scope.grant()?, environment.instance_id).await.err(),
     ];

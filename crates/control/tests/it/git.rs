@@ -111,6 +111,7 @@ async fn new_project(store: &Store, owner: &Owned, slug: &str) -> Result<Project
         module_selection: ModuleSelection::Own,
         with_demo: false,
         create_environment_on_push: true,
+        protects_production: false,
     };
     Ok(projects::create(&store.control, &owner.scope.grant()?, new).await?)
 }

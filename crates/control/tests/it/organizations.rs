@@ -60,7 +60,8 @@ async fn an_organization_goes_with_its_history_and_its_repositories_and_takes_no
     let acme = store.organization("acme").await?;
     let globex = store.organization("globex").await?;
     insert_history(&store, &acme).await?;
-    organizations::delete(&store.control, &acme.scope.grant::<ManageOrganization>()?).await?;
+    let gone = organizations::remove(&store.control, &acme.scope.grant::<ManageOrganization>()?, Some("acme")).await?;
+    assert_eq!(gone, organizations::Removed::Gone);
     let left: Vec<String> = sqlx::query_scalar("select slug from organizations").fetch_all(&store.control.pool).await?;
     assert_eq!(left, ["globex"]);
     let left: i64 = sqlx::query_scalar(
@@ -81,7 +82,7 @@ async fn an_organization_with_an_instance_stays() -> Result<()> {
     let acme = store.organization("acme").await?;
     insert_history(&store, &acme).await?;
     sqlx::query("update instances set status = 'stopped'").execute(&store.control.pool).await?;
-    let refused = organizations::delete(&store.control, &acme.scope.grant()?).await;
+    let refused = organizations::remove(&store.control, &acme.scope.grant()?, None).await;
     assert!(matches!(refused, Err(Error::Conflict { code: "organization_in_use", .. })), "{refused:?}");
     Ok(())
 }

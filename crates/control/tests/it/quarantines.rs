@@ -235,7 +235,7 @@ async fn it_goes_when_its_time_is_over_with_its_environment_and_when_nobody_know
     assert!(changes.contains("its time is over") && changes.contains("that nobody knows"), "{changes}");
     assert!(is_gone(&scene, &late).await && is_gone(&scene, &lost).await);
     assert_eq!(aside(&scene, &deleted).len(), 1);
-    environments::delete(scene.control(), &scene.scope.grant().unwrap(), deleted.id).await.unwrap();
+    environments::delete(scene.control(), &scene.scope.grant().unwrap(), deleted.id, None).await.unwrap();
     let engine = scene.engine().await;
     scene.eventually(async || !scene.world.knows(deleted.instance_id) && rows(&scene, &deleted).await == 0).await;
     engine.stop().await;

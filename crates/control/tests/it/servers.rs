@@ -31,7 +31,7 @@ async fn a_machine_keeps_its_row_when_its_name_changes_and_another_gets_its_own(
     let store = Store::new().await?;
     let (pool, clock) = (&store.control.pool, &*store.clock);
     let register = async |hostname: &str, known| {
-        servers::register_this_machine(System, pool, &NoHost { facts: Some(facts(hostname)) }, clock, known).await
+        servers::register_this_machine(System, pool, &NoHost { facts: Some(facts(hostname)), mail: None }, clock, known).await
     };
     let first = register("one", None).await?;
     assert_eq!(register("one", None).await?, first);
@@ -49,7 +49,7 @@ async fn a_machine_keeps_its_row_when_its_name_changes_and_another_gets_its_own(
 
 #[tokio::test]
 async fn a_server_that_falls_silent_is_shown_as_unreachable_until_its_next_heartbeat() -> Result<()> {
-    let mut store = Store::with_host(std::sync::Arc::new(NoHost { facts: Some(facts("one")) })).await?;
+    let mut store = Store::with_host(std::sync::Arc::new(NoHost { facts: Some(facts("one")), mail: None })).await?;
     store.control.server_id =
         servers::register_this_machine(System, &store.control.pool, &*store.control.host, &*store.clock, None).await?;
     let owner = store.organization("acme").await?;

@@ -126,6 +126,9 @@ mod tests {
         write_json(&path, &8).unwrap();
         assert_eq!(read_json::<u32>(&path).unwrap(), Some(8));
         assert!(!aside(&path).exists());
+        // A slot's record has the variables that its Odoo was started with.
+        let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&path).unwrap().permissions());
+        assert_eq!(mode & 0o777, 0o600);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! `ocore signup`, `login`, `logout`, `whoami`.
+//! `ocore signup`, `login`, `logout`, `whoami`, `account`.
 
 use std::{
     io::{BufRead, IsTerminal, Write},
@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use clap::Args;
+use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::{ClientOptions, failure::Failure, http::Api, output::Output};
@@ -126,6 +126,30 @@ pub async fn logout(options: &ClientOptions, output: Output) -> Result<()> {
     })?;
     output.done(&json!({ "message": "logged out" }), "Logged out.");
     Ok(())
+}
+
+#[derive(Debug, Subcommand)]
+pub enum AccountCommand {
+    /// Delete it, with its sessions, API keys and memberships
+    Delete {
+        /// Reads the password from standard input instead of asking
+        #[arg(long)]
+        password_stdin: bool,
+    },
+}
+
+impl AccountCommand {
+    pub async fn run(self, options: &ClientOptions, output: Output) -> Result<()> {
+        let Self::Delete { password_stdin } = self;
+        let api = Api::logged_in(options)?;
+        let answer = api.post("/user/delete", json!({ "password": read_password(password_stdin)? })).await?;
+        api.update_profile(|profile| {
+            profile.access_token = None;
+            profile.refresh_token = None;
+        })?;
+        output.done(&answer, "Your account is deleted.");
+        Ok(())
+    }
 }
 
 pub async fn whoami(options: &ClientOptions, output: Output) -> Result<()> {

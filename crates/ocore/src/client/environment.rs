@@ -24,12 +24,15 @@ pub enum EnvironmentCommand {
         #[arg(long, value_enum, default_value = "development")]
         stage: Stage,
     },
-    /// Delete it with all its data (not production)
+    /// Delete it with all its data; the last snapshot of a production stays for 30 days
     Delete {
         environment: String,
         /// Do not ask
         #[arg(long)]
         yes: bool,
+        /// Of a production: its slug, instead of asking for it
+        #[arg(long, value_name = "SLUG")]
+        confirm: Option<String>,
     },
     /// What a push does
     Behavior {
@@ -181,8 +184,15 @@ impl EnvironmentCommand {
                 let body = json!({ "branch": branch, "environmentType": word(&stage) });
                 output.show(&api.post(&format!("/projects/{}/environments", select::id(&project)), body).await?, FIELDS);
             }
-            Self::Delete { environment, yes } => {
+            Self::Delete { environment, yes, confirm } => {
                 let environment = select::environment(&api, &environment).await?;
+                if environment["environmentType"] == "production" || confirm.is_some() {
+                    let question = format!("Remove the production {} with all its data?", environment["name"].as_str().unwrap_or_default());
+                    let typed = output::typed(confirm, &question, environment["instanceSlug"].as_str().unwrap_or_default())?;
+                    let answer = api.delete(&format!("/environments/{}?confirm={typed}", select::id(&environment))).await?;
+                    output.done(&answer, "It is being removed. Its last snapshot stays for 30 days.");
+                    return Ok(());
+                }
                 if !yes
                     && !output::confirm(&format!(
                         "Delete {} with its database and files?",

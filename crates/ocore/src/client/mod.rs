@@ -56,6 +56,9 @@ pub enum ClientCommand {
     Logout,
     /// Show who you are and where
     Whoami,
+    /// Your own account
+    #[command(subcommand)]
+    Account(account::AccountCommand),
     /// Organizations
     #[command(subcommand)]
     Org(organization::OrganizationCommand),
@@ -110,6 +113,7 @@ pub async fn run(command: ClientCommand, options: ClientOptions) -> Result<()> {
         ClientCommand::Signup(command) => command.run(&options, output).await,
         ClientCommand::Login(command) => command.run(&options, output).await,
         ClientCommand::Logout => account::logout(&options, output).await,
+        ClientCommand::Account(command) => command.run(&options, output).await,
         ClientCommand::Whoami => account::whoami(&options, output).await,
         ClientCommand::Org(command) => command.run(&options, output).await,
         ClientCommand::Project(command) => command.run(&options, output).await,

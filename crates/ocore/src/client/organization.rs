@@ -4,7 +4,11 @@ use anyhow::Result;
 use clap::Subcommand;
 use serde_json::json;
 
-use super::{ClientOptions, http::Api, output::Output};
+use super::{
+    ClientOptions,
+    http::Api,
+    output::{self, Output},
+};
 
 #[derive(Debug, Subcommand)]
 pub enum OrganizationCommand {
@@ -29,6 +33,14 @@ pub enum OrganizationCommand {
         #[arg(long, default_value = "Developer")]
         role: String,
     },
+    /// Remove the organization in use with its projects and all their data; the last snapshots of its productions stay for 30 days
+    Delete {
+        /// Its slug, instead of asking for it
+        #[arg(long, value_name = "SLUG")]
+        confirm: Option<String>,
+    },
+    /// Bring back the organization in use, which is being removed
+    Restore,
 }
 
 impl OrganizationCommand {
@@ -68,6 +80,18 @@ impl OrganizationCommand {
                     &[("name", "/name"), ("e-mail", "/email"), ("role", "/role/name"), ("since", "/createdAt")],
                     "Nobody.",
                 );
+            }
+            Self::Delete { confirm } => {
+                let organization = api.get("/org").await?;
+                let question =
+                    format!("Remove {} with its projects and all their data?", organization["name"].as_str().unwrap_or_default());
+                let typed = output::typed(confirm, &question, organization["slug"].as_str().unwrap_or_default())?;
+                let answer = api.delete(&format!("/org?confirm={typed}")).await?;
+                output.done(&answer, answer["message"].as_str().unwrap_or("It is being removed."));
+            }
+            Self::Restore => {
+                let organization = api.put("/org", json!({ "removed": false })).await?;
+                output.done(&organization, "The organization is back; bring back its projects with `ocore project restore`.");
             }
             Self::Invite { email, role } => {
                 let roles = api.get("/roles").await?;

@@ -69,6 +69,23 @@ pub fn confirm(question: &str) -> Result<bool> {
     dialoguer::Confirm::new().with_prompt(question).default(false).interact().context("cannot ask")
 }
 
+/// What is typed to confirm a removal: given, or asked for.
+pub fn typed(given: Option<String>, question: &str, name: &str) -> Result<String> {
+    let typed = match given {
+        Some(given) => given,
+        None if std::io::stdin().is_terminal() => {
+            let prompt = format!("{question} Type {name} to go on");
+            dialoguer::Input::<String>::new().with_prompt(prompt).interact_text().context("cannot ask")?
+        }
+        None => return Err(Failure::Usage(format!("{question} There is no terminal to ask at; give --confirm {name}")).into()),
+    };
+    if typed.trim() == name {
+        Ok(name.to_owned())
+    } else {
+        Err(Failure::Usage(format!("nothing was removed: {typed} is not {name}")).into())
+    }
+}
+
 /// A number of bytes for people: three digits at most, in powers of 1024.
 pub fn bytes(bytes: u64) -> String {
     let mut size = bytes as f64;

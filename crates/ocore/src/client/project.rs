@@ -4,7 +4,12 @@ use anyhow::Result;
 use clap::Subcommand;
 use serde_json::{Value, json};
 
-use super::{ClientOptions, http::Api, output::Output, select};
+use super::{
+    ClientOptions,
+    http::Api,
+    output::{self, Output},
+    select,
+};
 
 #[derive(Debug, Subcommand)]
 pub enum ProjectCommand {
@@ -62,6 +67,24 @@ pub enum ProjectCommand {
     },
     Archive {
         project: String,
+    },
+    /// Remove it with its environments and all their data; the last snapshot of its production stays for 30 days
+    Delete {
+        project: String,
+        /// Its slug, instead of asking for it
+        #[arg(long, value_name = "SLUG")]
+        confirm: Option<String>,
+    },
+    /// Bring back one that is archived, or that is being removed
+    Restore {
+        project: String,
+    },
+    /// Have its production deployed only by those with manage:production; what others push then waits
+    Protect {
+        project: Option<String>,
+        /// Everybody who may deploy deploys it again
+        #[arg(long)]
+        off: bool,
     },
 }
 
@@ -122,6 +145,39 @@ impl ProjectCommand {
                 let project = select::project(&api, Some(&project)).await?;
                 let answer = api.delete(&format!("/projects/{}", select::id(&project))).await?;
                 output.done(&answer, "The project is archived.");
+            }
+            Self::Delete { project, confirm } => {
+                let project = select::project(&api, Some(&project)).await?;
+                let question = format!("Remove {} with its environments and all their data?", project["name"].as_str().unwrap_or_default());
+                let typed = output::typed(confirm, &question, project["slug"].as_str().unwrap_or_default())?;
+                let answer = api.delete(&format!("/projects/{}?confirm={typed}", select::id(&project))).await?;
+                output.done(
+                    &answer,
+                    "It is being removed. The last snapshot of its production stays for 30 days; `ocore project restore` brings it back.",
+                );
+            }
+            Self::Restore { project } => {
+                let all = api.get("/projects?includeArchived=true").await?;
+                let found = all["projects"].as_array().and_then(|projects| {
+                    projects.iter().find(|found| ["id", "slug", "name"].iter().any(|field| found[field].as_str() == Some(&project)))
+                });
+                let Some(found) = found else {
+                    return Err(super::failure::Failure::Selection(format!("there is no project `{project}`")).into());
+                };
+                let answer = api.put(&format!("/projects/{}", select::id(found)), json!({ "archived": false })).await?;
+                output.done(&answer, "The project is back; `ocore snapshot list --project` shows what can be brought live again.");
+            }
+            Self::Protect { project, off } => {
+                let project = select::project(&api, project.as_deref()).await?;
+                let answer = api.put(&format!("/projects/{}", select::id(&project)), json!({ "protectsProduction": !off })).await?;
+                output.done(
+                    &answer,
+                    if off {
+                        "Whoever deploys may deploy its production."
+                    } else {
+                        "Its production is deployed by those with manage:production."
+                    },
+                );
             }
         }
         Ok(())

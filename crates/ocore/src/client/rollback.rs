@@ -62,12 +62,17 @@ impl Rollback {
     }
 }
 
-/// The environment's snapshot by id or name; without a word, its newest that is ready.
+/// The environment's snapshot by id or name, or else one of its project's, also of an environment that is gone; without a word, its newest that is ready.
 async fn snapshot(api: &Api, environment: &Value, wanted: Option<&str>) -> Result<Value> {
     let answer = api.get(&format!("/environments/{}/snapshots?limit=100", select::id(environment))).await?;
     let snapshots = answer["snapshots"].as_array().cloned().unwrap_or_default();
     let found = match wanted {
-        Some(wanted) => snapshots.into_iter().find(|snapshot| snapshot["id"] == wanted || snapshot["name"] == wanted),
+        Some(wanted) => {
+            let project = environment["projectId"].as_str().unwrap_or_default();
+            let others = api.get(&format!("/projects/{project}/snapshots?limit=100")).await?;
+            let others = others["snapshots"].as_array().cloned().unwrap_or_default();
+            snapshots.into_iter().chain(others).find(|snapshot| snapshot["id"] == wanted || snapshot["name"] == wanted)
+        }
         None => snapshots.into_iter().find(|snapshot| snapshot["status"] == "ready"),
     };
     found.ok_or_else(|| {

@@ -74,6 +74,7 @@ const FIELDS: &[(&str, &str)] = &[
     ("Message", "/message"),
     ("Taken", "/takenAt"),
     ("Pinned", "/pinned"),
+    ("Kept until", "/keptUntil"),
     ("Commit", "/commitSha"),
     ("Branch", "/branch"),
     ("Stage", "/environmentType"),

@@ -124,7 +124,8 @@ async fn a_copy_that_is_brought_back_to_life_stays_in_quarantine_and_is_correcte
     is_gone(&scene, &other).await?;
     ensure!(lies_in(&scene, &other, "data").is_empty());
     let audited = scene.owner.get("/audit").await?;
-    let actions: Vec<&str> = audited["entries"].as_array().into_iter().flatten().filter_map(|entry| entry["action"].as_str()).collect();
+    let actions = audited["entries"].as_array().into_iter().flatten().filter_map(|entry| entry["action"].as_str());
+    let actions: Vec<&str> = actions.filter(|action| action.starts_with("quarantine.")).collect();
     ensure!(actions == ["quarantine.destroyed", "quarantine.inspected", "quarantine.inspected", "quarantine.inspected"], "{actions:?}");
     ensure!(scene.page("main", "/shop").await?.contains("version 1"));
     Ok(())

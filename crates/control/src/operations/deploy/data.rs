@@ -118,7 +118,8 @@ pub(super) async fn undo_copy(step: Arc<UndoStep>) -> Result<(), Failure> {
     // Users first; nobody waits for what is thrown away.
     if let Some(live) = parameters.live_to_rest(step.beside) {
         if parameters.ran() {
-            let running = control.host.start_slot(parameters.instance, live.slot(&parameters.settings), fence, step.progress()).await?;
+            let settings = parameters.settings.open(control, parameters.instance)?;
+            let running = control.host.start_slot(parameters.instance, live.slot(settings), fence, step.progress()).await?;
             let websocket = running.websocket.map(|address| address.to_string());
             let http = running.http.to_string();
             let mut connection = control.pool.acquire().await?;
@@ -174,7 +175,7 @@ pub(super) async fn update(step: Arc<Step>) -> Result<(Option<String>, String), 
         update: names(&plan.update)?,
         with_demo: parameters.with_demo && plan.data == DataMode::Fresh,
         admin_password: password.clone(),
-        settings: parameters.settings.clone(),
+        settings: parameters.settings.open(control, parameters.instance)?,
     };
     if let Err(failure) = run(&step, request).await {
         return Err(quarantine::failed(&step, StepName::Update, failure).await);

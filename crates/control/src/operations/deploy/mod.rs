@@ -43,6 +43,7 @@ use super::saga::{Failure, Graph};
 use crate::{
     Control, Error, Result,
     store::{self, deploy::DeployRow},
+    variables::SealedSettings,
 };
 
 /// Fixed at the first claim, for the whole run: while the operation holds the instance, nobody else changes what is live.
@@ -66,7 +67,7 @@ pub(super) struct Parameters {
     origin: DataOrigin,
     /// What is known of the snapshot that `origin` names.
     restored: Option<Restored>,
-    settings: OdooSettings,
+    settings: SealedSettings,
     /// The slot and the data set that it makes.
     color: Color,
     data_set: DataSetId,
@@ -139,13 +140,8 @@ struct Restored {
 }
 
 impl Live {
-    fn slot(&self, settings: &OdooSettings) -> SlotSpec {
-        SlotSpec {
-            color: self.color,
-            data_set: ServableDataSet::proven(self.data_set),
-            release: self.release.clone(),
-            settings: settings.clone(),
-        }
+    fn slot(&self, settings: OdooSettings) -> SlotSpec {
+        SlotSpec { color: self.color, data_set: ServableDataSet::proven(self.data_set), release: self.release.clone(), settings }
     }
 }
 
@@ -247,7 +243,7 @@ pub(super) async fn parameters(control: &Control, deployment: DeploymentId) -> R
         with_demo: row.with_demo,
         origin,
         restored,
-        settings: serde_json::from_value(row.settings).map_err(unreadable("an instance's settings"))?,
+        settings: SealedSettings::new(&control.settings, row.instance_id, row.settings, row.env_vars)?,
         color: was_live.as_ref().map_or(Color::Blue, |live| live.color.other()),
         data_set: DataSetId::new(),
         rehearsal: DataSetId::new(),

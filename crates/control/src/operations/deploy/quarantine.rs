@@ -52,7 +52,7 @@ pub(super) async fn neutralize(step: Arc<Step>) -> Result<(Released, String), Fa
         base_url: control.settings.instance_url(&parameters.slug),
         mail: control.host.mail_address(parameters.instance).await?,
         admin_password: password.clone(),
-        env_vars: parameters.settings.env_vars.clone(),
+        env_vars: parameters.settings.open(control, parameters.instance)?.env_vars,
     };
     let neutralized = match control.host.neutralize(parameters.instance, request, step.fence(), step.progress()).await {
         Ok(neutralized) => neutralized,

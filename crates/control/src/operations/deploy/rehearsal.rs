@@ -56,7 +56,7 @@ pub(super) async fn rehearse(step: Arc<Step>) -> Result<(Option<Rehearsal>, Stri
             update: names(&planned.plan.update)?,
             with_demo: false,
             admin_password: None,
-            settings: parameters.settings.clone(),
+            settings: parameters.settings.open(control, parameters.instance)?,
         };
         Ok::<_, Failure>(control.host.rehearse_modules(parameters.instance, request, step.fence(), step.progress()).await?)
     };

@@ -56,7 +56,7 @@ pub(super) async fn start(step: Arc<Step>) -> Result<(Addresses, String), Failur
         color: parameters.color,
         data_set: quarantine::servable(&step)?,
         release: step.context.output("deploy::build")?,
-        settings: parameters.settings.clone(),
+        settings: parameters.settings.open(control, parameters.instance)?,
     };
     let start = async { Ok::<_, Failure>(control.host.start_slot(parameters.instance, slot, step.fence(), step.progress()).await?) };
     let keep = async {
@@ -170,10 +170,14 @@ async fn go_on(step: &UndoStep, old: &Live) -> Option<RunningSlot> {
     if !parameters.ran() || !there.slots.iter().any(|slot| slot.color == old.color && slot.data_set == old.data_set) {
         return None;
     }
-    match host.start_slot(parameters.instance, old.slot(&parameters.settings), step.fence(), step.progress()).await {
+    let started = async {
+        let settings = parameters.settings.open(step.control(), parameters.instance)?;
+        Ok::<_, Failure>(host.start_slot(parameters.instance, old.slot(settings), step.fence(), step.progress()).await?)
+    };
+    match started.await {
         Ok(running) => Some(running),
         Err(error) => {
-            tracing::warn!(deployment = %parameters.deployment, %error, "what was live does not go on; it is started again");
+            tracing::warn!(deployment = %parameters.deployment, error = %error.message, "what was live does not go on; it is started again");
             None
         }
     }

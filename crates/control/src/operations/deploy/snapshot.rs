@@ -59,6 +59,7 @@ async fn take_live(step: &Step) -> Result<Snapshot, Failure> {
         retires: false,
         made_by: Some(parameters.deployment),
         created_by: None,
+        kept_until: None,
     };
     let mut transaction = control.pool.begin().await?;
     if store::snapshots::insert_of_live(&mut transaction, new, control.clock.now()).await? {
@@ -127,6 +128,7 @@ pub(super) async fn announce(connection: &mut PgConnection, control: &Control, p
         retires: true,
         made_by: Some(parameters.deployment),
         created_by: None,
+        kept_until: None,
     };
     if store::snapshots::insert_of_live(connection, new, control.clock.now()).await? {
         store::snapshots::set_of_deployment(connection, parameters.deployment, snapshot).await?;
@@ -150,6 +152,7 @@ pub(super) async fn announce_rescue(connection: &mut PgConnection, control: &Con
         retires: true,
         made_by: Some(parameters.deployment),
         created_by: None,
+        kept_until: None,
     };
     store::snapshots::insert_of_live(connection, new, control.clock.now()).await?;
     Ok(())

@@ -310,6 +310,7 @@ impl Host for World {
             world.paused.remove(&slot.color);
             Ok(())
         })?;
+        self.state().started.entry(instance).or_default().push(slot.settings.clone());
         self.enter("start_slot", true, Some(&progress.cancel)).await?;
         Ok(RunningSlot {
             color: slot.color,

@@ -13,8 +13,8 @@ use std::{
 
 use chrono::{DateTime, Utc};
 use ocore_host::{
-    Egress, Fence, HostError, InstalledModule, NewDataSet, Quarantined, RawDataSet, Release, ReleaseId, Result, ScheduledActions,
-    ServableDataSet, Snapshot, Source, SourceId, Standing, TakeSnapshot, Template, TemplateContent,
+    Egress, Fence, HostError, InstalledModule, NewDataSet, OdooSettings, Quarantined, RawDataSet, Release, ReleaseId, Result,
+    ScheduledActions, ServableDataSet, Snapshot, Source, SourceId, Standing, TakeSnapshot, Template, TemplateContent,
 };
 use ocore_model::{
     edge::{InstanceTraffic, RouteTraffic},
@@ -101,6 +101,8 @@ impl InstanceWorld {
 
 #[derive(Default)]
 struct State {
+    /// What slots were started with.
+    started: BTreeMap<InstanceId, Vec<OdooSettings>>,
     instances: BTreeMap<InstanceId, InstanceWorld>,
     /// Manifests, each with what was done in its data.
     snapshots: BTreeMap<SnapshotId, (Snapshot, Vec<String>)>,
@@ -152,6 +154,11 @@ impl World {
 
     pub(crate) fn instance(&self, instance: InstanceId) -> InstanceWorld {
         self.state().instances.get(&instance).cloned().unwrap_or_default()
+    }
+
+    /// What the instance's slots were started with, the oldest first.
+    pub(crate) fn started(&self, instance: InstanceId) -> Vec<OdooSettings> {
+        self.state().started.get(&instance).cloned().unwrap_or_default()
     }
 
     pub(crate) fn knows(&self, instance: InstanceId) -> bool {
