@@ -2,6 +2,7 @@
 
 use std::{
     net::{SocketAddr, TcpListener, TcpStream},
+    os::unix::fs::PermissionsExt,
     path::Path,
     process::Command,
     time::Duration,
@@ -79,6 +80,7 @@ fn checks(config: &Config) -> Vec<Check> {
     checks.push(distribution(config));
     checks.push(control_groups(config));
     checks.push(egress(config));
+    checks.push(pip_settings());
     checks.push(port("API", config.listen));
     checks.push(port("edge", config.edge.listen));
     checks
@@ -219,6 +221,27 @@ fn egress(config: &Config) -> Check {
             check(NAME, State::Missing, words.lines().next().unwrap_or("nft failed").to_owned(), advice)
         }
         Err(error) => check(NAME, State::Missing, format!("{} cannot be started: {error}", config.egress.nft.display()), advice),
+    }
+}
+
+/// Passwords of package indexes are for the gateway of builds; a file that everybody reads gives them to every tenant's Odoo as well.
+fn pip_settings() -> Check {
+    const NAME: &str = "pip's configuration";
+    let holds_password = |text: &str| {
+        text.split("://").skip(1).any(|rest| rest.split(['/', ' ', '\n']).next().is_some_and(|authority| authority.contains('@')))
+    };
+    let open = ["/etc/pip.conf", "/etc/xdg/pip/pip.conf"].into_iter().find(|path| {
+        let is_read_by_all = std::fs::metadata(path).is_ok_and(|found| found.permissions().mode() & 0o004 != 0);
+        is_read_by_all && std::fs::read_to_string(path).is_ok_and(|text| holds_password(&text))
+    });
+    match open {
+        Some(path) => check(
+            NAME,
+            State::Warning,
+            format!("{path} holds a password and everybody reads it, tenants too"),
+            &format!("chmod 0600 {path}"),
+        ),
+        None => check(NAME, State::Ok, "no password in it is for everybody to read", ""),
     }
 }
 

@@ -1,5 +1,6 @@
 //! The host on the real thing: processes, users, PostgreSQL, file systems. Needs root.
 
+mod builds;
 mod clusters;
 mod data_sets;
 mod distribution;
