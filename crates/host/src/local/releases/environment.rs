@@ -28,11 +28,13 @@ use crate::{
     api::{Progress, ReleaseId, Source},
     error::{HostError, Result},
     local::{
-        LocalHost, copy,
+        LocalHost,
+        build_users::BuildUser,
+        copy,
         data_sets::open_to_group,
         distribution::InstalledDistribution,
         durable::{self, blocking},
-        exec::{Program, RunAs},
+        exec::Program,
         pip,
     },
 };
@@ -80,9 +82,9 @@ impl LocalHost {
         open_to_group(&directory, gid)?;
         let attempt = uuid::Uuid::new_v4().simple().to_string();
         let place = directory.join(&attempt);
-        let user = self.ledger.claim_build_user().await?;
+        let user = self.claim_build_user().await?;
         let owner = user.uid;
-        let installed = self.install(&place, user.run_as(vec![gid]), requirements, distribution, source, progress).await;
+        let installed = self.install(&place, &user, gid, requirements, distribution, source, progress).await;
         // What is left of it could still write there.
         let released = user.release().await;
         let made = match installed.and(released) {
@@ -99,10 +101,12 @@ impl LocalHost {
     }
 
     /// Runs pip, and with it code of whatever it builds.
+    #[expect(clippy::too_many_arguments, reason = "each is a part of one build")]
     async fn install(
         &self,
         place: &Path,
-        user: RunAs,
+        user: &BuildUser,
+        gid: u32,
         requirements: &Requirements,
         distribution: &InstalledDistribution,
         source: &Source,
@@ -129,16 +133,16 @@ impl LocalHost {
         })
         .await?;
         let program = Program::new(&distribution.python).args(["-I", "-m", "venv", "--without-pip"]).arg(&venv).yields().without_network();
-        let program = program.run_as(user.clone()).env("HOME", &home).cancel(progress.cancel.clone()).time_limit(INSTALL_TIME);
+        let program = program.of_build(user, vec![gid]).env("HOME", &home).cancel(progress.cancel.clone()).time_limit(INSTALL_TIME);
         program.run().await?.expect_success("the Python environment could not be made")?;
         stack(&venv, distribution, user.uid)?;
-        let gateway = self.start_gateway(&hosts, progress).await?;
+        let gateway = self.start_gateway(user, &hosts, progress).await?;
         let program = files
             .iter()
             .fold(pip::install_without_settings(venv.join("bin/python")), |program, (path, _)| program.arg("--requirement").arg(path));
         let finished = gateway
             .told(program.arg("--no-warn-script-location").cwd(&tree).env("HOME", &home).env("TMPDIR", &scratch))
-            .run_as(user)
+            .of_build(user, vec![gid])
             .lines(gateway.sink(&progress.log))
             .cancel(progress.cancel.clone())
             .time_limit(INSTALL_TIME)

@@ -21,6 +21,7 @@ use crate::{
     error::{HostError, Result},
     local::{
         LocalHost,
+        build_users::BuildUser,
         config::EnforceEgress,
         durable::blocking,
         exec::Program,
@@ -85,7 +86,7 @@ pub(super) struct Gateway {
 
 impl LocalHost {
     /// A gateway for one build. Without the rules that keep it from this machine's own places none is started, unless the operator does without rules.
-    pub(super) async fn start_gateway(&self, hosts: &BTreeSet<NamedHost>, progress: &Progress) -> Result<Gateway> {
+    pub(super) async fn start_gateway(&self, user: &BuildUser, hosts: &BTreeSet<NamedHost>, progress: &Progress) -> Result<Gateway> {
         let config = &self.config.builds;
         let settings = Settings::read(&config.pip);
         let fetcher = self.ledger.allocate_fetcher().await?;
@@ -128,6 +129,7 @@ impl LocalHost {
         let heard = Arc::new(Heard::default());
         let started = Program::new(PYTHON)
             .args(["-I", "-S", "-c", GATEWAY])
+            .beside_build(user)
             .stdin_from(reader)
             .lines(Arc::<Heard>::clone(&heard))
             .cancel(progress.cancel.clone())

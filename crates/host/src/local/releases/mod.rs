@@ -36,11 +36,12 @@ use self::{
 };
 use super::{
     LocalHost,
+    build_users::BuildUser,
     copy::{self, WorkDirectory},
     data_sets::open_to_group,
     distribution::InstalledDistribution,
     durable::{self, blocking},
-    exec::{Program, RunAs},
+    exec::Program,
     slots,
     sources::check_digest,
 };
@@ -182,7 +183,7 @@ impl LocalHost {
         progress: &Progress,
     ) -> Result<()> {
         let known = self.byte_code_of(isolation_key, source, &distribution.distribution.id)?;
-        let user = self.ledger.claim_build_user().await?;
+        let user = self.claim_build_user().await?;
         let (sealed, target, owner) = (self.source_tree(&source.id)?, tree.to_owned(), user.uid);
         let modules: Vec<(String, Option<PathBuf>)> =
             installable(source).map(|module| (module.path.clone(), known.get(&module.digest).cloned())).collect();
@@ -201,7 +202,7 @@ impl LocalHost {
             })
             .await?
         };
-        let compiled = compile(&anew, tree, user.run_as(vec![gid]), distribution, progress).await;
+        let compiled = compile(&anew, tree, gid, &user, distribution, progress).await;
         user.release().await?;
         compiled?;
         blocking(move || made.iter().try_for_each(|directory| seal(directory, owner, Kind::ByteCode))).await
@@ -309,7 +310,14 @@ impl LocalHost {
 }
 
 /// Compiles modules. The project's code is read, not run; even so it is read by a user that may do nothing else.
-async fn compile(modules: &[String], tree: &Path, user: RunAs, distribution: &InstalledDistribution, progress: &Progress) -> Result<()> {
+async fn compile(
+    modules: &[String],
+    tree: &Path,
+    gid: u32,
+    user: &BuildUser,
+    distribution: &InstalledDistribution,
+    progress: &Progress,
+) -> Result<()> {
     if modules.is_empty() {
         return Ok(());
     }
@@ -318,7 +326,7 @@ async fn compile(modules: &[String], tree: &Path, user: RunAs, distribution: &In
         .args(["-I", "-S", "-c", COMPILE_MODULES])
         .yields()
         .without_network()
-        .run_as(user)
+        .of_build(user, vec![gid])
         .stdin(input)
         .output_limit(64 * 1024 * 1024)
         .time_limit(COMPILE_TIME)
