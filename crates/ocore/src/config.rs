@@ -14,7 +14,8 @@ use anyhow::{Context, Result, bail, ensure};
 use ipnet::IpNet;
 use ocore_control::{MailRelay, SleepSettings, TenantLimits};
 use ocore_host::local::{
-    BuildLimits, EgressConfig, EnforceEgress, InstanceLimits, LocalHostConfig, Patience, PoolConfig, distribution::ExternalDistribution,
+    BuildLimits, BuildsConfig, EgressConfig, EnforceEgress, InstanceLimits, LocalHostConfig, Patience, PoolConfig,
+    distribution::ExternalDistribution, networks::Place,
 };
 use ocore_model::{names::OdooVersion, network::Network};
 use serde::{Deserialize, Deserializer};
@@ -45,6 +46,7 @@ pub struct Config {
     pub odoo: Odoo,
     pub git: Git,
     pub egress: Egress,
+    pub builds: Builds,
     pub sleep: Sleep,
     pub templates: Templates,
     pub limits: Limits,
@@ -174,6 +176,13 @@ impl Git {
 pub struct Egress {
     pub enforce: EnforceEgress,
     pub nft: PathBuf,
+    pub except: Vec<Place>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Builds {
+    pub allow: Vec<Place>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -294,6 +303,9 @@ impl Config {
         ensure!(self.limits.first_uid < self.limits.last_uid, "limits.first_uid must be less than limits.last_uid");
         ensure!(self.limits.first_uid >= 1000, "limits.first_uid must be at least 1000: lower ids belong to the system");
         ensure!(self.limits.last_uid - self.limits.first_uid >= 499, "limits.first_uid to limits.last_uid must hold at least 500 numbers");
+        if let Some(place) = self.egress.except.iter().find(|place| place.network().is_none()) {
+            bail!("egress.except holds `{place}`: write addresses and networks there, without ports");
+        }
         ensure!(self.limits.first_port < self.limits.last_port, "limits.first_port must be less than limits.last_port");
         ensure!(
             self.limits.instance_memory_bytes == 0 || self.limits.instance_memory_bytes >= LEAST_INSTANCE_MEMORY,
@@ -417,7 +429,12 @@ impl Config {
                 answer: Duration::from_secs(self.odoo.answer_seconds),
                 update: Duration::from_secs(self.odoo.update_seconds),
             },
-            egress: EgressConfig { enforce: self.egress.enforce, nft: self.egress.nft.clone() },
+            egress: EgressConfig {
+                enforce: self.egress.enforce,
+                nft: self.egress.nft.clone(),
+                except: self.egress.except.iter().filter_map(Place::network).collect(),
+            },
+            builds: BuildsConfig { allow: self.builds.allow.clone(), ..BuildsConfig::default() },
             ..LocalHostConfig::new(&self.home)
         }
     }

@@ -2,6 +2,7 @@
 
 use std::{
     net::{SocketAddr, TcpListener, TcpStream},
+    os::unix::fs::PermissionsExt,
     path::Path,
     process::Command,
     time::Duration,
@@ -83,6 +84,7 @@ fn checks(config: &Config) -> Vec<Check> {
     checks.push(sign_up(config));
     checks.push(names(config));
     checks.push(public_suffix(config));
+    checks.push(pip_settings());
     checks.push(port("API", config.listen));
     checks.push(port("edge", config.edge.listen));
     checks
@@ -276,6 +278,27 @@ fn public_suffix(config: &Config) -> Check {
     let found = if is_apart { format!("{base} is a suffix of its own") } else { format!("{base} is not known to be a public suffix") };
     let advice = "environments of people who do not trust each other need base_domain on the Public Suffix List (docs/install.md)";
     check("cookies of instances", preferred(is_apart), found, advice)
+}
+
+/// Passwords of package indexes are for the gateway of builds; a file that everybody reads gives them to every tenant's Odoo as well.
+fn pip_settings() -> Check {
+    const NAME: &str = "pip's configuration";
+    let holds_password = |text: &str| {
+        text.split("://").skip(1).any(|rest| rest.split(['/', ' ', '\n']).next().is_some_and(|authority| authority.contains('@')))
+    };
+    let open = ["/etc/pip.conf", "/etc/xdg/pip/pip.conf"].into_iter().find(|path| {
+        let is_read_by_all = std::fs::metadata(path).is_ok_and(|found| found.permissions().mode() & 0o004 != 0);
+        is_read_by_all && std::fs::read_to_string(path).is_ok_and(|text| holds_password(&text))
+    });
+    match open {
+        Some(path) => check(
+            NAME,
+            State::Warning,
+            format!("{path} holds a password and everybody reads it, tenants too"),
+            format!("chmod 0600 {path}"),
+        ),
+        None => check(NAME, State::Ok, "no password in it is for everybody to read", ""),
+    }
 }
 
 fn port(what: &str, address: SocketAddr) -> Check {

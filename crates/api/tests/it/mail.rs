@@ -9,6 +9,7 @@ use axum::{
 };
 use hyper_util::rt::TokioIo;
 use ocore_control::projects;
+use ocore_machine::ports::Ports;
 use ocore_mail::{Catcher, MailConfig};
 use ocore_model::project::ModuleSelection;
 use ocore_testkit::{NoHost, Store, store::Owned};
@@ -34,7 +35,8 @@ struct Scene {
 impl Scene {
     async fn new() -> Result<Self> {
         let directory = tempfile::tempdir()?;
-        let mut config = MailConfig::new(directory.path().join("boxes"), directory.path().join("mail.sock"), Ports::of_this_process(directory.path())?);
+        let mut config =
+            MailConfig::new(directory.path().join("boxes"), directory.path().join("mail.sock"), Ports::of_this_process(directory.path())?);
         config.limits.free_bytes = 0;
         let stop = CancellationToken::new();
         tokio::spawn(Catcher::open(config.clone()).await?.serve(stop.clone()));

@@ -56,6 +56,11 @@ impl Program {
     pub(super) fn of_build(self, user: &BuildUser, groups: Vec<u32>) -> Self {
         self.run_as(RunAs { uid: user.uid, gid: user.uid, groups }).group(user.group.clone())
     }
+
+    /// Runs for a build, as somebody else: within the build's limits, and ended with it.
+    pub(super) fn beside_build(self, user: &BuildUser) -> Self {
+        self.group(user.group.clone())
+    }
 }
 
 impl LocalHost {

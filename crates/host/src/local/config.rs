@@ -2,16 +2,18 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::OsString,
     ops::Range,
     path::{Path, PathBuf},
     time::Duration,
 };
 
+use ipnet::IpNet;
 use ocore_machine::ports::Ports;
 use ocore_model::names::OdooVersion;
 use serde::Deserialize;
 
-use super::{distribution::ExternalDistribution, facts};
+use super::{distribution::ExternalDistribution, facts, networks::Place, pip};
 use crate::error::{HostError, Result};
 
 const GIB: u64 = 1024 * 1024 * 1024;
@@ -48,6 +50,22 @@ pub struct LocalHostConfig {
     pub build_limits: BuildLimits,
     pub patience: Patience,
     pub egress: EgressConfig,
+    pub builds: BuildsConfig,
+}
+
+/// What builds may reach.
+#[derive(Debug, Clone)]
+pub struct BuildsConfig {
+    /// Reached besides the package indexes and the public hosts that a project's requirements name.
+    pub allow: Vec<Place>,
+    /// What the operator set for pip, as in the environment of pip itself: `PIP_*`, proxies, certificates. No build sees it.
+    pub pip: Vec<(OsString, OsString)>,
+}
+
+impl Default for BuildsConfig {
+    fn default() -> Self {
+        Self { allow: Vec::new(), pip: pip::of_this_process() }
+    }
 }
 
 /// How the network is kept from instances that are closed.
@@ -56,6 +74,9 @@ pub struct EgressConfig {
     pub enforce: EnforceEgress,
     /// The program that reads and changes the kernel's rules, by path or by name.
     pub nft: PathBuf,
+    /// Of the networks that no instance reaches, link-local ones and others where clouds answer a machine's own questions, those that open instances reach
+    /// all the same, and closed ones when somebody allows it.
+    pub except: Vec<IpNet>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -169,7 +190,8 @@ impl LocalHostConfig {
             limits: InstanceLimits::of_this_machine(),
             build_limits: BuildLimits::of_this_machine(),
             patience: Patience::default(),
-            egress: EgressConfig { enforce: EnforceEgress::Required, nft: PathBuf::from("nft") },
+            egress: EgressConfig { enforce: EnforceEgress::Required, nft: PathBuf::from("nft"), except: Vec::new() },
+            builds: BuildsConfig::default(),
             home,
         }
     }

@@ -13,7 +13,7 @@ use super::{
     LocalHost,
     config::EnforceEgress,
     durable::{self, blocking},
-    firewall::{Confined, Firewall},
+    firewall::{Confined, Fetching, Firewall},
     ledger::{self, Allocation},
 };
 use crate::{
@@ -57,7 +57,7 @@ impl LocalHost {
         drop(turn);
         match self.put_egress_into_force().await {
             Err(error) if is_open => {
-                tracing::warn!(%instance, %error, "an open instance can reach its neighbours' ports");
+                tracing::warn!(%instance, %error, "an open instance can reach its neighbours' ports and the metadata service of a cloud");
                 Ok(())
             }
             outcome => outcome.map(drop),
@@ -69,7 +69,7 @@ impl LocalHost {
     pub(super) async fn confine(&self, instance: InstanceId) -> Result<()> {
         match self.put_egress_into_force().await {
             Err(error) if self.egress_policy(instance) == Egress::Open => {
-                tracing::warn!(%instance, %error, "an open instance can reach its neighbours' ports");
+                tracing::warn!(%instance, %error, "an open instance can reach its neighbours' ports and the metadata service of a cloud");
                 Ok(())
             }
             outcome => outcome.map(drop),
@@ -93,11 +93,19 @@ impl LocalHost {
                 wanted.push(self.confined(instance, &allocation));
             }
         }
-        if wanted.is_empty() {
+        let fetching = self.fetching().await?;
+        if wanted.is_empty() && fetching.is_none() {
             firewall.remove().await?;
             return Ok(false);
         }
-        firewall.enforce(&wanted).await
+        firewall.enforce(&wanted, fetching.as_ref()).await
+    }
+
+    /// What whoever downloads for builds may reach; `None` while nobody has had to.
+    async fn fetching(&self) -> Result<Option<Fetching>> {
+        let Some(fetcher) = self.ledger.find_fetcher().await? else { return Ok(None) };
+        let name_servers = name_servers(&fs::read_to_string(RESOLVER_FILE).unwrap_or_default());
+        Ok(Some(Fetching { fetcher: fetcher.uid, name_servers, places: self.fetch_places.known(&self.config.builds) }))
     }
 
     /// At the start of a host: what cannot be put into force now is said once; what needs it says so when it starts.
@@ -152,7 +160,7 @@ impl LocalHost {
 
     fn confined(&self, instance: InstanceId, allocation: &Allocation) -> Confined {
         let egress = self.egress_policy(instance);
-        let resolves = matches!(egress, Egress::Closed { resolve_names: true, .. });
+        let resolves = matches!(egress, Egress::Open | Egress::Closed { resolve_names: true, .. });
         Confined {
             instance,
             postgres: allocation.postgres.uid,
@@ -161,6 +169,7 @@ impl LocalHost {
             mail: allocation.mail_address(),
             egress,
             name_servers: if resolves { name_servers(&fs::read_to_string(RESOLVER_FILE).unwrap_or_default()) } else { Vec::new() },
+            except: self.config.egress.except.clone(),
         }
     }
 
@@ -208,7 +217,7 @@ async fn forget_vanished_homes(config: &LocalHostConfig) -> Result<()> {
 }
 
 fn firewall(config: &LocalHostConfig) -> Firewall {
-    Firewall::new(&config.egress.nft, &config.home, config.ports.clone())
+    Firewall::new(&config.egress.nft, &config.home, config.ports.clone(), config.build_uids.clone())
 }
 
 /// The addresses in a resolv.conf(5).

@@ -4,6 +4,8 @@
 //! chain output        every packet that a process of this machine sends: by the sender's user, to a chain of its instance
 //! chain odoo_<uid>    what that instance's Odoo may do; the rest goes on to …
 //! chain refuse_<uid>  counted by destination, and refused at once, so that nobody waits for an answer that never comes
+//! chain fetch         what may leave for the builds: package indexes, and what the operator allows
+//! chain shut          refused, without counting: whoever runs a build has no network but the one way that `fetch` looks after
 //! ```
 //!
 //! The kernel finds the chain by one look into a map, however many instances there are. PostgreSQL goes straight to `refuse`: it talks
@@ -12,6 +14,8 @@
 //!
 //! The last rule of an instance's chain carries a comment that says what the chain was made from; so a change, and rules that somebody has
 //! removed, are seen, and what is right is left alone with its counters.
+
+mod rules;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,16 +28,15 @@ use std::{
     time::Duration,
 };
 
-use ocore_model::ids::InstanceId;
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 
+pub(super) use self::rules::{Confined, Fetching};
 use super::{
     exec::{Finished, Program},
     process,
 };
 use crate::{
-    api::{Egress, EgressAttempt},
+    api::EgressAttempt,
     error::{HostError, Result},
 };
 
@@ -43,77 +46,12 @@ const TIME_LIMIT: Duration = Duration::from_secs(30);
 const COUNTED: u32 = 4096;
 /// Rules of a `refuse` chain.
 const REFUSALS: usize = 4;
-/// Domain names are asked for here.
-const DOMAIN_PORT: u16 = 53;
-
-/// One instance as the rules see it.
-#[derive(Debug, Clone)]
-pub(super) struct Confined {
-    pub(super) instance: InstanceId,
-    pub(super) postgres: u32,
-    pub(super) odoo: u32,
-    /// Ports on the loopback interface where its own Odoos listen.
-    pub(super) ports: Vec<u16>,
-    pub(super) mail: SocketAddr,
-    pub(super) egress: Egress,
-    /// The machine's name servers, when it may ask them.
-    pub(super) name_servers: Vec<IpAddr>,
-}
-
-impl Confined {
-    fn own_addresses(&self) -> impl Iterator<Item = SocketAddr> + '_ {
-        self.ports.iter().map(|port| SocketAddr::from(([127, 0, 0, 1], *port))).chain([self.mail])
-    }
-
-    /// What its chain says, a rule a line, but for the last one.
-    fn rules(&self, instance_ports: &Range<u16>) -> Vec<String> {
-        let ports: Vec<String> = self.ports.iter().map(u16::to_string).collect();
-        let answers = format!(r#"oifname "lo" tcp sport {{ {} }} tcp flags & (syn | ack) != syn accept"#, ports.join(", "));
-        match &self.egress {
-            // Even who may go everywhere may not go to a neighbour: the ports of instances are the edge's alone.
-            Egress::Open => {
-                let mut rules = vec![r#"oifname != "lo" accept"#.to_owned(), answers];
-                rules.extend(destinations(self.own_addresses()));
-                rules.push(format!("tcp dport != {}-{} accept", instance_ports.start, instance_ports.end.saturating_sub(1)));
-                rules.push("meta l4proto != tcp accept".to_owned());
-                rules
-            }
-            Egress::Closed { allow, .. } => {
-                let name_servers = self.name_servers.iter().map(|address| SocketAddr::new(*address, DOMAIN_PORT));
-                let mut rules = vec![answers];
-                rules.extend(destinations(self.own_addresses().chain(allow.iter().copied()).chain(name_servers)));
-                rules
-            }
-        }
-    }
-
-    /// The comment of the chain's last rule: whose it is, of which kind, and a hash of all that it says.
-    fn mark(&self, instance_ports: &Range<u16>) -> String {
-        let digest = Sha256::digest(self.rules(instance_ports).join("\n"));
-        format!("{} {}", self.subject(), hex::encode(&digest[..12]))
-    }
-
-    /// As long as this stays the same, what was counted stays too.
-    fn subject(&self) -> String {
-        let kind = if self.egress == Egress::Open { "open" } else { "closed" };
-        format!("{} {kind}", self.instance)
-    }
-}
-
-/// Rules that let these through, TCP and UDP.
-fn destinations(addresses: impl Iterator<Item = SocketAddr>) -> impl Iterator<Item = String> {
-    let mut families: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
-    for address in addresses {
-        let family = if address.is_ipv4() { "ip" } else { "ip6" };
-        for protocol in ["tcp", "udp"] {
-            families.entry(family).or_default().insert(format!("{} . {protocol} . {}", address.ip(), address.port()));
-        }
-    }
-    families.into_iter().map(|(family, elements)| {
-        let elements: Vec<String> = elements.into_iter().collect();
-        format!("{family} daddr . meta l4proto . th dport {{ {} }} accept", elements.join(", "))
-    })
-}
+const FETCH: &str = "fetch";
+const SHUT: &str = "shut";
+/// Rules of the chain `shut`.
+const SHUT_RULES: [&str; 2] = ["meta l4proto tcp reject with tcp reset", "reject with icmpx admin-prohibited"];
+/// Of the chain that the kernel enters.
+const OUTPUT_RULES: usize = 2;
 
 /// What the kernel has of our table.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -145,7 +83,7 @@ impl InForce {
                 found.marks.insert(chain.to_owned(), comment.to_owned());
             }
         }
-        found.dispatches = found.rules.get("output") == Some(&1);
+        found.dispatches = found.rules.get("output") == Some(&OUTPUT_RULES);
         for entry in objects(owners).filter_map(|object| object["map"]["elem"].as_array()).flatten() {
             if let (Some(uid), Some(chain)) = (entry[0].as_u64().and_then(|uid| uid.try_into().ok()), entry[1]["goto"]["target"].as_str()) {
                 found.owners.insert(uid, chain.to_owned());
@@ -164,6 +102,18 @@ impl InForce {
             && self.marks.get(&odoo_chain(confined.odoo)) == Some(&confined.mark(instance_ports))
     }
 
+    /// Packets find their chains, and users of builds send none.
+    fn stands(&self, builders: &Range<u32>) -> bool {
+        self.dispatches && self.marks.get("output") == Some(&numbers_of(builders)) && self.rules.get(SHUT) == Some(&SHUT_RULES.len())
+    }
+
+    /// Whoever fetches reaches what is meant, and no more.
+    pub(super) fn keeps(&self, fetching: &Fetching) -> bool {
+        self.owners.get(&fetching.fetcher).map(String::as_str) == Some(FETCH)
+            && self.rules.get(FETCH) == Some(&(fetching.rules().len() + 1))
+            && self.marks.get(FETCH) == Some(&fetching.mark())
+    }
+
     /// Numbers in the names of chains and sets.
     fn numbers(&self) -> BTreeSet<u32> {
         self.chains.iter().chain(&self.sets).filter_map(|name| name.split_once('_')?.1.parse().ok()).collect()
@@ -172,6 +122,10 @@ impl InForce {
 
 fn objects(answer: &Value) -> impl Iterator<Item = &Value> {
     answer["nftables"].as_array().into_iter().flatten()
+}
+
+fn numbers_of(users: &Range<u32>) -> String {
+    format!("{}-{}", users.start, users.end.saturating_sub(1))
 }
 
 fn odoo_chain(odoo: u32) -> String {
@@ -193,11 +147,13 @@ pub(super) struct Firewall {
     nft: PathBuf,
     table: String,
     instance_ports: Range<u16>,
+    /// Users that run builds. They have no network at all, and this is the second lock.
+    builders: Range<u32>,
 }
 
 impl Firewall {
-    pub(super) fn new(nft: &Path, home: &Path, instance_ports: Range<u16>) -> Self {
-        Self { nft: nft.to_owned(), table: table_name(home), instance_ports }
+    pub(super) fn new(nft: &Path, home: &Path, instance_ports: Range<u16>, builders: Range<u32>) -> Self {
+        Self { nft: nft.to_owned(), table: table_name(home), instance_ports, builders }
     }
 
     /// What the kernel has now.
@@ -209,21 +165,21 @@ impl Firewall {
 
     /// The instance's rules are in force.
     pub(super) fn confines(&self, in_force: &InForce, confined: &Confined) -> bool {
-        in_force.confines(confined, &self.instance_ports)
+        in_force.stands(&self.builders) && in_force.confines(confined, &self.instance_ports)
     }
 
     /// Makes the difference between what is in force and what should be, in one transaction of the kernel. Says whether there was one. With
     /// nobody to confine the table goes.
-    pub(super) async fn enforce(&self, wanted: &[Confined]) -> Result<bool> {
+    pub(super) async fn enforce(&self, wanted: &[Confined], fetching: Option<&Fetching>) -> Result<bool> {
         let in_force = self.read().await?;
-        let Some(transaction) = self.transaction(&in_force, wanted) else { return Ok(false) };
+        let Some(transaction) = self.transaction(&in_force, wanted, fetching) else { return Ok(false) };
         let finished = self.program(&["-f", "-"]).stdin(transaction).run().await.map_err(HostError::from);
         succeeded(finished).map(|_| true)
     }
 
     /// Removes the table. Absent is done, and so is a machine without `nft`.
     pub(super) async fn remove(&self) -> Result<()> {
-        match self.enforce(&[]).await {
+        match self.enforce(&[], None).await {
             Err(error) if self.is_absent() => {
                 tracing::debug!(%error, "there is no program to remove firewall rules with");
                 Ok(())
@@ -275,9 +231,9 @@ impl Firewall {
     }
 
     /// The file that the text of a transaction goes through is standard input, so the words of `nft` name lines of it.
-    fn transaction(&self, in_force: &InForce, wanted: &[Confined]) -> Option<String> {
+    fn transaction(&self, in_force: &InForce, wanted: &[Confined], fetching: Option<&Fetching>) -> Option<String> {
         let table = format!("inet {}", self.table);
-        if wanted.is_empty() {
+        if wanted.is_empty() && fetching.is_none() {
             return in_force.exists.then(|| format!("delete table {table}\n"));
         }
         let mut text = String::new();
@@ -289,19 +245,29 @@ impl Firewall {
         let owners: BTreeMap<u32, String> = wanted
             .iter()
             .flat_map(|confined| [(confined.odoo, odoo_chain(confined.odoo)), (confined.postgres, refuse_chain(confined.odoo))])
+            .chain(fetching.map(|fetching| (fetching.fetcher, FETCH.to_owned())))
             .collect();
         let numbers: BTreeSet<u32> = wanted.iter().map(|confined| confined.odoo).collect();
         let stale_owners: Vec<u32> =
             in_force.owners.iter().filter(|(uid, chain)| owners.get(uid) != Some(chain)).map(|(uid, _)| *uid).collect();
         let stale_numbers: Vec<u32> = in_force.numbers().difference(&numbers).copied().collect();
-        if changed.is_empty() && stale_owners.is_empty() && stale_numbers.is_empty() {
+        let fetching = fetching.filter(|fetching| !in_force.keeps(fetching));
+        let stands = in_force.stands(&self.builders);
+        if changed.is_empty() && stale_owners.is_empty() && stale_numbers.is_empty() && fetching.is_none() && stands {
             return None;
         }
         line(format!("add table {table}"));
         line(format!("add map {table} owners {{ typeof meta skuid : verdict; }}"));
         line(format!("add chain {table} output {{ type filter hook output priority 0; policy accept; }}"));
         line(format!("flush chain {table} output"));
+        line(format!("add chain {table} {SHUT}"));
+        line(format!("flush chain {table} {SHUT}"));
+        for rule in SHUT_RULES {
+            line(format!("add rule {table} {SHUT} {rule}"));
+        }
+        let builders = numbers_of(&self.builders);
         line(format!("add rule {table} output meta skuid vmap @owners"));
+        line(format!(r#"add rule {table} output meta skuid {builders} goto {SHUT} comment "{builders}""#));
         for uid in &stale_owners {
             line(format!("delete element {table} owners {{ {uid} }}"));
         }
@@ -335,6 +301,15 @@ impl Firewall {
             }
             line(format!(r#"add rule {table} {odoo} goto {refuse} comment "{}""#, confined.mark(ports)));
             line(format!("add element {table} owners {{ {} : goto {odoo}, {} : goto {refuse} }}", confined.odoo, confined.postgres));
+        }
+        if let Some(fetching) = fetching {
+            line(format!("add chain {table} {FETCH}"));
+            line(format!("flush chain {table} {FETCH}"));
+            for rule in fetching.rules() {
+                line(format!("add rule {table} {FETCH} {rule}"));
+            }
+            line(format!(r#"add rule {table} {FETCH} goto {SHUT} comment "{}""#, fetching.mark()));
+            line(format!("add element {table} owners {{ {} : goto {FETCH} }}", fetching.fetcher));
         }
         Some(text)
     }
@@ -427,7 +402,10 @@ fn home_of(table: &str) -> Option<PathBuf> {
 
 #[cfg(test)]
 mod tests {
+    use ipnet::IpNet;
+
     use super::*;
+    use crate::api::Egress;
 
     fn confined(egress: Egress) -> Confined {
         Confined {
@@ -438,30 +416,53 @@ mod tests {
             mail: ([127, 0, 0, 1], 21_004).into(),
             egress,
             name_servers: Vec::new(),
+            except: Vec::new(),
         }
     }
 
     fn firewall() -> Firewall {
-        Firewall::new(Path::new("nft"), Path::new("/var/lib/ocore"), 20_000..30_000)
+        Firewall::new(Path::new("nft"), Path::new("/var/lib/ocore"), 20_000..30_000, 40_000..40_064)
     }
 
     #[test]
     fn a_closed_instance_reaches_itself_its_catcher_and_what_is_allowed() {
         let allow = vec!["192.0.2.7:443".parse().unwrap(), "[2001:db8::7]:443".parse().unwrap()];
         let wanted = [confined(Egress::Closed { allow, resolve_names: false })];
-        insta::assert_snapshot!(firewall().transaction(&InForce::default(), &wanted).unwrap());
+        insta::assert_snapshot!(firewall().transaction(&InForce::default(), &wanted, None).unwrap());
     }
 
     #[test]
     fn an_open_instance_reaches_everything_but_its_neighbours() {
-        insta::assert_snapshot!(firewall().transaction(&InForce::default(), &[confined(Egress::Open)]).unwrap());
+        insta::assert_snapshot!(firewall().transaction(&InForce::default(), &[confined(Egress::Open)], None).unwrap());
+    }
+
+    #[test]
+    fn whoever_fetches_for_builds_reaches_name_servers_what_is_allowed_and_the_public_web() {
+        let places = [("10.0.0.5/32".parse().unwrap(), Some(8080)), ("fd00:1::/64".parse().unwrap(), None)];
+        let name_servers = vec!["127.0.0.53".parse().unwrap()];
+        let fetching = Fetching { fetcher: 20_002, name_servers, places: places.into() };
+        insta::assert_snapshot!(firewall().transaction(&InForce::default(), &[], Some(&fetching)).unwrap());
+    }
+
+    #[test]
+    fn the_exceptions_of_an_operator_come_before_what_is_never_reached() {
+        let exception: IpNet = "169.254.169.254/32".parse().unwrap();
+        let open = Confined { except: vec![exception], ..confined(Egress::Open) };
+        let rules = open.rules(&(20_000..30_000));
+        let place = |words: &str| rules.iter().position(|rule| rule.starts_with(words)).unwrap();
+        assert!(place("ip daddr 169.254.169.254/32 accept") < place("ip daddr { 0.0.0.0/8"), "{rules:#?}");
+        let allow = vec!["169.254.169.254:80".parse().unwrap(), "[fd00:ec2::254]:80".parse().unwrap()];
+        let closed = confined(Egress::Closed { allow, resolve_names: false });
+        assert!(!closed.rules(&(20_000..30_000)).join("\n").contains("254 "), "{:#?}", closed.rules(&(20_000..30_000)));
+        let allowed = Confined { except: vec![exception], ..closed }.rules(&(20_000..30_000)).join("\n");
+        assert!(allowed.contains("169.254.169.254 . tcp . 80") && !allowed.contains("fd00:ec2"), "{allowed}");
     }
 
     #[test]
     fn nobody_to_confine_means_no_table() {
-        assert_eq!(firewall().transaction(&InForce::default(), &[]), None);
+        assert_eq!(firewall().transaction(&InForce::default(), &[], None), None);
         let left = InForce { exists: true, ..InForce::default() };
-        assert_eq!(firewall().transaction(&left, &[]).unwrap(), "delete table inet ocore/var/lib/ocore\n");
+        assert_eq!(firewall().transaction(&left, &[], None).unwrap(), "delete table inet ocore/var/lib/ocore\n");
     }
 
     #[test]

@@ -81,6 +81,9 @@ struct Book {
     instances: BTreeMap<InstanceId, Entry>,
     /// The user of the control plane's own cluster.
     control: Option<u32>,
+    /// The user that downloads for builds.
+    #[serde(default)]
+    fetcher: Option<u32>,
     /// Groups of releases.
     releases: BTreeMap<String, u32>,
     /// Numbers in our range that somebody else took.
@@ -122,7 +125,10 @@ impl Entry {
 const CANDIDATES: usize = 16;
 const POSTGRES_PREFIX: &str = "ocore-p";
 const ODOO_PREFIX: &str = "ocore-o";
+const FETCHER_PREFIX: &str = "ocore-f";
 const CONTROL_OWNER: &str = "control";
+const FETCHER_OWNER: &str = "fetcher";
+
 fn postgres_name(uid: u32) -> String {
     format!("{POSTGRES_PREFIX}{uid}")
 }
@@ -131,10 +137,14 @@ fn odoo_name(uid: u32) -> String {
     format!("{ODOO_PREFIX}{uid}")
 }
 
+fn fetcher_name(uid: u32) -> String {
+    format!("{FETCHER_PREFIX}{uid}")
+}
+
 impl Book {
     fn uids(&self) -> BTreeSet<u32> {
         let instances = self.instances.values().flat_map(|entry| [entry.postgres_uid, entry.odoo_uid]);
-        instances.chain(self.control).chain(self.foreign_uids.iter().copied()).collect()
+        instances.chain(self.control).chain(self.fetcher).chain(self.foreign_uids.iter().copied()).collect()
     }
 
     fn ports(&self) -> BTreeSet<u16> {
@@ -354,6 +364,37 @@ impl Ledger {
         }
     }
 
+    /// The user that downloads for builds; it is there afterwards. It runs nobody's code, so all builds of a home have the same.
+    pub async fn allocate_fetcher(&self) -> Result<OsUser> {
+        loop {
+            let uid = self
+                .change(|book, inner| {
+                    let uid = match book.fetcher {
+                        Some(uid) => uid,
+                        None => inner.free_uid(book, &[])?,
+                    };
+                    book.fetcher = Some(uid);
+                    Ok(uid)
+                })
+                .await?;
+            let name = fetcher_name(uid);
+            if self.ensure_user(uid, &name, FETCHER_OWNER).await? == users::Ensured::Ours {
+                return Ok(OsUser { uid, name });
+            }
+            self.change(move |book, _| {
+                book.foreign_uids.insert(uid);
+                book.fetcher = None;
+                Ok(())
+            })
+            .await?;
+        }
+    }
+
+    /// The user that downloads for builds, when there is one.
+    pub async fn find_fetcher(&self) -> Result<Option<OsUser>> {
+        self.read(|book| book.fetcher.map(|uid| OsUser { uid, name: fetcher_name(uid) })).await
+    }
+
     /// The user of the control plane's own cluster, when it has one.
     pub async fn find_control(&self) -> Result<Option<OsUser>> {
         self.read(|book| book.control.map(|uid| OsUser { uid, name: postgres_name(uid) })).await
@@ -381,7 +422,9 @@ impl Ledger {
     /// Removes every user that the system's user database knows as this home's, also one that the ledger has forgotten.
     pub async fn remove_all_users(&self) -> Result<()> {
         let suffix = self.0.comment_suffix();
-        for (prefix, name) in [(POSTGRES_PREFIX, postgres_name as fn(u32) -> String), (ODOO_PREFIX, odoo_name)] {
+        for (prefix, name) in
+            [(POSTGRES_PREFIX, postgres_name as fn(u32) -> String), (ODOO_PREFIX, odoo_name), (FETCHER_PREFIX, fetcher_name)]
+        {
             for (uid, comment) in users::list(prefix)? {
                 if comment.ends_with(&suffix) {
                     self.remove_user(&OsUser { uid, name: name(uid) }).await?;
@@ -468,6 +511,7 @@ impl Inner {
         };
         let (postgres, odoo) = (owned(POSTGRES_PREFIX)?, owned(ODOO_PREFIX)?);
         book.control = postgres.get(CONTROL_OWNER).copied().or(book.control);
+        book.fetcher = owned(FETCHER_PREFIX)?.get(FETCHER_OWNER).copied().or(book.fetcher);
         for owner in postgres.keys().chain(odoo.keys()) {
             let Ok(instance) = owner.parse::<InstanceId>() else { continue };
             let (postgres_uid, odoo_uid) = (postgres.get(owner).copied(), odoo.get(owner).copied());

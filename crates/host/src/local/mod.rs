@@ -26,6 +26,7 @@ mod instances;
 pub mod layout;
 pub mod ledger;
 mod mail;
+pub mod networks;
 mod odoo;
 mod pip;
 pub mod pool;
@@ -57,7 +58,7 @@ use self::{
     snapshots::{prepared::PreparedCopies, warm_copy::WarmCopies},
 };
 pub use self::{
-    config::{BuildLimits, EgressConfig, EnforceEgress, InstanceLimits, LocalHostConfig, LogLimits, Patience, PoolConfig},
+    config::{BuildLimits, BuildsConfig, EgressConfig, EnforceEgress, InstanceLimits, LocalHostConfig, LogLimits, Patience, PoolConfig},
     odoo::nursery::WarmStarts,
     private_cluster::PrivateCluster,
 };
@@ -81,6 +82,7 @@ pub struct LocalHost {
     prepared_copies: PreparedCopies,
     workshop: tokio::sync::Mutex<()>,
     builds: releases::Turns,
+    fetch_places: pip::FetchPlaces,
     data_locks: data_locks::DataLocks,
     uploading: imports::Uploading,
     nurseries: odoo::nursery::Nurseries,
@@ -108,6 +110,7 @@ impl LocalHost {
             prepared_copies: PreparedCopies::default(),
             workshop: tokio::sync::Mutex::default(),
             builds: releases::Turns::default(),
+            fetch_places: pip::FetchPlaces::default(),
             data_locks: data_locks::DataLocks::default(),
             uploading: imports::Uploading::default(),
             nurseries: odoo::nursery::Nurseries::new(layout.clone(), config.warm_starts),

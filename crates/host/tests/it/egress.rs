@@ -242,6 +242,79 @@ async fn an_open_instance_reaches_everything_but_its_neighbours_and_its_database
     Ok(())
 }
 
+/// Where clouds answer a machine's own questions, by each of its addresses and both versions of IP.
+fn metadata() -> Result<Vec<Target>> {
+    let services = [
+        "169.254.169.254:80",
+        "169.254.170.2:80",
+        "100.100.100.200:80",
+        "168.63.129.16:32526",
+        "192.0.0.192:80",
+        "[fd00:ec2::254]:80",
+        "[fd20:ce::254]:80",
+        "[fd00:42::42]:80",
+        "[::ffff:169.254.169.254]:80",
+    ];
+    services.iter().flat_map(|service| ["tcp", "udp"].map(|protocol| Ok((protocol, service.parse()?)))).collect()
+}
+
+#[tokio::test]
+async fn nobody_who_runs_a_tenants_code_reaches_a_metadata_service_whatever_somebody_allows() -> Result<()> {
+    let sandbox = Sandbox::new()?;
+    let host = sandbox.host().await?;
+    let instance = new_instance(&host).await?;
+    let own = host.allocation(instance).await?;
+    let services = metadata()?;
+    let allowed: Vec<SocketAddr> = services.iter().map(|(_, address)| *address).collect();
+    for (version, egress) in [(1, Egress::Open), (2, closed(&[])), (3, closed(&allowed))] {
+        host.set_egress(instance, egress, version).await?;
+        for ((protocol, address), outcome) in services.iter().zip(probe(own.odoo.uid, &services).await?) {
+            let expected = if *protocol == "tcp" { "ConnectionRefusedError" } else { "PermissionError" };
+            // A machine without a way for version 6 says so itself.
+            let is_refused = outcome == expected || (address.is_ipv6() && outcome == "OSError");
+            assert!(is_refused, "{protocol} {address} with policy {version}: {outcome}");
+        }
+    }
+    host.set_egress(instance, Egress::Open, 4).await?;
+    assert!(!passes(own.odoo.uid, ("tcp", services[0].1)).await?);
+    assert!(
+        attempts(&host, instance).await?.contains_key(&("tcp".to_owned(), services[0].1)),
+        "it is counted like everything that is refused"
+    );
+    let builder = sandbox.config().build_uids.end - 1;
+    let (_somebody, somebody) = listen(Ipv4Addr::LOCALHOST)?;
+    let outside = [("tcp", "203.0.113.1:443".parse()?), ("tcp", somebody)];
+    assert_eq!(probe(builder, &outside).await?, ["ConnectionRefusedError"; 2], "who runs builds has no network at all");
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_operator_can_take_an_address_out_of_what_is_never_reached() -> Result<()> {
+    let sandbox = Sandbox::with(|config| {
+        config.pool.image = None;
+        config.egress.except = vec!["169.254.7.7/32".parse().unwrap()];
+    })?;
+    // An address of our own, so that somebody listens there.
+    let address = ["address", "add", "169.254.7.7/32", "dev", "lo"];
+    anyhow::ensure!(Command::new("ip").args(address).status()?.success(), "the address could not be added");
+    let outcome = async {
+        let host = sandbox.host().await?;
+        let (instance, neighbour) = (new_instance(&host).await?, new_instance(&host).await?);
+        let (_listener, listening) = listen("169.254.7.7".parse::<IpAddr>()?)?;
+        host.set_egress(instance, Egress::Open, 1).await?;
+        host.set_egress(neighbour, closed(&[listening]), 1).await?;
+        for instance in [instance, neighbour] {
+            assert!(passes(host.allocation(instance).await?.odoo.uid, ("tcp", listening)).await?);
+        }
+        host.set_egress(neighbour, closed(&[]), 2).await?;
+        assert!(!passes(host.allocation(neighbour).await?.odoo.uid, ("tcp", listening)).await?, "an exception opens nobody who is closed");
+        Ok(())
+    }
+    .await;
+    Command::new("ip").args(["address", "del", "169.254.7.7/32", "dev", "lo"]).status()?;
+    outcome
+}
+
 #[tokio::test]
 async fn a_policy_outlives_the_host_and_rules_that_somebody_removes_come_back() -> Result<()> {
     let sandbox = Sandbox::new()?;

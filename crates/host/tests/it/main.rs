@@ -2,6 +2,7 @@
 
 #![allow(clippy::disallowed_methods, reason = "nobody works in a test's trees while it looks at them")]
 
+mod builds;
 mod clusters;
 mod data_sets;
 mod distribution;

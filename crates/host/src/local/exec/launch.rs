@@ -39,7 +39,7 @@ const FIRST_SOCKET: i32 = 3;
 pub(super) type ListeningSocket = (u16, Arc<OwnedFd>);
 
 impl Program {
-    /// `setsid`, `unshare` and `setpriv` replace themselves by the program, so the child's pid is the program's.
+    /// `setsid`, `unshare`, `nsenter` and `setpriv` replace themselves by the program, so the child's pid is the program's.
     pub(super) fn command(&self, own_session: bool) -> io::Result<Command> {
         let mut words: Vec<OsString> = Vec::new();
         if own_session {
@@ -52,6 +52,11 @@ impl Program {
         }
         if !self.has_network {
             words.extend(["unshare".into(), "--net".into(), "--".into()]);
+        }
+        if let Some(namespace) = &self.network {
+            let mut option = OsString::from("--net=");
+            option.push(namespace);
+            words.extend(["nsenter".into(), option, "--".into()]);
         }
         if let Some(user) = &self.run_as {
             words.extend(["setpriv".into(), format!("--reuid={}", user.uid).into(), format!("--regid={}", user.gid).into()]);

@@ -67,6 +67,7 @@ pub struct Program {
     cwd: PathBuf,
     run_as: Option<RunAs>,
     has_network: bool,
+    network: Option<PathBuf>,
     stdin: Vec<u8>,
     stdin_from: Option<Arc<OwnedFd>>,
     stdout_to: Option<Arc<OwnedFd>>,
@@ -102,6 +103,7 @@ impl Program {
             cwd: PathBuf::from("/"),
             run_as: None,
             has_network: true,
+            network: None,
             stdin: Vec::new(),
             stdin_from: None,
             stdout_to: None,
@@ -152,6 +154,12 @@ impl Program {
 
     pub fn stdin(mut self, bytes: impl Into<Vec<u8>>) -> Self {
         self.stdin = bytes.into();
+        self
+    }
+
+    /// Runs in the network namespace that this file stands for (`/proc/<pid>/ns/net`, namespaces(7)). Needs root.
+    pub fn in_network(mut self, namespace: impl AsRef<Path>) -> Self {
+        self.network = Some(namespace.as_ref().to_owned());
         self
     }
 

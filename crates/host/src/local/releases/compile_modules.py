@@ -1,8 +1,8 @@
 """Compiles the byte code of modules, without running any of it.
 
 Standard input: {"root", "modules"}; modules are directories below root. Standard output: a JSON list of {"path", "line", "message", "text"}, one for
-each file that Python cannot read. Files that have byte code already are left. The byte code is taken for good without looking at its source
-(PEP 552, unchecked): a release never changes.
+each file that Python cannot read. The byte code is taken for good without looking at its source (PEP 552, unchecked): a release never changes. There is
+room for it already; nothing else can be written.
 """
 import concurrent.futures
 import importlib.util
@@ -40,9 +40,7 @@ def jobs(root, modules):
             for name in files:
                 path = os.path.join(directory, name)
                 if name.endswith(".py") and os.path.isfile(path):
-                    cached = importlib.util.cache_from_source(path)
-                    if not os.path.exists(cached):
-                        yield path, cached, os.path.relpath(path, root)
+                    yield path, importlib.util.cache_from_source(path), os.path.relpath(path, root)
 
 
 def main():

@@ -7,8 +7,14 @@
 //!
 //! A release is made beside its place and renamed: one that has its name is whole. Nobody but root and the release's own group gets past its
 //! directory; the instances that run it are in that group.
+//!
+//! Byte code is taken without a look at its source, so whoever could write it could write the code. It is made by a user that runs nobody's code and reaches
+//! nothing else, it is root's before anything of the project runs, and it is taken over from releases of the same project alone.
 
 mod environment;
+mod gateway;
+mod requirements;
+mod seal;
 mod tree;
 
 use std::{
@@ -24,7 +30,10 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio::sync::OwnedMutexGuard;
 
-use self::environment::{Environment, Requirements};
+use self::{
+    requirements::Requirements,
+    seal::{Kind, seal},
+};
 use super::{
     LocalHost,
     build_users::BuildUser,
@@ -61,6 +70,9 @@ pub(super) struct ReleaseRecord {
     addons: Vec<PathBuf>,
     /// Where each module is, relative to its source tree.
     module_paths: BTreeMap<ModuleName, String>,
+    /// Whose it is; `None` in one from before that was written down, whose byte code nobody takes over.
+    #[serde(default)]
+    isolation_key: Option<String>,
 }
 
 /// One file that Python cannot read.
@@ -75,6 +87,7 @@ struct CompileError {
 /// What goes into a release.
 struct Parts<'a> {
     id: &'a ReleaseId,
+    isolation_key: &'a str,
     source: &'a Source,
     distribution: &'a InstalledDistribution,
     /// With the name of the environment that they make.
@@ -105,7 +118,7 @@ impl LocalHost {
         let requirements = Requirements::read(&source, &self.source_tree(&source.id)?)?;
         let environment_id =
             requirements.as_ref().map(|requirements| requirements.id(&request.isolation_key, &distribution.distribution.id, &source));
-        let id = release_id(&source, environment_id.as_deref(), &distribution.distribution.id);
+        let id = release_id(&request.isolation_key, &source, environment_id.as_deref(), &distribution.distribution.id);
         let _turn = self.builds.take(&id.0).await;
         if let Some(record) = self.release(&id)? {
             progress.log.line("This release is there already.");
@@ -115,7 +128,9 @@ impl LocalHost {
         }
         refuse_names_of_odoo(&source, &distribution)?;
         let addons = tree::addons_directories(installable(&source).map(|module| module.path.as_str()))?;
-        let parts = Parts { id: &id, source: &source, distribution: &distribution, requirements: requirements.zip(environment_id), addons };
+        let requirements = requirements.zip(environment_id);
+        let isolation_key = &request.isolation_key;
+        let parts = Parts { id: &id, isolation_key, source: &source, distribution: &distribution, requirements, addons };
         let built = self.build_anew(parts, progress).await;
         if built.is_err() {
             self.ledger.forget_release(&id).await?;
@@ -124,16 +139,17 @@ impl LocalHost {
     }
 
     async fn build_anew(&self, parts: Parts<'_>, progress: &Progress) -> Result<Release> {
-        let Parts { id, source, distribution, requirements, addons } = parts;
+        let Parts { id, isolation_key, source, distribution, requirements, addons } = parts;
         let gid = self.ledger.release_gid(id).await?;
-        let user = self.claim_build_user().await?;
         durable::make_directory(&self.layout.releases(), 0o711)?;
         let work = WorkDirectory::create(&self.release_directory(id)?).await?;
         open_to_group(work.path(), gid)?;
         let tree = work.path().join("source");
-        let built = self.fill(source, &tree, gid, &user, distribution, requirements, progress).await;
-        user.release().await?;
-        let environment = built?;
+        self.fill(isolation_key, source, &tree, gid, distribution, progress).await?;
+        let environment = match &requirements {
+            Some((requirements, id)) => Some(self.environment(id, requirements, distribution, source, progress).await?),
+            None => None,
+        };
         let release = Release {
             id: id.clone(),
             source: source.id.clone(),
@@ -148,6 +164,7 @@ impl LocalHost {
             environment: environment.map(|environment| environment.id),
             addons,
             module_paths: installable(source).map(|module| (module.name.clone(), module.path.clone())).collect(),
+            isolation_key: Some(isolation_key.to_owned()),
         };
         durable::write_json(&work.path().join(RECORD), &record)?;
         work.keep().await?;
@@ -155,48 +172,48 @@ impl LocalHost {
         Ok(release)
     }
 
-    /// Source tree with byte code, and the Python environment, side by side.
-    #[expect(clippy::too_many_arguments, reason = "each is a part of one build")]
+    /// Source tree with byte code, all of it root's.
     async fn fill(
         &self,
+        isolation_key: &str,
         source: &Source,
         tree: &Path,
         gid: u32,
-        user: &BuildUser,
         distribution: &InstalledDistribution,
-        requirements: Option<(Requirements, String)>,
         progress: &Progress,
-    ) -> Result<Option<Environment>> {
+    ) -> Result<()> {
+        let known = self.byte_code_of(isolation_key, source, &distribution.distribution.id)?;
+        let user = self.claim_build_user().await?;
         let (sealed, target, owner) = (self.source_tree(&source.id)?, tree.to_owned(), user.uid);
-        let (known, modules) = (self.byte_code_of(source, &distribution.distribution.id)?, source.clone());
-        blocking(move || {
-            tree::link_tree(&sealed, &target, owner)?;
-            for module in installable(&modules) {
-                if let Some(from) = known.get(&module.digest) {
-                    tree::link_byte_code(from, &target.join(&module.path))?;
+        let modules: Vec<(String, Option<PathBuf>)> =
+            installable(source).map(|module| (module.path.clone(), known.get(&module.digest).cloned())).collect();
+        let anew: Vec<String> = modules.iter().filter(|(_, known)| known.is_none()).map(|(path, _)| path.clone()).collect();
+        let made = {
+            let anew = anew.clone();
+            blocking(move || {
+                tree::link_tree(&sealed, &target, 0)?;
+                let made = anew.iter().map(|path| tree::make_room(&target.join(path), owner)).collect::<Result<Vec<_>>>()?;
+                for (path, from) in &modules {
+                    if let Some(from) = from {
+                        tree::link_byte_code(from, &target.join(path))?;
+                    }
                 }
-            }
-            Ok(())
-        })
-        .await?;
-        let environment = async {
-            match &requirements {
-                Some((requirements, id)) => self.environment(id, requirements, distribution, tree, user, progress).await.map(Some),
-                None => Ok(None),
-            }
+                Ok(made.concat())
+            })
+            .await?
         };
-        let ((), environment) = tokio::try_join!(compile(source, tree, gid, user, distribution, progress), environment)?;
-        let target = tree.to_owned();
-        blocking(move || tree::close(&target)).await?;
-        Ok(environment)
+        let compiled = compile(&anew, tree, gid, &user, distribution, progress).await;
+        user.release().await?;
+        compiled?;
+        blocking(move || made.iter().try_for_each(|directory| seal(directory, owner, Kind::ByteCode))).await
     }
 
-    /// Where byte code of modules with the same digest is, in other releases for the same distribution.
-    fn byte_code_of(&self, source: &Source, distribution: &str) -> Result<HashMap<String, PathBuf>> {
+    /// Where byte code of modules with the same digest is, in the project's other releases for the same distribution.
+    fn byte_code_of(&self, isolation_key: &str, source: &Source, distribution: &str) -> Result<HashMap<String, PathBuf>> {
         let wanted: BTreeSet<&str> = installable(source).map(|module| module.digest.as_str()).collect();
         let mut known = HashMap::new();
         for record in self.release_records()? {
-            if record.release.distribution_id != distribution {
+            if record.release.distribution_id != distribution || record.isolation_key.as_deref() != Some(isolation_key) {
                 continue;
             }
             let tree = self.release_tree(&record.release.id)?;
@@ -292,16 +309,15 @@ impl LocalHost {
     }
 }
 
-/// Compiles what has no byte code yet. The project's code is read, not run; even so it is read by a user that may do nothing else.
+/// Compiles modules. The project's code is read, not run; even so it is read by a user that may do nothing else.
 async fn compile(
-    source: &Source,
+    modules: &[String],
     tree: &Path,
     gid: u32,
     user: &BuildUser,
     distribution: &InstalledDistribution,
     progress: &Progress,
 ) -> Result<()> {
-    let modules: Vec<&str> = installable(source).map(|module| module.path.as_str()).collect();
     if modules.is_empty() {
         return Ok(());
     }
@@ -309,6 +325,7 @@ async fn compile(
     let finished = Program::new(&distribution.python)
         .args(["-I", "-S", "-c", COMPILE_MODULES])
         .yields()
+        .without_network()
         .of_build(user, vec![gid])
         .stdin(input)
         .output_limit(64 * 1024 * 1024)
@@ -358,9 +375,9 @@ fn refuse_names_of_odoo(source: &Source, distribution: &InstalledDistribution) -
     }
 }
 
-fn release_id(source: &Source, environment: Option<&str>, distribution: &str) -> ReleaseId {
+fn release_id(isolation_key: &str, source: &Source, environment: Option<&str>, distribution: &str) -> ReleaseId {
     let mut digest = Sha256::new();
-    for part in ["release 1", &source.id.0, environment.unwrap_or("none"), distribution] {
+    for part in ["release 2", isolation_key, &source.id.0, environment.unwrap_or("none"), distribution] {
         digest.update((part.len() as u64).to_le_bytes());
         digest.update(part);
     }

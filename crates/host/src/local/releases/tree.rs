@@ -3,7 +3,7 @@
 use std::{
     fs::{self, DirBuilder},
     io,
-    os::unix::fs::{DirBuilderExt, PermissionsExt, lchown},
+    os::unix::fs::{DirBuilderExt, lchown},
     path::{Path, PathBuf},
 };
 
@@ -13,9 +13,10 @@ use crate::error::{HostError, Result};
 
 const BYTE_CODE: &str = "__pycache__";
 
-/// Makes `target` like `source`: its own directories, owned by `owner`, and the same files as hard links. Links that lead to nothing are left out.
+/// Makes `target` like `source`: its own directories, owned by `owner`, and the same files as hard links. Links that lead to nothing are left out, and
+/// so is byte code that a repository brings along. Nothing may run as `owner` meanwhile.
 pub(super) fn link_tree(source: &Path, target: &Path, owner: u32) -> Result<()> {
-    for entry in WalkDir::new(source).sort_by_file_name() {
+    for entry in WalkDir::new(source).sort_by_file_name().into_iter().filter_entry(|entry| entry.file_name() != BYTE_CODE) {
         let entry = entry.map_err(|error| HostError::machine_from(format!("{} could not be read", source.display()), error))?;
         let inside = entry.path().strip_prefix(source).unwrap_or(entry.path());
         let place = if inside.as_os_str().is_empty() { target.to_owned() } else { target.join(inside) };
@@ -53,20 +54,29 @@ pub(super) fn link_byte_code(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Gives the directories, and the byte code that was made in them, back to root.
-pub(super) fn close(tree: &Path) -> Result<()> {
-    for entry in WalkDir::new(tree) {
-        let entry = entry.map_err(|error| HostError::machine_from(format!("{} could not be read", tree.display()), error))?;
-        let is_byte_code = entry.path().parent().and_then(Path::file_name).is_some_and(|name| name == BYTE_CODE);
-        if entry.file_type().is_symlink() || !(entry.file_type().is_dir() || is_byte_code) {
-            continue;
+/// Makes the directories for the byte code of a module that has none yet, owned by `owner`, and answers with them. Nothing else of the tree is the owner's.
+pub(super) fn make_room(module: &Path, owner: u32) -> Result<Vec<PathBuf>> {
+    let unreadable = |error| HostError::machine_from(format!("{} could not be read", module.display()), error);
+    let mut made = Vec::new();
+    // What lies in static/ is served, never imported.
+    let is_code = |entry: &walkdir::DirEntry| !(entry.depth() == 1 && entry.file_name() == "static" && entry.file_type().is_dir());
+    let directories: Vec<PathBuf> = WalkDir::new(module)
+        .into_iter()
+        .filter_entry(|entry| entry.depth() == 0 || (entry.file_type().is_dir() && is_code(entry)))
+        .map(|entry| entry.map(walkdir::DirEntry::into_path).map_err(unreadable))
+        .collect::<Result<_>>()?;
+    for directory in directories {
+        let has_code = fs::read_dir(&directory).map_err(at(&directory))?.flatten().any(|entry| {
+            let path = entry.path();
+            path.as_os_str().as_encoded_bytes().ends_with(b".py") && path.is_file()
+        });
+        if has_code {
+            let place = directory.join(BYTE_CODE);
+            DirBuilder::new().mode(0o755).create(&place).and_then(|()| lchown(&place, Some(owner), Some(owner))).map_err(at(&place))?;
+            made.push(place);
         }
-        let mode = if entry.file_type().is_dir() { 0o755 } else { 0o444 };
-        lchown(entry.path(), Some(0), Some(0))
-            .and_then(|()| fs::set_permissions(entry.path(), fs::Permissions::from_mode(mode)))
-            .map_err(at(entry.path()))?;
     }
-    Ok(())
+    Ok(made)
 }
 
 /// The directories that hold these modules, without duplicates, in the order of their names.
@@ -104,6 +114,24 @@ mod tests {
         let directories = addons_directories(["b", "a", "libs/x/c", "libs/x/d"].into_iter()).unwrap();
         assert_eq!(directories, [Path::new(""), Path::new("libs/x")]);
         assert!(addons_directories(["a,b/c"].into_iter()).unwrap_err().to_string().contains("commas"));
+    }
+
+    #[test]
+    fn byte_code_that_a_repository_brings_along_is_left_out_and_room_is_made_where_code_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let (from, to) = (directory.path().join("from"), directory.path().join("to"));
+        for path in ["a/models", "a/static/src", "a/data", "a/__pycache__", "elsewhere"] {
+            fs::create_dir_all(from.join(path)).unwrap();
+        }
+        for path in ["a/__init__.py", "a/models/m.py", "a/static/src/s.py", "a/data/d.xml", "a/__pycache__/__init__.cpython-311.pyc"] {
+            fs::write(from.join(path), "").unwrap();
+        }
+        std::os::unix::fs::symlink("../../elsewhere", from.join("a/models/__pycache__")).unwrap();
+        link_tree(&from, &to, 0).unwrap();
+        let made = make_room(&to.join("a"), 0).unwrap();
+        assert_eq!(made, [to.join("a/__pycache__"), to.join("a/models/__pycache__")]);
+        assert!(made.iter().all(|place| fs::read_dir(place).unwrap().count() == 0));
+        assert_eq!(fs::read_dir(to.join("elsewhere")).unwrap().count(), 0);
     }
 
     #[test]

@@ -83,6 +83,7 @@ impl LocalHost {
             .args(["-I", "-S", "-c", DESCRIBE_MODULES])
             .yields()
             .of_build(&user, Vec::new())
+            .without_network()
             .stdin(input)
             .output_limit(512 * 1024 * 1024)
             .time_limit(TIME)

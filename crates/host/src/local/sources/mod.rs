@@ -162,6 +162,7 @@ impl LocalHost {
         let finished = Program::new(SYSTEM_PYTHON)
             .args(["-I", "-S", "-c", READ_MANIFESTS])
             .of_build(&user, Vec::new())
+            .without_network()
             .stdin(input)
             .output_limit(64 * 1024 * 1024)
             .time_limit(READ_TIME)
