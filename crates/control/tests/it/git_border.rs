@@ -42,6 +42,7 @@ impl World {
             module_selection: ModuleSelection::Own,
             with_demo: false,
             create_environment_on_push: false,
+            protects_production: false,
         };
         let project = projects::create(&store.control, &owner.scope.grant()?, new).await?;
         Ok(Self { store, owner, project, _sandbox: sandbox })

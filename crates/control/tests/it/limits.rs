@@ -160,7 +160,7 @@ async fn a_user_makes_so_many_organizations_and_no_more_by_handing_them_over() -
     let heir = store.member(&owner.scope, "heir@example.com", "Owner").await?;
     members::leave(&store.control, &owner.scope, &owner.person).await?;
     assert_eq!(code(&organizations::create(&store.control, &owner.person, new(9)).await.unwrap_err()), "too_many_organizations");
-    organizations::delete(&store.control, &heir.scope.grant()?).await?;
+    organizations::remove(&store.control, &heir.scope.grant()?, Some("acme")).await?;
     organizations::create(&store.control, &owner.person, new(9)).await?;
     Ok(())
 }
@@ -178,6 +178,7 @@ async fn an_organization_has_so_many_projects_archived_ones_included() -> Result
         module_selection: ModuleSelection::Own,
         with_demo: false,
         create_environment_on_push: true,
+        protects_production: false,
     };
     let first = projects::create(&store.control, &grant, new(0)).await?;
     projects::archive(&store.control, &grant, first.id).await?;

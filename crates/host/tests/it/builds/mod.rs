@@ -243,7 +243,7 @@ async fn a_template_for_everybody_has_seen_no_code_of_a_tenant() {
         "import json\nFILES = json.loads({:?})\n\ndef attack():\n    return None\n",
         json!({ "attack.pth": mark }).to_string()
     ));
-    files.get_mut("parcels/__init__.py").unwrap().push_str(&format!("{mark}\n"));
+    files.get_mut("parcels/__init__.py").unwrap().extend([mark.as_str(), "\n"]);
     let release = build(&project, &files, "a").await.unwrap();
     let data_set = project.data_set(ocore_host::DataSource::Fresh).await;
     project.run(data_set, &release, &["parcels"], &[]).await.unwrap();
