@@ -181,8 +181,11 @@ fn small_runtime() -> Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")
 }
 
+/// Of a thread that carries operations, in bytes. A deployment is many calls deep; only what is used of it takes memory.
+const STACK: usize = 8 << 20;
+
 fn server_runtime() -> Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start")
+    tokio::runtime::Builder::new_multi_thread().thread_stack_size(STACK).enable_all().build().context("cannot start")
 }
 
 #[cfg(test)]

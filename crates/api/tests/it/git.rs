@@ -155,7 +155,12 @@ async fn environments_need_their_own_permission() -> Result<()> {
     assert!(pushed.success, "{}", pushed.output);
     let refused = push(&repository, &remote.url_with(&deployer), &[":main"]).await?;
     assert!(!refused.success && refused.output.contains("production"), "{}", refused.output);
-    assert!(push(&repository, &remote.url_with(&remote.key), &[":main"]).await?.success);
+    // Who works on environments does not end a production either.
+    let refused = push(&repository, &remote.url_with(&remote.key), &[":main"]).await?;
+    assert!(!refused.success && refused.output.contains("manage:production"), "{}", refused.output);
+    let all = ["view:projects", "manage:deployments", "manage:environments", "manage:production"];
+    let manager = new_key(&remote.store, &remote.owner, &all).await?;
+    assert!(push(&repository, &remote.url_with(&manager), &[":main"]).await?.success);
     assert!(remote.recorded("main").await?.context("it stays known")?.1);
     Ok(())
 }

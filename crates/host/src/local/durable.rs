@@ -89,6 +89,8 @@ pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send
 fn replace(path: &Path, content: &[u8], sync: bool) -> io::Result<()> {
     let aside = aside(path);
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&aside)?;
+    // Also where something of that name was left.
+    file.set_permissions(fs::Permissions::from_mode(0o600))?;
     file.write_all(content)?;
     if sync {
         file.sync_all()?;

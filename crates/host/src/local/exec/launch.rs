@@ -22,12 +22,12 @@ use tokio::process::Command;
 use super::{GOES_FIRST, Program};
 use crate::local::process::{MARK, YIELDING};
 
-/// Into each control group (`0` is the one that writes, cgroups(7)). Without them it would not end with the others, so that it does not begin.
-const ENTER: &str = r#"n=$1; shift; while [ "$n" -gt 0 ]; do echo 0 >"$1" || exit 1; shift; n=$((n-1)); done; "#;
+/// Without what the shell adds of its own. Into each control group (`0` is the one that writes, cgroups(7)). Without them it would not end with the others, so that it does not begin.
+const ENTER: &str = r#"unset PWD OLDPWD; n=$1; shift; while [ "$n" -gt 0 ]; do echo 0 >"$1" || exit 1; shift; n=$((n-1)); done; "#;
 /// In a session of its own.
 const YIELD: &str = "echo NICE 2>/dev/null >/proc/self/autogroup; exec nice -n NICE \"$@\"";
 /// Of the user that the program runs as, so that it reads what it may read anyway.
-const TAKE_ENVIRONMENT: &str = ". /proc/self/fd/9; exec 9<&-; exec \"$@\"";
+const TAKE_ENVIRONMENT: &str = "unset PWD OLDPWD; . /proc/self/fd/9; exec 9<&-; exec \"$@\"";
 /// Where a shell can name it; listening sockets come below.
 const ENVIRONMENT_DESCRIPTOR: i32 = 9;
 /// Where a program finds its listening sockets: `<port>:<descriptor>`, separated by commas.

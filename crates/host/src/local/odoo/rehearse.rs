@@ -59,7 +59,8 @@ impl LocalHost {
                 if cluster.find()?.is_some() {
                     let request = TakeSnapshot { snapshot: SnapshotId::new(), instance, data_set: original, release: None };
                     let standing = self.standing_of(instance, original)?;
-                    let taking = self.copy_live(&request, &cluster, work, Instant::now(), standing, progress);
+                    // On the heap, as all that is this deep: a thread's stack is small.
+                    let taking = Box::pin(self.copy_live(&request, &cluster, work, Instant::now(), standing, progress));
                     tokio::select! {
                         biased;
                         () = progress.cancel.cancelled() => return Err(HostError::Cancelled),
@@ -73,7 +74,7 @@ impl LocalHost {
             }
             let _rests = self.data_locks.own(original).await;
             if cluster.find()?.is_none() {
-                return self.fill_copy(work, instance, original, allocation, &cancel).await;
+                return Box::pin(self.fill_copy(work, instance, original, allocation, &cancel)).await;
             }
         }
     }
@@ -98,8 +99,7 @@ impl LocalHost {
             }
         };
         let begun = Instant::now();
-        let run = self.install_and_update(claim, request, progress);
-        tokio::pin!(run);
+        let mut run = Box::pin(self.install_and_update(claim, request, progress));
         let log = tokio::select! {
             log = &mut run => log?,
             // The cluster may have died; the run says so.

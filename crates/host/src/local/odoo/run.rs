@@ -114,7 +114,9 @@ impl LocalHost {
     async fn run_once(&self, instance: InstanceId, program: Program, claim: &Claim, request: &RunModules) -> Result<Finished> {
         self.confine(instance).await?;
         let unit = Unit::Run(claim.fence.operation);
-        run_recorded(program, &self.layout.record(instance, unit), &Layout::mark(instance, unit), Some(request.data_set)).await
+        let (record, mark) = (self.layout.record(instance, unit), Layout::mark(instance, unit));
+        // On the heap, as all that is this deep: a thread's stack is small.
+        Box::pin(run_recorded(program, &record, &mark, Some(request.data_set))).await
     }
 
     async fn judge(&self, finished: &Finished, claim: &Claim, request: &RunModules, install: &[ModuleName]) -> Result<Log> {

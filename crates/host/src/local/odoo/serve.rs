@@ -110,7 +110,8 @@ impl LocalHost {
         claim.check()?;
         let cluster = self.run_cluster(claim.instance, spec.data_set.id()).await?;
         let guard = Guard::begin(self, claim.instance, &cluster, progress)?;
-        let attempt = self.try_to_serve(claim, spec, update, &guard.progress);
+        // On the heap, as all that is this deep: a thread's stack is small.
+        let attempt = Box::pin(self.try_to_serve(claim, spec, update, &guard.progress));
         if update.is_some() { guard.over_update(attempt).await } else { guard.over_start(attempt).await }
     }
 

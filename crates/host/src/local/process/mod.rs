@@ -241,7 +241,7 @@ pub async fn run_recorded(program: Program, record: &Path, mark: &str, data_set:
         let entry = ProcessRecord { identity, mark, uid, data_set, group, started_at: Utc::now(), details: serde_json::Value::Null };
         durable::write_fleeting_json(record, &entry)?;
     }
-    let outcome: Result<Finished, ExecError> = started.finish().await;
+    let outcome: Result<Finished, ExecError> = Box::pin(started.finish()).await;
     group.end().await?;
     group.remove();
     if !group.is_whole() {

@@ -202,7 +202,7 @@ impl LocalHost {
         self.require_room(request).await?;
         let work = self.work_directory(request.snapshot).await?;
         self.begin_with_warm_copy(request.instance, &work).await;
-        let taken = self.copy_live(request, cluster, &work, begun, standing, progress).await;
+        let taken = Box::pin(self.copy_live(request, cluster, &work, begun, standing, progress)).await;
         let snapshot = self.explain_full(taken, request).await?;
         self.finish(request, work, snapshot, progress).await
     }

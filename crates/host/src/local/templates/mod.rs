@@ -133,7 +133,7 @@ impl LocalHost {
         copy::remove(&place).await?;
         let work = WorkDirectory::create(&place).await?;
         let request = TakeSnapshot { snapshot: SnapshotId(id.0), instance, data_set, release: None };
-        let taken = self.copy_live(&request, &cluster, &work, Instant::now(), Standing::Own, progress).await;
+        let taken = Box::pin(self.copy_live(&request, &cluster, &work, Instant::now(), Standing::Own, progress)).await;
         let taken = match taken {
             Err(error) if copy::is_full(&error) => return Err(self.pool.full(0, "this template").await),
             taken => taken?,
