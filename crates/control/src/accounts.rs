@@ -10,7 +10,7 @@ pub(crate) mod throttle;
 use std::net::IpAddr;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use ocore_model::ids::UserId;
+use ocore_model::{ids::UserId, network::of_customer};
 
 pub use deletion::delete;
 pub use first_account::keep_first_account_file;
@@ -55,7 +55,7 @@ pub struct Client {
 impl Client {
     /// What counts as one place that calls come from.
     fn network(&self) -> Option<String> {
-        self.address.map(throttle::network)
+        self.address.map(|address| of_customer(address).to_string())
     }
 }
 

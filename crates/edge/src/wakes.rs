@@ -4,10 +4,12 @@
 
 use std::{
     collections::HashMap,
-    net::{IpAddr, Ipv6Addr},
+    net::IpAddr,
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
+
+use ocore_model::network;
 
 use crate::config::WakeLimits;
 
@@ -79,7 +81,7 @@ impl Wakes {
     fn take_at(&self, client: Option<IpAddr>, now: Instant) -> Result<(), TooMany> {
         let WakeLimits { per_client, in_all } = self.limits;
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let client = client.map(network_of);
+        let client = client.map(network::of_customer);
         let own = client.map(|client| {
             let mut bucket = state.clients.get(&client).copied().unwrap_or(Bucket::full(per_client, now));
             bucket.fill(per_client, now);
@@ -103,14 +105,6 @@ impl Wakes {
             state.clients.insert(client, own);
         }
         Ok(())
-    }
-}
-
-/// Whoever has an IPv6 address has a whole /64 of them.
-fn network_of(client: IpAddr) -> IpAddr {
-    match client.to_canonical() {
-        IpAddr::V4(address) => IpAddr::V4(address),
-        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX))),
     }
 }
 

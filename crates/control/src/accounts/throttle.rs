@@ -3,8 +3,6 @@
 //! What is counted belongs to where the attempts come from, never to the account that they are aimed at alone: a stranger's wrong passwords must not
 //! keep its user out (docs/decisions/0016-first-account.md).
 
-use std::net::IpAddr;
-
 use chrono::TimeDelta;
 use ocore_model::ids::SessionId;
 use sha2::{Digest, Sha256};
@@ -69,14 +67,6 @@ impl Attempt {
     }
 }
 
-/// An IPv4 address, or the /64 that one IPv6 customer has.
-pub(super) fn network(address: IpAddr) -> String {
-    match address.to_canonical() {
-        IpAddr::V4(address) => address.to_string(),
-        IpAddr::V6(address) => format!("{:x?}", &address.segments()[..4]),
-    }
-}
-
 /// Counts an attempt before it is looked at, so that a burst cannot pass together; `TooMany` when there were too many.
 pub(crate) async fn count(control: &Control, attempt: &Attempt) -> Result<()> {
     let now = control.clock.now();
@@ -99,18 +89,4 @@ pub(super) async fn forget(connection: &mut PgConnection, attempt: &Attempt) -> 
 /// A success does not count itself, and leaves what failed before it: else one's own account would wash away the guesses at others'.
 pub(crate) async fn take_back(connection: &mut PgConnection, attempt: &Attempt) -> Result<()> {
     store::accounts::take_back_attempt(connection, &attempt.key).await
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn one_ipv6_network_is_one_caller() {
-        let of = |address: &str| network(address.parse().unwrap());
-        assert_eq!(of("2001:db8:1:2:3::4"), of("2001:db8:1:2:ffff::"));
-        assert_ne!(of("2001:db8:1:2::"), of("2001:db8:1:3::"));
-        assert_eq!(of("::ffff:192.0.2.1"), of("192.0.2.1"));
-        assert_ne!(of("192.0.2.1"), of("192.0.2.2"));
-    }
 }
