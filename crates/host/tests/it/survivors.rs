@@ -151,15 +151,21 @@ async fn nothing_of_an_update_or_of_a_removed_instance_is_left() {
         assert!(left.is_empty(), "after an update: {left:?}");
     }
     // In what serves they may live, and end with it.
-    let serving = changed(leaving("pass"), "parcels/__init__.py", "def leave(env)", "exec(STAY)\n\n\ndef leave(env)");
-    let stay = format!("from . import models\n\nSTAY = {WITHOUT_MAIN_THREAD:?}\n");
-    let serving = changed(serving, "parcels/__init__.py", "from . import models\n", &stay);
+    let stay = format!(
+        "import subprocess\nimport sys\nfrom . import models\n\nsubprocess.Popen([sys.executable, '-c', {WITHOUT_MAIN_THREAD:?}])\n"
+    );
+    let serving = changed(parcels(), "parcels/__init__.py", "from . import models\n", &stay);
     let release = project.release(&serving).await.unwrap();
     let data_set = project.data_set(DataSource::Fresh).await;
     project.run(data_set, &release, &["parcels"], &[]).await.unwrap();
     let slot = project.start(Color::Blue, data_set, &release).await.unwrap();
     let hidden = || process::living(&uids).into_iter().filter(|entry| entry.state == 'Z').count();
-    assert!(hidden() > 0, "the module has left somebody beside {}", slot.pid);
+    let seen = async {
+        while hidden() == 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), seen).await.unwrap_or_else(|_| panic!("the module has left nobody beside {}", slot.pid));
     project.host.pause_slot(project.instance, Color::Blue, project.fence()).await.unwrap();
     let runs = |entry: &process::ProcEntry| {
         let threads = std::fs::read_dir(format!("/proc/{}/task", entry.pid)).into_iter().flatten().flatten();
