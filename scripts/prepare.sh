@@ -1,7 +1,7 @@
 # What the other scripts need on a bare Debian 12: packages, found again quickly when they are there. Sourced, not run.
 
 # Packages that oCore itself needs on a server, and those that only building and testing need.
-SERVER_PACKAGES=(postgresql git openssh-client python3 python3-venv xfsprogs util-linux nftables ca-certificates procps fontconfig)
+SERVER_PACKAGES=(postgresql git openssh-client python3 python3-venv xfsprogs util-linux nftables ca-certificates procps fontconfig wkhtmltopdf fonts-dejavu-core fonts-noto-cjk)
 BUILD_PACKAGES=(build-essential pkg-config)
 TEST_PACKAGES=(curl jq btrfs-progs openssh-server)
 

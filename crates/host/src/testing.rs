@@ -36,7 +36,7 @@ impl Sandbox {
     pub fn with(change: impl FnOnce(&mut LocalHostConfig)) -> std::io::Result<Self> {
         // Short: sockets below it have at most 107 bytes. Open: the users of instances pass through.
         let directory =
-            tempfile::Builder::new().prefix("oc-").permissions(std::os::unix::fs::PermissionsExt::from_mode(0o711)).tempdir_in("/tmp")?;
+            tempfile::Builder::new().prefix("oc-").permissions(std::os::unix::fs::PermissionsExt::from_mode(0o711)).tempdir_in("/srv")?;
         let mut config = LocalHostConfig::new(directory.path().join("home"));
         change(&mut config);
         Ok(Self { config, directory })

@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Result, bail};
-use ocore_host::local::EnforceEgress;
+use ocore_host::local::{EnforceEgress, distribution::tool_directory};
 use serde::Serialize;
 
 use crate::config::{Config, Loaded};
@@ -79,6 +79,9 @@ fn checks(config: &Config) -> Vec<Check> {
     checks.push(space(config));
     checks.push(pool(config));
     checks.push(distribution(config));
+    checks.push(printing());
+    checks.push(fonts());
+    checks.push(right_to_left(config));
     checks.push(control_groups(config));
     checks.push(egress(config));
     checks.push(sign_up(config));
@@ -197,6 +200,47 @@ fn distribution(config: &Config) -> Check {
         .collect();
     let found = if installed.is_empty() { "none".to_owned() } else { installed.join(", ") };
     check("Odoo", preferred(!installed.is_empty()), found, "ocore odoo install 19.0")
+}
+
+/// Odoo's reports.
+fn printing() -> Check {
+    const NAME: &str = "wkhtmltopdf";
+    let advice = "without it Odoo prints no PDF: apt-get install wkhtmltopdf, or its authors' package with the patched Qt";
+    let Some(program) = find_program(NAME) else { return check(NAME, State::Warning, "not found", advice) };
+    let version = Command::new(&program).arg("--version").env("QT_QPA_PLATFORM", "offscreen").output();
+    match version {
+        Ok(output) if output.status.success() => {
+            let version = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+            let patched = version.contains("(with patched qt)");
+            check(NAME, State::Ok, if patched { version } else { format!("{version}; oCore adds headers and footers") }, "")
+        }
+        _ => check(NAME, State::Warning, format!("{program} does not run"), advice),
+    }
+}
+
+/// What PDFs are set in.
+fn fonts() -> Check {
+    const NAME: &str = "fonts";
+    let has = |language: &str| {
+        let output = Command::new("fc-list").arg(format!(":lang={language}")).output();
+        output.is_ok_and(|output| !output.stdout.is_empty())
+    };
+    let lacking: Vec<&str> = [("en", "Latin"), ("ar", "Arabic"), ("he", "Hebrew"), ("zh-cn", "Chinese"), ("ja", "Japanese")]
+        .into_iter()
+        .filter(|(language, _)| !has(language))
+        .map(|(_, name)| name)
+        .collect();
+    let found = if lacking.is_empty() { "Latin to Japanese".to_owned() } else { format!("none for {}", lacking.join(", ")) };
+    let advice = "PDFs show boxes in their place: apt-get install fontconfig fonts-dejavu-core fonts-noto-cjk";
+    check(NAME, preferred(lacking.is_empty()), found, advice)
+}
+
+fn right_to_left(config: &Config) -> Check {
+    let program = tool_directory(&config.odoo.directory).join("rtlcss");
+    let is_there = program.is_file();
+    let found = if is_there { program.display().to_string() } else { "not found".to_owned() };
+    let advice = "without it pages in Arabic, Hebrew or Persian are not mirrored: ocore odoo install 19.0";
+    check("rtlcss", preferred(is_there), found, advice)
 }
 
 fn control_groups(config: &Config) -> Check {

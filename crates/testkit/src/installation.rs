@@ -50,7 +50,7 @@ impl Installation {
         // Found by whoever needs TLS; a second installation of the provider is refused and harmless.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let (slice, number) = take_slice()?;
-        let directory = tempfile::Builder::new().prefix("oc-").rand_bytes(5).tempdir_in("/tmp")?;
+        let directory = tempfile::Builder::new().prefix("oc-").rand_bytes(5).tempdir_in("/srv")?;
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755))?;
         let home = directory.path().join("home");
         let api_address = free_address()?;

@@ -22,11 +22,13 @@ use super::{
     durable::{self, blocking},
     exec::{Program, RunAs},
     ledger::{Ledger, open_lock},
+    private::Private,
     process,
 };
 use crate::error::{HostError, Result};
 
-const CLAIMS: &str = "/run/ocore";
+/// Where builds of all homes on this machine find each other; it exists as long as one of them has a user.
+pub(super) const PLACE: &str = "/run/ocore";
 
 /// The user of one build, for as long as this value lives. It has no entry in the user database and owns nothing.
 #[derive(Debug)]
@@ -52,9 +54,9 @@ impl BuildUser {
 }
 
 impl Program {
-    /// Runs as the build's user, with these supplementary groups, in the build's control group.
+    /// Runs as the build's user, with these supplementary groups, in the build's control group, with temporary directories that are gone with it.
     pub(super) fn of_build(self, user: &BuildUser, groups: Vec<u32>) -> Self {
-        self.run_as(RunAs { uid: user.uid, gid: user.uid, groups }).group(user.group.clone())
+        self.run_as(RunAs { uid: user.uid, gid: user.uid, groups }).group(user.group.clone()).private(&Private::Fleeting)
     }
 
     /// Runs for a build, as somebody else: within the build's limits, and ended with it.
@@ -125,7 +127,7 @@ impl Ledger {
                 }
             }
             // Not empty means that somebody else builds.
-            let _ = std::fs::remove_dir(CLAIMS);
+            let _ = std::fs::remove_dir(PLACE);
             Ok(())
         })
         .await
@@ -133,14 +135,14 @@ impl Ledger {
 }
 
 fn build_claim(uid: u32) -> PathBuf {
-    Path::new(CLAIMS).join(format!("build-{uid}.lock"))
+    Path::new(PLACE).join(format!("build-{uid}.lock"))
 }
 
 /// `None` when somebody else has it.
 fn try_claim(path: &Path) -> Result<Option<Flock<File>>> {
     let file = open_lock(path).or_else(|_| {
         // The first claim since the machine started, or a purge has just removed the directory.
-        durable::make_directory(Path::new(CLAIMS), 0o755)?;
+        durable::make_directory(Path::new(PLACE), 0o755)?;
         open_lock(path)
     })?;
     let Ok(claim) = Flock::lock(file, FlockArg::LockExclusiveNonblock) else { return Ok(None) };

@@ -9,12 +9,15 @@
 //! <home>/state/control/cluster.json               the same for the control plane's own cluster
 //! <home>/control/{pgdata, log}                    that cluster
 //! <home>/run/<16 digits>/.s.PGSQL.5432            sockets: outside the pool, since their paths have at most 107 bytes
+//! <home>/programs/wkhtmltopdf                     what Odoos find before the machine's
 //! <home>/mail/{admin.sock, boxes/<instance>/}     the mail catcher's
 //! <pool>/instances/<id>/data/<data set>/{manifest.json, pgdata, data_dir}
 //! <pool>/instances/<id>/quarantine/<data set>/    one that could not be made harmless: aside.json beside the same
 //! <pool>/snapshots/<id>/{snapshot.json, pgdata, data_dir}
 //! <pool>/instances/<id>/warm/{data_dir, boot}     a copy of the live file store that the next copy begins with
 //! <pool>/instances/<id>/log/                      logs of PostgreSQL and Odoo
+//! <pool>/instances/<id>/temporary/{tmp, var-tmp}  what its programs see as /tmp and /var/tmp
+//! <pool>/instances/<id>/home/                     their home
 //! <pool>/uploads/<import>/                        what is being imported, until it is
 //! <pool>/exports/<export>/                        what was exported, until it expires
 //! <pool>/templates/<name>/                        clusters to copy
@@ -127,6 +130,11 @@ impl Layout {
         self.state().join("control").join("cluster.json")
     }
 
+    /// Programs that Odoos find before the machine's.
+    pub fn programs(&self) -> PathBuf {
+        self.home.join("programs")
+    }
+
     /// The parents that Odoos are forked from: their records, logs and their program.
     pub fn nurseries(&self) -> PathBuf {
         self.state().join("nurseries")
@@ -176,6 +184,16 @@ impl Layout {
 
     pub fn logs(&self, instance: InstanceId) -> PathBuf {
         self.instance(instance).join("log")
+    }
+
+    /// Of what its programs see as `/tmp` and `/var/tmp`.
+    pub fn temporary(&self, instance: InstanceId) -> PathBuf {
+        self.instance(instance).join("temporary")
+    }
+
+    /// The home of its programs.
+    pub fn instance_home(&self, instance: InstanceId) -> PathBuf {
+        self.instance(instance).join("home")
     }
 
     pub fn data_sets(&self, instance: InstanceId) -> PathBuf {

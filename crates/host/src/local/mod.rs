@@ -30,6 +30,7 @@ pub mod networks;
 mod odoo;
 mod pip;
 pub mod pool;
+mod private;
 mod private_cluster;
 pub mod process;
 mod quarantine;
@@ -95,11 +96,13 @@ impl LocalHost {
     /// Makes or finds the home, mounts the pool, and clears away what a crash has left half-made. Touches no running process. Needs root.
     pub async fn open(config: LocalHostConfig) -> Result<Self> {
         config.check()?;
+        private::require_visible(&[&config.home, &config.pool.path, &config.distributions])?;
         make_home(&config)?;
         let layout = Layout::new(&config);
         let ledger = Ledger::open(&config).await?;
         let pool = Pool::open(&config.pool).await?;
         durable::make_directory(&layout.instances(), 0o711)?;
+        odoo::printing::prepare(&layout)?;
         let host = Self {
             cgroups: Cgroups::detect(config.limits, config.build_limits),
             edge: EdgeClient::new(&config.edge_socket),

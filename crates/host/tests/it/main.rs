@@ -16,6 +16,8 @@ mod ledger;
 mod nursery;
 mod odoo;
 mod pause;
+mod printing;
+mod private;
 mod project;
 mod quarantine;
 mod rehearsal;

@@ -204,16 +204,22 @@ pub(crate) fn changed(mut files: Files, path: &str, from: &str, to: &str) -> Fil
 
 /// Status and text of a page; 0 when there was no whole answer.
 pub(crate) async fn page(address: std::net::SocketAddr, path: &str) -> (u16, String) {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let Ok(mut stream) = tokio::net::TcpStream::connect(address).await else { return (0, String::new()) };
-    let mut bytes = Vec::new();
-    let asked = stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n").as_bytes()).await;
-    if asked.is_err() || stream.read_to_end(&mut bytes).await.is_err() {
-        return (0, String::new());
-    }
+    let bytes = answer(address, path).await;
     let text = String::from_utf8_lossy(&bytes).into_owned();
     let status = text.split(' ').nth(1).and_then(|word| word.parse().ok()).unwrap_or(0);
     (status, text)
+}
+
+/// Head and body; nothing when there was no whole answer.
+pub(crate) async fn answer(address: std::net::SocketAddr, path: &str) -> Vec<u8> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let Ok(mut stream) = tokio::net::TcpStream::connect(address).await else { return Vec::new() };
+    let mut bytes = Vec::new();
+    let asked = stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n").as_bytes()).await;
+    if asked.is_err() || stream.read_to_end(&mut bytes).await.is_err() {
+        return Vec::new();
+    }
+    bytes
 }
 
 /// Modules to install and to update, with nothing unusual about it.

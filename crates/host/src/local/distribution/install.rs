@@ -18,7 +18,7 @@ use walkdir::WalkDir;
 use super::{
     InstalledDistribution, RECORD, Record,
     apt_sources::{self, Mirror},
-    find_installed, module_names,
+    find_installed, module_names, tools,
 };
 use crate::{
     api::Progress,
@@ -76,6 +76,16 @@ const STEP_TIME: Duration = Duration::from_mins(15);
 /// Installs an Odoo series into `directory/version`. A whole one is found again in milliseconds and left as it is; half of one, from a run that was
 /// broken off, is made anew. One installer works at a time, the others wait for it.
 pub async fn install(directory: &Path, version: &OdooVersion, progress: &Progress) -> Result<InstalledDistribution> {
+    let installed = install_odoo(directory, version, progress).await?;
+    if let Err(error) = tools::ensure(directory, &installed.python, progress).await {
+        progress.log.line(&format!(
+            "Without rtlcss, pages in languages that are written from right to left are not mirrored; install again to try it once more. ({error})"
+        ));
+    }
+    Ok(installed)
+}
+
+async fn install_odoo(directory: &Path, version: &OdooVersion, progress: &Progress) -> Result<InstalledDistribution> {
     if let Some(found) = find_installed(directory, version)? {
         return Ok(found);
     }
@@ -131,7 +141,7 @@ async fn make(recipe: &Recipe, mirror: &Mirror, python: &Path, work: &Path, targ
 }
 
 /// One installer at a time; the lock goes with the process that holds it.
-async fn lock(path: &Path, progress: &Progress) -> Result<Flock<fs::File>> {
+pub(super) async fn lock(path: &Path, progress: &Progress) -> Result<Flock<fs::File>> {
     let open = || fs::OpenOptions::new().create(true).truncate(false).write(true).open(path);
     let mut file = open().map_err(|error| HostError::machine_from(format!("{} could not be written: {error}", path.display()), error))?;
     let mut told = false;
@@ -415,7 +425,7 @@ fn rewrite_scripts(directory: &Path, work: &Path, target: &Path) -> io::Result<(
 }
 
 /// Readable by all and writable by the owner alone, whatever the umask was.
-fn open_to_all(directory: &Path) -> Result<()> {
+pub(super) fn open_to_all(directory: &Path) -> Result<()> {
     for entry in WalkDir::new(directory) {
         let entry = entry.map_err(|error| HostError::machine_from("the installed files could not be read", error))?;
         if entry.file_type().is_symlink() {
@@ -432,7 +442,7 @@ fn open_to_all(directory: &Path) -> Result<()> {
     Ok(())
 }
 
-fn write_error(path: &Path) -> impl FnOnce(io::Error) -> HostError + '_ {
+pub(super) fn write_error(path: &Path) -> impl FnOnce(io::Error) -> HostError + '_ {
     move |error| match error.kind() {
         io::ErrorKind::StorageFull => HostError::machine_from(format!("the disk became full while {} was written", path.display()), error),
         _ => HostError::machine_from(format!("{} could not be written: {error}", path.display()), error),

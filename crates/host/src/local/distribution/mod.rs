@@ -6,6 +6,7 @@
 mod apt_sources;
 mod install;
 mod owned;
+mod tools;
 
 use std::{
     collections::BTreeSet,
@@ -17,8 +18,8 @@ use ocore_model::names::{ModuleName, OdooVersion};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-pub use self::install::install;
 pub(super) use self::owned::{is_all_roots_own, is_roots_own};
+pub use self::{install::install, tools::tool_directory};
 use super::{
     LocalHost, LocalHostConfig,
     durable::{self, blocking},

@@ -20,12 +20,18 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use tokio::process::Command;
 
 use super::{GOES_FIRST, Program};
-use crate::local::process::{MARK, YIELDING};
+use crate::local::{
+    private::Mount,
+    process::{MARK, YIELDING},
+};
 
 /// Without what the shell adds of its own. Into each control group (`0` is the one that writes, cgroups(7)). Without them it would not end with the others, so that it does not begin.
 const ENTER: &str = r#"unset PWD OLDPWD; n=$1; shift; while [ "$n" -gt 0 ]; do echo 0 >"$1" || exit 1; shift; n=$((n-1)); done; "#;
 /// In a session of its own.
 const YIELD: &str = "echo NICE 2>/dev/null >/proc/self/autogroup; exec nice -n NICE \"$@\"";
+/// In the mount namespace that it has entered: for each mount its type, options, source and target. Without them it would write where others read, so that
+/// it does not begin.
+const MOUNT: &str = r#"unset PWD OLDPWD; n=$1; shift; while [ "$n" -gt 0 ]; do mount -n -t "$1" -o "$2" "$3" "$4" || exit 1; shift 4; n=$((n-1)); done; exec "$@""#;
 /// Of the user that the program runs as, so that it reads what it may read anyway.
 const TAKE_ENVIRONMENT: &str = "unset PWD OLDPWD; . /proc/self/fd/9; exec 9<&-; exec \"$@\"";
 /// Where a shell can name it; listening sockets come below.
@@ -57,6 +63,11 @@ impl Program {
             let mut option = OsString::from("--net=");
             option.push(namespace);
             words.extend(["nsenter".into(), option, "--".into()]);
+        }
+        if !self.mounts.is_empty() {
+            words.extend(["unshare", "--mount", "--propagation", "slave", "--", "sh", "-c", MOUNT, "sh"].map(OsString::from));
+            words.push(self.mounts.len().to_string().into());
+            words.extend(self.mounts.iter().flat_map(Mount::words));
         }
         if let Some(user) = &self.run_as {
             words.extend(["setpriv".into(), format!("--reuid={}", user.uid).into(), format!("--regid={}", user.gid).into()]);

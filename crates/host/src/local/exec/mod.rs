@@ -32,6 +32,7 @@ use super::{
     cgroups::Group,
     forked::Forked,
     odoo::nursery::{ForkRequest, NoFork, Nursery},
+    private::Mount,
     process::{Identity, YIELDING},
 };
 use crate::{
@@ -80,6 +81,7 @@ pub struct Program {
     yields: bool,
     parent: Option<Parent>,
     sockets: Vec<ListeningSocket>,
+    mounts: Vec<Mount>,
 }
 
 /// Whom a program may be forked from.
@@ -116,6 +118,7 @@ impl Program {
             yields: false,
             parent: None,
             sockets: Vec::new(),
+            mounts: Vec::new(),
         }
     }
 
@@ -238,6 +241,12 @@ impl Program {
     /// Gives it a socket that is bound to that port, to listen there. Which descriptor that is, [`SOCKETS`](launch::SOCKETS) in its environment says. At most five.
     pub(super) fn socket(mut self, port: u16, socket: OwnedFd) -> Self {
         self.sockets.push((port, Arc::new(socket)));
+        self
+    }
+
+    /// In a mount namespace of its own, in which root has made these (mount_namespaces(7)); what the machine mounts and unmounts it sees. Needs root.
+    pub(super) fn mounts(mut self, mounts: Vec<Mount>) -> Self {
+        self.mounts = mounts;
         self
     }
 
@@ -367,6 +376,7 @@ impl Program {
             groups_to_enter: self.group.procs_files().iter().map(|file| text(file.as_os_str())).collect::<Option<_>>()?,
             goes_first: self.goes_first.then(|| GOES_FIRST.to_owned()),
             nice: self.yields.then_some(YIELDING),
+            mounts: self.mounts.iter().map(Mount::texts).collect::<Option<_>>()?,
         })
     }
 
@@ -392,6 +402,7 @@ mod tests {
         local::{
             cgroups::Cgroups,
             config::{BuildLimits, InstanceLimits},
+            private::Private,
         },
     };
 
@@ -511,6 +522,31 @@ mod tests {
             .env("SHELLOPTS", "xtrace");
         program.run_as(user()).yields().run().await.unwrap();
         assert!(!begun.exists());
+    }
+
+    #[tokio::test]
+    async fn what_a_program_leaves_in_temporary_directories_of_its_own_is_gone_with_it() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let run = async || {
+            let script = "touch /tmp/oc-left /var/tmp/oc-left /dev/shm/oc-left ~/oc-home; ls /tmp /var/tmp /dev/shm; echo $HOME";
+            let user = RunAs { uid: 41_236, gid: 41_236, groups: vec![] };
+            let program = Program::new("sh").args(["-c", script]).run_as(user).without_network().private(&Private::Fleeting);
+            let finished = program.run().await.unwrap();
+            assert_eq!(finished.stderr_text(), "");
+            finished.stdout_text()
+        };
+        let seen = run().await;
+        assert_eq!(seen, "/dev/shm:\noc-left\n\n/tmp:\noc-home\noc-left\n\n/var/tmp:\noc-left\n/tmp\n");
+        assert_eq!(run().await, seen);
+        for place in ["/tmp", "/var/tmp", "/dev/shm"] {
+            assert!(!Path::new(place).join("oc-left").exists(), "{place}");
+        }
+        // Without them it does not begin.
+        let lost = Private::Kept { temporary: "/nowhere".into(), home: "/".into() };
+        let outcome = Program::new("echo").arg("begun").private(&lost).run().await.unwrap();
+        assert!(!outcome.status.success() && outcome.stdout.is_empty(), "{outcome:?}");
     }
 
     fn no_limits() -> Cgroups {

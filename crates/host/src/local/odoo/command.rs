@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::OsStr,
     fs::{self, OpenOptions},
     os::unix::fs::{OpenOptionsExt, PermissionsExt, chown},
     path::{Path, PathBuf},
@@ -22,9 +23,15 @@ use crate::{
 const SLOT: &str = include_str!("slot.py");
 const SEARCH_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 
-/// Odoo's program without any option.
-pub(super) fn odoo(distribution: &InstalledDistribution, record: &ReleaseRecord, user: &OsUser, settings: &OdooSettings) -> Program {
-    python(record, user, &settings.env_vars).arg(&distribution.program)
+/// Odoo's program without any option. `programs` are directories that come before the machine's in its search path.
+pub(super) fn odoo(
+    distribution: &InstalledDistribution,
+    record: &ReleaseRecord,
+    user: &OsUser,
+    settings: &OdooSettings,
+    programs: &[PathBuf],
+) -> Program {
+    python(record, user, &settings.env_vars, programs).arg(&distribution.program)
 }
 
 /// The same for an Odoo that serves: its crons wait until those of the instance's other slot are gone, and its workers begin
@@ -34,9 +41,10 @@ pub(super) fn serving(
     record: &ReleaseRecord,
     user: &OsUser,
     settings: &OdooSettings,
+    programs: &[PathBuf],
     turns: &Turns,
 ) -> Program {
-    python(record, user, &settings.env_vars)
+    python(record, user, &settings.env_vars, programs)
         .env("OCORE_ODOO_PROGRAM", &distribution.program)
         .env("OCORE_CRONS_LOCK", &turns.lock)
         .arg(&turns.script)
@@ -67,17 +75,28 @@ impl Turns {
 }
 
 /// The Python of a release, without any argument.
-pub(in crate::local) fn python(record: &ReleaseRecord, user: &OsUser, env_vars: &BTreeMap<String, String>) -> Program {
+pub(in crate::local) fn python(
+    record: &ReleaseRecord,
+    user: &OsUser,
+    env_vars: &BTreeMap<String, String>,
+    programs: &[PathBuf],
+) -> Program {
     let mut program = Program::new(&record.python);
     for (name, value) in env_vars.iter().filter(|(name, value)| is_usable(name, value)) {
         program = program.env(name, value);
     }
     // A reload executes `python` again by its name, so the environment's directory comes first.
-    let bin = record.python.parent().unwrap_or(Path::new("/usr/bin"));
+    let mut path = record.python.parent().unwrap_or(Path::new("/usr/bin")).as_os_str().to_owned();
+    for directory in programs.iter().map(|program| program.as_os_str()).chain([OsStr::new(SEARCH_PATH)]) {
+        path.push(":");
+        path.push(directory);
+    }
     program
         // Rather than the PostgreSQL that it works with, whose end is also the other slot's.
         .goes_first()
-        .env("PATH", format!("{}:{SEARCH_PATH}", bin.display()))
+        .env("PATH", path)
+        // For wkhtmltopdf and wkhtmltoimage: there is no screen.
+        .env("QT_QPA_PLATFORM", "offscreen")
         .env("PYTHONNOUSERSITE", "1")
         .env("PYTHONDONTWRITEBYTECODE", "1")
         .run_as(RunAs { uid: user.uid, gid: user.uid, groups: record.groups.clone() })

@@ -10,6 +10,7 @@ mod log_record;
 pub(super) mod logs;
 pub(super) mod nursery;
 mod pause;
+pub(super) mod printing;
 mod probe;
 mod rehearse;
 pub(super) mod run;

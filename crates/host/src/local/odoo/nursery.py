@@ -43,7 +43,9 @@ import weakref
 SO_PEERCRED_FORMAT = "3i"
 # prctl(2), unshare(2)
 PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 4, 38
-CLONE_NEWNET = 0x40000000
+CLONE_NEWNET, CLONE_NEWNS = 0x40000000, 0x00020000
+# mount(2)
+MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_SLAVE = 2, 4, 1 << 12, 1 << 14, 1 << 19
 # Modules of which each installation needs few (localizations), none (tests), or other machines (devices).
 LEFT_OUT = ("l10n_", "test_", "hw_", "iot_", "pos_iot")
 # What a Python environment on top of the distribution's may run when Python starts; anything else needs a bare start.
@@ -366,6 +368,7 @@ class Child:
             self.rename()
             self.redirect()
             self.take_place()
+            self.mount()
             os.umask(UMASK)
             os.chdir(self.request["cwd"])
             if not self.request["network"]:
@@ -441,6 +444,17 @@ class Child:
             os.nice(self.request["nice"])
         if self.request["ending"]:
             self.ending = os.open(self.request["ending"], os.O_WRONLY | os.O_CLOEXEC)
+
+    def mount(self):
+        """Directories of its own in the place of the machine's, in a mount namespace that is its own and sees what the machine mounts."""
+        if not self.request["mounts"]:
+            return
+        checked(libc.unshare(CLONE_NEWNS))
+        checked(libc.mount(None, b"/", None, ctypes.c_ulong(MS_REC | MS_SLAVE), None))
+        for kind, options, source, target in self.request["mounts"]:
+            is_bind = options == "bind"
+            flags = ctypes.c_ulong(MS_BIND if is_bind else MS_NOSUID | MS_NODEV)
+            checked(libc.mount(source.encode(), target.encode(), kind.encode(), flags, None if is_bind else options.encode()))
 
     def drop(self):
         """For good: also what is executed from here on gains nothing."""

@@ -103,6 +103,8 @@ pub(in crate::local) struct ForkRequest {
     /// Its `oom_score_adj`.
     pub(in crate::local) goes_first: Option<String>,
     pub(in crate::local) nice: Option<i32>,
+    /// Type, options, source and target of each, in a mount namespace of its own.
+    pub(in crate::local) mounts: Vec<[String; 4]>,
 }
 
 /// Why nothing was forked.

@@ -73,12 +73,15 @@ impl LocalHost {
                 return Ok(Log::default());
             }
             progress.log.line(&announce(&install, &request.update));
+            let standing = self.standing_of(instance, request.data_set)?;
+            let private = self.private_directories(instance, &allocation.odoo, standing, false).await?;
             let mut program = self
-                .warm(command::odoo(&distribution, &record, &allocation.odoo, &request.settings), &distribution, &record)
+                .warm(command::odoo(&distribution, &record, &allocation.odoo, &request.settings, &self.programs()), &distribution, &record)
                 .arg("--config")
                 .arg(&config)
                 .args(["--database", DATABASE, "--stop-after-init", "--no-http"])
                 .group(self.prepare_run(instance, claim.fence.operation)?)
+                .private(&private)
                 .output_limit(LOG_LIMIT)
                 // Nobody is served by it.
                 .yields()
@@ -90,7 +93,7 @@ impl LocalHost {
             }
             program = program.args(demo_option(&record.release.odoo_version, request.with_demo));
             // Nothing of what the code of the modules does with raw data may reach anybody.
-            if self.standing_of(instance, request.data_set)? == Standing::Raw {
+            if standing == Standing::Raw {
                 self.require_isolation().await?;
                 program = program.without_network();
             }

@@ -156,13 +156,20 @@ impl LocalHost {
             settings: spec.settings.clone(),
             takes_turns: true,
         };
+        let standing = self.standing_of(instance, spec.data_set.id())?;
+        let private = self.private_directories(instance, &allocation.odoo, standing, !beside).await?;
         let mut program = self
-            .warm(command::serving(&distribution, &record, &allocation.odoo, &spec.settings, &turns), &distribution, &record)
+            .warm(
+                command::serving(&distribution, &record, &allocation.odoo, &spec.settings, &self.programs(), &turns),
+                &distribution,
+                &record,
+            )
             .arg("--config")
             .arg(&config)
             .args(["--database", DATABASE])
             .args(update.map(update_and_serve::options).unwrap_or_default())
-            .group(self.cgroups.prepare(instance, Part::Slot(spec.color), beside));
+            .group(self.cgroups.prepare(instance, Part::Slot(spec.color), beside))
+            .private(&private);
         for (port, socket) in self.slot_sockets(instance, spec.color, &[Some(http), websocket]).await? {
             program = program.socket(port, socket);
         }

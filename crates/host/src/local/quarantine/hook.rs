@@ -16,6 +16,7 @@ use crate::{
         layout::{CLUSTER_PORT, Layout, Unit},
         ledger::OsUser,
         odoo::command,
+        private::Private,
         process::run_recorded,
         releases::ReleaseRecord,
     },
@@ -40,7 +41,7 @@ impl LocalHost {
     pub(super) async fn run_hook(&self, claim: &Claim, hook: Hook<'_>, progress: &Progress) -> Result<()> {
         progress.log.line("Running the project's neutralize.py.");
         let unit = Unit::Run(claim.fence.operation);
-        let program = command::python(hook.record, hook.user, hook.env_vars)
+        let program = command::python(hook.record, hook.user, hook.env_vars, &[])
             .arg(hook.path)
             .cwd(hook.path.parent().unwrap_or(Path::new("/")))
             .env("PGHOST", &hook.cluster.socket_directory)
@@ -48,6 +49,7 @@ impl LocalHost {
             .env("PGDATABASE", ODOO_ROLE)
             .env("PGUSER", ODOO_ROLE)
             .without_network()
+            .private(&Private::Fleeting)
             .group(self.prepare_run(claim.instance, claim.fence.operation)?)
             .time_limit(TIME_LIMIT)
             .progress(progress);

@@ -141,8 +141,10 @@ impl LocalHost {
             .iter()
             .fold(pip::install_without_settings(venv.join("bin/python")), |program, (path, _)| program.arg("--requirement").arg(path));
         let finished = gateway
-            .told(program.arg("--no-warn-script-location").cwd(&tree).env("HOME", &home).env("TMPDIR", &scratch))
+            .told(program.arg("--no-warn-script-location").cwd(&tree))
             .of_build(user, vec![gid])
+            .env("HOME", &home)
+            .env("TMPDIR", &scratch)
             .lines(gateway.sink(&progress.log))
             .cancel(progress.cancel.clone())
             .time_limit(INSTALL_TIME)

@@ -21,6 +21,7 @@ use crate::{
     local::{
         LocalHost,
         below::Directory,
+        build_users::{self, BuildUser},
         cluster,
         copy::read_steadily,
         durable::blocking,
@@ -71,28 +72,32 @@ impl LocalHost {
     /// What PostgreSQL's own program says of it: run by a user that owns nothing, on a copy of the one file that it reads.
     async fn control_of(&self, pgdata: &Path) -> Result<Control> {
         let program = cluster::postgres_bin(pgdata)?.join("pg_controldata");
-        let pgdata = pgdata.to_owned();
-        let copied = blocking(move || {
-            let copy = || -> io::Result<tempfile::TempDir> {
-                let control = read_steadily(&Directory::open(&pgdata)?.file(CONTROL)?)?;
-                let place = tempfile::Builder::new().prefix("ocore-").permissions(Permissions::from_mode(0o711)).tempdir()?;
-                Directory::open(place.path())?.make("global", 0o711)?;
-                Directory::open(place.path())?.create(CONTROL, 0o444)?.write_all(&control)?;
-                Ok(place)
-            };
-            Ok(copy())
-        });
-        let place = match copied.await? {
-            Ok(place) => place,
-            Err(error) => return Ok(Control::damaged(&format!("it cannot be read: {error}"))),
-        };
         let user = self.claim_build_user().await?;
-        let described =
-            Program::new(program).arg(place.path()).of_build(&user, Vec::new()).without_network().time_limit(CONTROL_TIME).run();
-        let described = described.await;
+        let control = describe_control(program, pgdata.to_owned(), &user).await;
         user.release().await?;
-        Ok(Control::of(&described?))
+        control
     }
+}
+
+/// The copy lies where the user sees it, and not longer than the user is lent.
+async fn describe_control(program: PathBuf, pgdata: PathBuf, user: &BuildUser) -> Result<Control> {
+    let copied = blocking(move || {
+        let copy = || -> io::Result<tempfile::TempDir> {
+            let control = read_steadily(&Directory::open(&pgdata)?.file(CONTROL)?)?;
+            let place =
+                tempfile::Builder::new().prefix("control-").permissions(Permissions::from_mode(0o711)).tempdir_in(build_users::PLACE)?;
+            Directory::open(place.path())?.make("global", 0o711)?;
+            Directory::open(place.path())?.create(CONTROL, 0o444)?.write_all(&control)?;
+            Ok(place)
+        };
+        Ok(copy())
+    });
+    let place = match copied.await? {
+        Ok(place) => place,
+        Err(error) => return Ok(Control::damaged(&format!("it cannot be read: {error}"))),
+    };
+    let program = Program::new(program).arg(place.path()).of_build(user, Vec::new()).without_network().time_limit(CONTROL_TIME);
+    Ok(Control::of(&program.run().await?))
 }
 
 const CONTROL: &str = "global/pg_control";
