@@ -23,7 +23,12 @@ const SLOT: &str = include_str!("slot.py");
 const SEARCH_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 
 /// Odoo's program without any option.
-pub(super) fn odoo(distribution: &InstalledDistribution, record: &ReleaseRecord, user: &OsUser, settings: &OdooSettings) -> Program {
+pub(in crate::local) fn odoo(
+    distribution: &InstalledDistribution,
+    record: &ReleaseRecord,
+    user: &OsUser,
+    settings: &OdooSettings,
+) -> Program {
     python(record, user, &settings.env_vars).arg(&distribution.program)
 }
 
