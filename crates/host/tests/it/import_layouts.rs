@@ -208,7 +208,7 @@ async fn extensions_come_in_as_the_dump_has_them_and_what_only_a_superuser_makes
     let scene = Scene::new().await?;
     let dump = String::from_utf8(scene.pg_dump(&["--clean", "--if-exists"]).await?)?;
     let without_if = String::from_utf8(scene.pg_dump(&["--clean"]).await?)?;
-    let more = "create extension unaccent schema public;\ncreate index case_01 on public.res_partner (public.unaccent(name));\n\
+    let more = "create extension unaccent schema public;\ncreate table public.names (name text);\ncreate index case_01 on public.names (public.unaccent(name));\n\
         create publication shop for all tables;\ncreate publication one for table public.res_partner;\n\
         create subscription s connection 'host=x' publication p;\ncreate function public.on_ddl() returns event_trigger language plpgsql as $$ begin end $$;\n\
         create event trigger case_04 on ddl_command_end execute function public.on_ddl();\n";

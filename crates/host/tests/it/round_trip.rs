@@ -113,7 +113,7 @@ async fn content(host: &LocalHost, instance: InstanceId, data_set: DataSetId) ->
     // How many values a sequence has taken in advance is nobody's.
     let sql =
         "select format('select %L || E''\\n'' || coalesce(string_agg(%s, E''\\n'' order by t::text collate \"C\"), '''') from %I.%I t',
-            n.nspname || '.' || c.relname || ' ' || c.relkind || c.relpersistence,
+            concat(n.nspname, '.', c.relname, ' ', c.relkind, c.relpersistence),
             case c.relkind when 'S' then '(t.last_value, t.is_called)::text' else 't::text' end, n.nspname, c.relname)
         from pg_class c join pg_namespace n on n.oid = c.relnamespace
         where c.relkind in ('r', 'm', 'S') and n.nspname not in ('pg_catalog', 'information_schema') order by 1";
@@ -201,7 +201,7 @@ fn what_was_exported_comes_back_whole() -> Result<()> {
         let host = sandbox.host().await?;
         anyhow::Ok((sandbox, host))
     })?;
-    let mut runner = TestRunner::new(Config { cases: 8, max_shrink_iters: 16, failure_persistence: None, ..Config::default() });
+    let mut runner = TestRunner::new(Config { cases: 8, max_shrink_iters: 8, failure_persistence: None, ..Config::default() });
     let outcome =
         runner.run(&cases(), |case| runtime.block_on(goes_round(&host, &case)).map_err(|error| TestCaseError::fail(format!("{error:#}"))));
     drop((host, sandbox));

@@ -412,7 +412,7 @@ enum Verdict {
 }
 
 /// What only a superuser may make and no Odoo needs, by its words.
-const OF_SUPERUSERS: &[&[&str]] = &[&["publication"], &["subscription"], &["event", "trigger"]];
+const PRIVILEGED: &[&[&str]] = &[&["publication"], &["subscription"], &["event", "trigger"]];
 
 /// What becomes of a statement, ending with its semicolon.
 fn judge(statement: &str, has_made: bool, made_before: &BTreeSet<String>) -> Verdict {
@@ -430,7 +430,7 @@ fn judge(statement: &str, has_made: bool, made_before: &BTreeSet<String>) -> Ver
     if is(0, "set") && is(1, "standard_conforming_strings") {
         return Verdict::Escapes(!statement.to_ascii_lowercase().contains("on"));
     }
-    for kind in OF_SUPERUSERS {
+    for kind in PRIVILEGED {
         let from = if is(0, "comment") { 2 } else { 1 };
         let is_kind = kind.iter().enumerate().all(|(at, word)| is(from + at, word));
         if is_kind && ["create", "alter", "drop", "comment"].iter().any(|verb| is(0, verb)) {
