@@ -353,7 +353,7 @@ async fn what_odoo_does_not_know_is_emptied_silenced_or_named(world: &World) {
         ("select count(*) from auditlog_log_line where old_value <> '' or new_value <> ''", "0"),
         ("select count(*) from audit.logged_actions", "0"),
         // They are as they were.
-        ("select string_agg(tgname || tgenabled, ' ' order by tgname) from pg_trigger where not tgisinternal", "alwaysA keepO"),
+        ("select string_agg(concat(tgname, tgenabled), ' ' order by tgname) from pg_trigger where not tgisinternal", "alwaysA keepO"),
         ("select ev_enabled from pg_rewrite where rulename = 'noted'", "O"),
         ("select count(*) from of_parameters where v like 'sk_live%'", "0"),
         (

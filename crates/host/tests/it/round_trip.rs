@@ -111,10 +111,9 @@ fn sql(case: &Case) -> String {
 /// What every table and sequence of a database holds.
 async fn content(host: &LocalHost, instance: InstanceId, data_set: DataSetId) -> Result<String> {
     // How many values a sequence has taken in advance is nobody's.
-    let sql =
-        "select format('select %L || E''\\n'' || coalesce(string_agg(%s, E''\\n'' order by t::text collate \"C\"), '''') from %I.%I t',
-            concat(n.nspname, '.', c.relname, ' ', c.relkind, c.relpersistence),
-            case c.relkind when 'S' then '(t.last_value, t.is_called)::text' else 't::text' end, n.nspname, c.relname)
+    let sql = "select format(case c.relkind when 'S' then 'select %L || (last_value, is_called)::text from %I.%I'
+                else 'select %L || coalesce(string_agg(t::text, E''\\n'' order by t::text collate \"C\"), '''') from %I.%I t' end,
+            concat(n.nspname, '.', c.relname, ' ', c.relkind, c.relpersistence, ' '), n.nspname, c.relname)
         from pg_class c join pg_namespace n on n.oid = c.relnamespace
         where c.relkind in ('r', 'm', 'S') and n.nspname not in ('pg_catalog', 'information_schema') order by 1";
     let questions = as_odoo(host, instance, data_set, sql).await?.expect_success("the tables were found")?.stdout_text();

@@ -93,7 +93,10 @@ impl Evidence<'_> {
     /// A script that names the place: its author knew it.
     fn mentioned_by(&self, place: &str, column: Option<&Column>) -> Option<&Script> {
         self.scripts.iter().find(|script| match (column, place.strip_prefix(PARAMETER)) {
-            (Some(column), _) => has_word(&script.text, &column.table) && has_word(&script.text, &column.name),
+            (Some(column), _) => {
+                let names = [Some(&column.table), Some(&column.name), (!column.is_odoos()).then_some(&column.schema)];
+                names.into_iter().flatten().all(|name| has_word(&script.text, name))
+            }
             (None, Some(key)) => script.names_parameter(key),
             (None, None) if place == LARGE_OBJECTS => has_word(&script.text, "lo_unlink"),
             (None, None) => {

@@ -8,6 +8,8 @@ use crate::error::{HostError, Result};
 
 /// Lines around the one that failed, in an excerpt.
 const CONTEXT_LINES: usize = 3;
+/// Classes of PostgreSQL's errors that data, or what was asked of them, are to blame for (PostgreSQL's manual, appendix A).
+const OF_THE_DATA: &[&str] = &["0A", "21", "22", "23", "25", "27", "2B", "2F", "38", "39", "42", "44", "P0"];
 
 /// Runs the script's statements. Whatever transaction is open stays so, unless the script ends it.
 pub(super) async fn run(connection: &mut PgConnection, script: &Script, cancel: &CancellationToken) -> Result<()> {
@@ -47,9 +49,7 @@ pub(super) fn lost(error: sqlx::Error) -> HostError {
 /// of rows.
 pub(super) fn of_the_data(error: &sqlx::Error) -> Option<String> {
     let database = error.as_database_error()?.try_downcast_ref::<PgDatabaseError>()?;
-    // PostgreSQL's manual, appendix A.
-    const CLASSES: &[&str] = &["0A", "21", "22", "23", "25", "27", "2B", "2F", "38", "39", "42", "44", "P0"];
-    database.code().get(..2).is_some_and(|class| CLASSES.contains(&class)).then(|| tell(database))
+    database.code().get(..2).is_some_and(|class| OF_THE_DATA.contains(&class)).then(|| tell(database))
 }
 
 fn tell(database: &PgDatabaseError) -> String {

@@ -28,7 +28,7 @@ pub(super) async fn refresh(connection: &mut PgConnection, progress: &Progress) 
         let refreshed = sqlx::raw_sql(AssertSqlSafe(format!("refresh materialized view {view}"))).execute(&mut *connection).await;
         if let Err(error) = refreshed {
             // Also one that takes too long.
-            let is_slow = error.as_database_error().and_then(|error| error.code()).as_deref() == Some("57014");
+            let is_slow = error.as_database_error().and_then(sqlx::error::DatabaseError::code).as_deref() == Some("57014");
             let Some(reason) = of_the_data(&error).or_else(|| is_slow.then(|| "it takes too long".to_owned())) else {
                 return Err(lost(error));
             };
