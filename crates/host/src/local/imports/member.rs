@@ -251,7 +251,7 @@ mod tests {
         assert_eq!(by_content(path(), b"PGDMP\x01").unwrap(), Member::Custom { path: path(), gzip: false });
         assert_eq!(by_content(path(), b"select 1").unwrap(), Member::Other(path()));
         let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-        gzip.write_all(&[sql, &[b'x'; 100_000]].concat()).unwrap();
+        gzip.write_all(&[sql, &vec![b'x'; 100_000]].concat()).unwrap();
         let mut packed = gzip.finish().unwrap();
         packed.truncate(100);
         assert_eq!(by_content(path(), &packed).unwrap(), Member::Sql { path: path(), gzip: true });

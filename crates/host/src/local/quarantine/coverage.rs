@@ -100,7 +100,8 @@ impl Evidence<'_> {
             (None, Some(key)) => script.names_parameter(key),
             (None, None) if place == LARGE_OBJECTS => has_word(&script.text, "lo_unlink"),
             (None, None) => {
-                [SCHEMA, VIEW].iter().find_map(|kind| place.strip_prefix(kind)).is_some_and(|name| has_word(&script.text, name))
+                let name = [SCHEMA, VIEW].iter().find_map(|kind| place.strip_prefix(kind));
+                name.and_then(|name| name.rsplit('.').next()).is_some_and(|name| has_word(&script.text, name))
             }
         })
     }
