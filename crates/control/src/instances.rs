@@ -21,7 +21,7 @@ use crate::{
     authorization::{Grant, ManageEnvironments, ManageInstances, Scope, ViewInstances},
     environments::{self, Removal},
     operations::{self, OperationKind},
-    projects, secrets,
+    projects, secrets, sleep,
     store::{self, branches::PushedProject, instances::NewInstance},
     variables,
 };
@@ -38,8 +38,6 @@ const MEBIBYTE: u64 = 1 << 20;
 /// Odoo's words for `--log-level`.
 const LOG_LEVELS: &[&str] =
     &["info", "debug_rpc", "warn", "test", "critical", "runbot", "debug_sql", "error", "debug", "debug_rpc_answer", "notset"];
-/// Odoo's own administrator.
-const ADMIN_LOGIN: &str = "admin";
 
 /// Every instance of the organization, the oldest first; those of one server, if given.
 pub async fn list(control: &Control, grant: &Grant<ViewInstances>, server: Option<ServerId>) -> Result<Vec<Instance>> {
@@ -472,7 +470,8 @@ pub struct Credentials {
     pub password: secrets::Secret,
 }
 
-/// The login that the fresh database got. Who changed the password in Odoo knows the new one themselves. Audited.
+/// The login that the administrator has by now, which a database that sleeps is woken for. Who changed the password in Odoo knows the new one themselves.
+/// Audited.
 pub async fn credentials(control: &Control, grant: &Grant<ManageInstances>, id: InstanceId) -> Result<Credentials> {
     let mut connection = control.pool.acquire().await?;
     let instance = read(&mut connection, grant, id).await?;
@@ -483,7 +482,23 @@ pub async fn credentials(control: &Control, grant: &Grant<ManageInstances>, id: 
     let place = secrets::Place { table: "instances", column: "admin_password", row: id.as_uuid() };
     let detail = json!({ "instance": instance.slug, "stage": instance.stage });
     audit::record(&mut connection, control, grant, "instance.credentials_read", &subject(id), &detail).await?;
-    Ok(Credentials { login: ADMIN_LOGIN.to_owned(), password: secrets::open(&control.settings, place, &sealed)? })
+    drop(connection);
+    let password = secrets::open(&control.settings, place, &sealed)?;
+    if instance.status == InstanceStatus::Asleep {
+        sleep::wake_and_wait(control, id).await?;
+    }
+    let data_set = store::instances::find(&mut *control.pool.acquire().await?, grant, id).await?.and_then(|found| found.active_data_set_id);
+    let administrator = match data_set {
+        Some(data_set) => control.host.administrator(id, data_set).await?,
+        None => None,
+    };
+    let administrator = administrator.ok_or_else(|| {
+        Error::conflict(
+            "stopped",
+            format!("the database of {} does not run, so it is not known who its administrator is; start it", instance.slug),
+        )
+    })?;
+    Ok(Credentials { login: administrator.login, password })
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use lettre::{
     Address, AsyncSmtpTransport, AsyncTransport, Message, Tokio1Executor,
     message::{MultiPart, SinglePart},
 };
-use ocore_host::{HostError, MailStream};
+use ocore_host::{Administrator, HostError, MailStream};
 use ocore_model::{
     environment::Stage,
     ids::{EnvironmentId, InstanceId},
@@ -33,7 +33,6 @@ const ADDRESSES: usize = 50;
 const PATIENCE: Duration = Duration::from_mins(2);
 /// The one database of an instance.
 const DATABASE: &str = "odoo";
-const LOGIN: &str = "admin";
 /// What an Odoo may answer, in bytes: a number, or what it says against the mail.
 const ANSWER_LIMIT: usize = 1 << 20;
 /// Characters of what Odoo said that are shown.
@@ -340,10 +339,15 @@ pub async fn inject(control: &Control, grant: &Grant<ManageEnvironments>, id: En
     let place = secrets::Place { table: "instances", column: "admin_password", row: row.instance.as_uuid() };
     let password = secrets::open(&control.settings, place, &sealed)?;
     let text = |value: &str| format!("<string>{}</string>", escape(value));
-    let login = [text(DATABASE), text(LOGIN), text(password.expose_text()?), "<struct></struct>".to_owned()];
-    let user = integer(&call(&http, "common", "authenticate", &login).await?).ok_or_else(|| {
-        Error::conflict("password_changed", "Odoo does not take the password that oCore knows; somebody has changed the one of `admin`")
+    let administrator = match row.data_set {
+        Some(data_set) => control.host.administrator(row.instance, data_set).await?,
+        None => None,
+    };
+    let administrator = administrator.ok_or_else(|| {
+        Error::conflict("not_running", "the environment's database does not run, or holds no administrator; start it first")
     })?;
+    let login = [text(DATABASE), text(&administrator.login), text(password.expose_text()?), "<struct></struct>".to_owned()];
+    let user = integer(&call(&http, "common", "authenticate", &login).await?).ok_or_else(|| refused(&administrator))?;
     let arguments = format!(
         "<array><data><value><boolean>0</boolean></value><value><base64>{}</base64></value></data></array>",
         BASE64.encode(message)
@@ -357,6 +361,29 @@ pub async fn inject(control: &Control, grant: &Grant<ManageEnvironments>, id: En
         arguments,
     ];
     Ok(integer(&call(&http, "object", "execute_kw", &process).await?))
+}
+
+/// Why Odoo does not let its administrator in.
+fn refused(administrator: &Administrator) -> Error {
+    let login = &administrator.login;
+    if !administrator.is_active {
+        return Error::conflict(
+            "administrator_archived",
+            format!("Odoo's administrator `{login}` is archived, so oCore cannot hand Odoo a mail; restore that user"),
+        );
+    }
+    if administrator.has_second_factor {
+        return Error::conflict(
+            "second_factor",
+            format!(
+                "Odoo asks its administrator `{login}` for a second factor, so oCore cannot hand it a mail; switch that off in this environment"
+            ),
+        );
+    }
+    Error::conflict(
+        "password_changed",
+        format!("Odoo does not take the password that oCore knows; somebody has changed the one of `{login}`"),
+    )
 }
 
 /// One XML-RPC call of Odoo's external API; the answer's text, or what Odoo said against it.

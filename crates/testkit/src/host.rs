@@ -5,11 +5,11 @@ use std::{collections::BTreeMap, net::SocketAddr};
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use ocore_host::{
-    BuildRelease, ByteStream, CheckImport, DataSource, Distribution, Egress, EgressReport, ExportedFile, Fence, Host, HostError, HostFacts,
-    ImportFacts, Inspect, Inspected, InstalledModule, InstanceObservation, KeepTemplate, MailStream, MakeTemplate, Neutralize, Neutralized,
-    NewDataSet, NewUpload, ProbedPage, Progress, Quarantined, Release, ReleaseId, Result, RunModules, RunningSlot, ScheduledActions,
-    SetAside, SlotSpec, Snapshot, SnapshotEstimate, Source, SourceId, SpaceReport, TakeSnapshot, TarStream, Template, TemplateLimits,
-    UploadPart, UploadedPart, Verification, WriteExport,
+    Administrator, BuildRelease, ByteStream, CheckImport, DataSource, Distribution, Egress, EgressReport, ExportedFile, Fence, Host,
+    HostError, HostFacts, ImportFacts, Inspect, Inspected, InstalledModule, InstanceObservation, KeepTemplate, MailStream, MakeTemplate,
+    Neutralize, Neutralized, NewDataSet, NewUpload, ProbedPage, Progress, Quarantined, Release, ReleaseId, Result, RunModules, RunningSlot,
+    ScheduledActions, SetAside, SlotSpec, Snapshot, SnapshotEstimate, Source, SourceId, SpaceReport, TakeSnapshot, TarStream, Template,
+    TemplateLimits, UploadPart, UploadedPart, Verification, WriteExport,
 };
 use ocore_model::{
     edge::{EdgeStatus, RouteTraffic, Wanted},
@@ -58,6 +58,10 @@ impl Host for NoHost {
     }
 
     async fn peek_modules(&self, _: InstanceId, _: DataSetId) -> Result<Option<Vec<InstalledModule>>> {
+        refuse()
+    }
+
+    async fn administrator(&self, _: InstanceId, _: DataSetId) -> Result<Option<Administrator>> {
         refuse()
     }
 

@@ -179,6 +179,16 @@ pub struct ScheduledActions {
     pub next: Option<DateTime<Utc>>,
 }
 
+/// Who administers an Odoo.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Administrator {
+    pub login: String,
+    /// Not archived.
+    pub is_active: bool,
+    /// Odoo asks for more than the password, and its API takes none.
+    pub has_second_factor: bool,
+}
+
 /// A module as the database knows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InstalledModule {
@@ -388,6 +398,9 @@ pub trait Host: Send + Sync + 'static {
     /// The same of a data set whose cluster runs, beside whatever an operation does there; nothing is claimed and nothing is started. `None` when
     /// the cluster does not run.
     async fn peek_modules(&self, instance: InstanceId, data_set: DataSetId) -> Result<Option<Vec<InstalledModule>>>;
+
+    /// Who administers the data set's Odoo, read in the same manner. `None` when the cluster does not run, or holds no Odoo.
+    async fn administrator(&self, instance: InstanceId, data_set: DataSetId) -> Result<Option<Administrator>>;
 
     /// Brings a copy of the data set's file store, from which the instance's next copy begins, up to date. Nobody sees it but by the time that a
     /// copy takes. Nothing is claimed; may run twice, beside everything else, and be broken off at any moment: `Cancelled` when somebody needs

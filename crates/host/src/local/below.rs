@@ -126,6 +126,11 @@ impl Directory {
         Ok(rustix::fs::renameat(&self.0, from, &self.0, to)?)
     }
 
+    /// Moves a file, or a link for itself, in place of what has the same name there. `name` is one part.
+    pub(super) fn rename_into(&self, name: &str, other: &Self) -> io::Result<()> {
+        Ok(rustix::fs::renameat(&self.0, name, &other.0, name)?)
+    }
+
     /// Its own entries are on the disk for good.
     pub(super) fn sync(&self) -> io::Result<()> {
         Ok(rustix::fs::fsync(&self.0)?)

@@ -43,6 +43,8 @@ const START_DEADLINE: Duration = Duration::from_mins(10);
 /// How long a fast stop may take before an immediate one, which needs recovery at the next start.
 const FAST_STOP: Duration = Duration::from_mins(1);
 const IMMEDIATE_STOP: Duration = Duration::from_secs(10);
+/// Of a copy that has nobody to serve yet.
+const RECOVERY_TIME: Duration = Duration::from_hours(1);
 const INIT_TIME_LIMIT: Duration = Duration::from_mins(5);
 const FIRST_NORMAL_OBJECT_ID: &str = "16384";
 const NOT_MADE: &str = "the database of a new PostgreSQL cluster could not be made";
@@ -134,6 +136,7 @@ impl Cluster {
         let bin = postgres_bin(&self.pgdata)?;
         self.find_backup_label_again(&bin).await?;
         self.prepare().await?;
+        self.bring_unlogged_back(&bin).await?;
         let log_start = fs::metadata(&self.log).map_or(0, |metadata| metadata.len());
         let program = Program::new(bin.join("postgres"))
             .arg("-D")
@@ -221,15 +224,30 @@ impl Cluster {
         Err(io::Error::other("what is in the place of its socket is none of its own"))
     }
 
-    /// Makes extensions in a new cluster that nobody has worked in yet and that does not run. Each must be a name of our own.
-    pub(super) async fn make_extensions(&self, bin: &Path, extensions: &[&str]) -> Result<()> {
-        if extensions.is_empty() {
+    /// Runs statements of our own, each one line, in the database of a new cluster that nobody has worked in yet and that does not run.
+    pub(super) async fn furnish(&self, bin: &Path, statements: &[String]) -> Result<()> {
+        if statements.is_empty() {
             return Ok(());
         }
-        let statements: Vec<String> =
-            extensions.iter().map(|extension| format!("create extension if not exists \"{extension}\" schema public")).collect();
         let attempt = "the PostgreSQL extensions of the database could not be made";
-        single_user(bin, &self.pgdata, &self.run_as(), self.tenant.name, &statements, attempt).await
+        single_user(bin, &self.pgdata, &self.run_as(), self.tenant.name, statements, attempt).await
+    }
+
+    /// Lets it recover and shuts it down again, without a server that anybody could come to. Nobody runs here, and the configuration is written.
+    pub(super) async fn recover_alone(&self, bin: &Path) -> Result<()> {
+        Program::new(bin.join("postgres"))
+            .args(["--single", "-D"])
+            .arg(&self.pgdata)
+            .arg(SUPERUSER)
+            .cwd(&self.pgdata)
+            .run_as(self.run_as())
+            .group(self.place.as_ref().map(Place::prepare).unwrap_or_default())
+            .stdin(String::new())
+            .time_limit(RECOVERY_TIME)
+            .run()
+            .await?
+            .expect_success("a copy of a database could not recover")?;
+        Ok(())
     }
 
     /// It runs and answers a query.

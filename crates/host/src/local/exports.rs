@@ -15,7 +15,7 @@ use ocore_model::{
     export::ExportFormat,
     ids::{DataSetId, ExportId},
 };
-use rustix::io::Errno;
+use rustix::{fs::FileType, io::Errno};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncSeekExt;
@@ -104,7 +104,14 @@ impl LocalHost {
         };
         // Whoever stops waiting for it ends it too.
         let _end_with_us = end.drop_guard();
-        let written = blocking(move || packing.pack()).await?;
+        let (written, passed_over) = blocking(move || packing.pack()).await?;
+        if let Some(example) = passed_over.first() {
+            progress.log.line(&format!(
+                "{} entries of the file store are no regular files and are not in the export, such as {}.",
+                passed_over.len(),
+                example.escape_debug()
+            ));
+        }
         durable::write_fleeting_json(&work.path().join(MANIFEST), &written)?;
         std::fs::set_permissions(work.path(), std::fs::Permissions::from_mode(0o711))
             .map_err(|error| HostError::machine_from("an export could not be opened", error))?;
@@ -217,19 +224,21 @@ struct Packing {
 }
 
 impl Packing {
-    fn pack(self) -> Result<ExportedFile> {
+    /// Also what of the file store is no regular file.
+    fn pack(self) -> Result<(ExportedFile, Vec<String>)> {
+        let mut passed_over = Vec::new();
         match self.format {
             ExportFormat::Custom if self.bare => {
                 std::fs::rename(&self.dumped, &self.content).map_err(|error| cannot_write(&self.content, error))?;
             }
-            ExportFormat::Zip => self.zip()?,
-            ExportFormat::Custom | ExportFormat::Directory => self.tar()?,
+            ExportFormat::Zip => self.zip(&mut passed_over)?,
+            ExportFormat::Custom | ExportFormat::Directory => self.tar(&mut passed_over)?,
         }
         durable::remove_tree(&self.dumped)?;
-        self.digest()
+        Ok((self.digest()?, passed_over))
     }
 
-    fn zip(&self) -> Result<()> {
+    fn zip(&self, passed_over: &mut Vec<String>) -> Result<()> {
         let failed = |error: zip::result::ZipError| match error {
             zip::result::ZipError::Io(error) => cannot_write(&self.content, error),
             error => HostError::machine_from("the zip could not be written", error),
@@ -240,7 +249,7 @@ impl Packing {
             .compression_level(Some(LEVEL))
             .large_file(true)
             .unix_permissions(0o644);
-        self.each(|name, size, reader| {
+        self.each(passed_over, |name, size, reader| {
             zip.start_file(name, options).map_err(failed)?;
             self.copy(size, reader, &mut zip)
         })?;
@@ -248,10 +257,10 @@ impl Packing {
         inner.flush().map_err(|error| cannot_write(&self.content, error))
     }
 
-    fn tar(&self) -> Result<()> {
+    fn tar(&self, passed_over: &mut Vec<String>) -> Result<()> {
         let mut tar = tar::Builder::new(BufWriter::with_capacity(1 << 18, new_file(&self.content)?));
         let failed = |error| cannot_write(&self.content, error);
-        self.each(|name, size, reader| {
+        self.each(passed_over, |name, size, reader| {
             let mut header = tar::Header::new_gnu();
             header.set_size(size);
             header.set_mode(0o644);
@@ -261,13 +270,13 @@ impl Packing {
     }
 
     /// Every member: its name, its size, its bytes. The database first, as Odoo's own zips have it.
-    fn each(&self, mut take: impl FnMut(&str, u64, &mut dyn Read) -> Result<()>) -> Result<()> {
+    fn each(&self, passed_over: &mut Vec<String>, mut take: impl FnMut(&str, u64, &mut dyn Read) -> Result<()>) -> Result<()> {
         let parent = self.dumped.parent().unwrap_or(Path::new("/"));
         let name = self.dumped.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let dumped = Directory::open(parent).map_err(|error| unreadable(name, error))?;
         if self.format == ExportFormat::Directory {
             let tables = dumped.inside(name).map_err(|error| unreadable(name, error))?;
-            for file in files_below(&tables)? {
+            for file in files_below(&tables, |_| true, passed_over)? {
                 let (mut open, size) = open_below(&tables, &file)?;
                 take(&format!("{name}/{file}"), size, &mut open)?;
             }
@@ -277,7 +286,9 @@ impl Packing {
         }
         take(MANIFEST, self.about.len() as u64, &mut self.about.as_slice())?;
         let Some(store) = &self.store else { return Ok(()) };
-        for file in files_below(store)? {
+        // Odoo's collector marks new files by empty ones of the same name, which are nothing to anybody else.
+        let is_wanted = |path: &Path| !path.starts_with("checklist");
+        for file in files_below(store, is_wanted, passed_over)? {
             let (mut open, size) = open_below(store, &file)?;
             take(&format!("filestore/{file}"), size, &mut open)?;
         }
@@ -368,17 +379,19 @@ fn file_store_of(data_dir: &Path) -> Result<Option<Directory>> {
     }
 }
 
-/// Regular files of a directory, sorted. Links are passed over.
-fn files_below(directory: &Directory) -> Result<Vec<String>> {
+/// Regular files of a directory, sorted. What else there is, but for directories, is passed over.
+fn files_below(directory: &Directory, is_wanted: impl Fn(&Path) -> bool, passed_over: &mut Vec<String>) -> Result<Vec<String>> {
     let mut names = Vec::new();
     let walked = directory.walk(|entry| {
-        if names.len() >= MOST_FILES {
+        if names.len() + passed_over.len() >= MOST_FILES {
             return Err(io::Error::other(format!("there are more than {MOST_FILES} files")));
         }
-        if entry.is_file()
-            && let Some(name) = entry.path.to_str()
-        {
-            names.push(name.to_owned());
+        if entry.kind() == FileType::Directory || !is_wanted(entry.path) {
+            return Ok(());
+        }
+        match entry.path.to_str() {
+            Some(name) if entry.is_file() => names.push(name.to_owned()),
+            _ => passed_over.push(entry.path.display().to_string()),
         }
         Ok(())
     });

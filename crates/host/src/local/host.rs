@@ -18,9 +18,9 @@ use ocore_model::{
 use super::{LocalHost, copy, imports};
 use crate::{
     api::{
-        BuildRelease, ByteStream, CheckImport, DataSource, Distribution, Egress, EgressReport, ExportedFile, Fence, Host, HostFacts,
-        ImportFacts, Inspect, Inspected, InstalledModule, InstanceObservation, KeepTemplate, MailStream, MakeTemplate, Neutralize,
-        Neutralized, NewDataSet, NewUpload, ProbedPage, Progress, Quarantined, Release, ReleaseId, RunModules, RunningSlot,
+        Administrator, BuildRelease, ByteStream, CheckImport, DataSource, Distribution, Egress, EgressReport, ExportedFile, Fence, Host,
+        HostFacts, ImportFacts, Inspect, Inspected, InstalledModule, InstanceObservation, KeepTemplate, MailStream, MakeTemplate,
+        Neutralize, Neutralized, NewDataSet, NewUpload, ProbedPage, Progress, Quarantined, Release, ReleaseId, RunModules, RunningSlot,
         ScheduledActions, SetAside, SlotSpec, Snapshot, SnapshotEstimate, Source, SourceId, SpaceReport, TakeSnapshot, TarStream, Template,
         TemplateLimits, UploadPart, UploadedPart, Verification, WriteExport,
     },
@@ -119,6 +119,10 @@ impl Host for LocalHost {
 
     async fn peek_modules(&self, instance: InstanceId, data_set: DataSetId) -> Result<Option<Vec<InstalledModule>>> {
         self.modules_if_running(instance, data_set).await
+    }
+
+    async fn administrator(&self, instance: InstanceId, data_set: DataSetId) -> Result<Option<Administrator>> {
+        self.administrator_if_running(instance, data_set).await
     }
 
     async fn keep_copy_warm(&self, instance: InstanceId, data_set: DataSetId, progress: Progress) -> Result<()> {

@@ -42,6 +42,7 @@ mod snapshots;
 #[allow(clippy::disallowed_methods, reason = "these trees are root's own, or sealed before anybody works in them")]
 mod sources;
 mod templates;
+mod unlogged;
 mod users;
 
 use std::{os::unix::fs::PermissionsExt, path::Path};

@@ -193,6 +193,9 @@ async fn a_raw_copy_becomes_harmless_or_stays_in_quarantine() {
     let before = world.sql(world.production, "select md5(string_agg(t::text, '|' order by id)) from ir_mail_server t").await;
     nothing_of_production_lives_in_the_copy(&world).await;
     raw_data_are_updated_without_a_network(&world).await;
+    what_odoo_does_not_know_is_emptied_silenced_or_named(&world).await;
+    a_column_that_no_value_fits_keeps_the_copy_raw_until_the_project_sets_it(&world).await;
+    mail_servers_whose_rows_do_not_count_are_proven_by_asking_odoo(&world).await;
     the_projects_own_scripts_run_and_are_named(&world).await;
     what_fails_leaves_the_copy_raw(&world).await;
     cancelled_or_killed_in_the_middle_it_stays_raw_and_can_be_neutralized_again(&world).await;
@@ -299,6 +302,141 @@ async fn nothing_of_production_lives_in_the_copy(world: &World) {
     assert_eq!(verdict(&again.report, "ir_config_parameter:acme.token"), None, "it is empty by now");
     assert_eq!(world.sql(data_set, "select value from ir_config_parameter where key = 'acme.sandbox_token'").await, "sandbox");
     world.remove(data_set).await;
+}
+
+/// What other modules, people and tools put into a database: constraints on credentials, logs of changes, copies of tables.
+const OTHERS: &str = r#"
+    create table account_edi_proxy_client_user (id serial primary key, active boolean, id_client varchar not null, company_id integer, refresh_token varchar,
+        private_key_id bytea not null, constraint account_edi_proxy_client_user_unique_id_client unique (id_client));
+    insert into account_edi_proxy_client_user (active, id_client, company_id, refresh_token, private_key_id) values
+        (true, 'production-client-1', 1, 'refresh-1', 'a'), (true, 'production-client-2', 2, 'refresh-2', 'b');
+    create unique index on account_edi_proxy_client_user (private_key_id);
+    create table certificate_narrow (id serial primary key, pem_key varchar(5) not null unique, content text not null unique check (content ~ '^[0-9a-f]{64}$'),
+        pkcs12_password jsonb not null unique);
+    insert into certificate_narrow (pem_key, content, pkcs12_password) select 'k' || n, encode(sha256(n::text::bytea), 'hex'), to_jsonb(n) from generate_series(1, 2) n;
+    create table auditlog_log_line (id serial primary key, field_name varchar, old_value text, new_value text);
+    insert into auditlog_log_line (field_name, old_value, new_value) values ('password', '', 'Winter-2026!');
+    create schema audit;
+    create table audit.logged_actions (event_id bigserial primary key, table_name text, action text, old_row jsonb);
+    create function audit.keep() returns trigger language plpgsql as $$ begin
+        insert into audit.logged_actions (table_name, action, old_row) values (tg_table_name, tg_op, to_jsonb(old)); return null; end $$;
+    create trigger keep after update or delete on ir_mail_server for each row execute function audit.keep();
+    create trigger always after update on ir_config_parameter for each row execute function audit.keep();
+    alter table ir_config_parameter enable always trigger always;
+    create rule noted as on update to payment_provider do also insert into audit.logged_actions (table_name, action) values ('payment_provider', old.stripe_secret_key);
+    create schema before_migration; create table before_migration.ir_mail_server as select * from ir_mail_server;
+    create materialized view parameters as select key, value from ir_config_parameter;
+    create materialized view of_parameters as select value as v from parameters;
+    create domain password_of_it as varchar(80);
+    create table acme_keys (id serial primary key, api_keys text[], plain password_of_it);
+    insert into acme_keys (api_keys, plain) values ('{a,b}', 'sk_live_4f9QzXbT81LmPq27RsVw');
+    select lo_from_bytea(0, 'a key');
+    insert into mail_tracking_value (field_id, mail_message_id, old_value_char, new_value_char)
+        select f.id, (select min(id) from mail_message), 'relay-1', 'relay-2' from ir_model_fields f where f.model = 'ir.mail_server' and f.name in ('smtp_pass', 'name');
+    insert into ir_config_parameter (key, value) values ('auth_totp.policy', 'all_required');
+    update res_users set login = 'office@shop.example', active = false, totp_secret = 'JBSWY3DPEHPK3PXP' where id = 2;"#;
+
+async fn what_odoo_does_not_know_is_emptied_silenced_or_named(world: &World) {
+    let copy = world.raw().await;
+    let data_set = copy.id();
+    world.sql(data_set, OTHERS).await;
+    let report = world.neutralize(copy, &world.release).await.unwrap().report;
+    for (query, expected) in [
+        (
+            "select count(*), count(distinct id_client), bool_or(id_client like 'production-client-%'), bool_or(coalesce(refresh_token, '') <> ''), count(distinct private_key_id) from account_edi_proxy_client_user",
+            "2|2|f|f|2",
+        ),
+        (
+            "select string_agg(pem_key, ' ' order by id), bool_or(content in (select encode(sha256(n::text::bytea), 'hex') from generate_series(1, 2) n)) from certificate_narrow",
+            "n1 n2|f",
+        ),
+        ("select count(*) from auditlog_log_line where old_value <> '' or new_value <> ''", "0"),
+        ("select count(*) from audit.logged_actions", "0"),
+        // They are as they were.
+        ("select string_agg(concat(tgname, tgenabled), ' ' order by tgname) from pg_trigger where not tgisinternal", "alwaysA keepO"),
+        ("select ev_enabled from pg_rewrite where rulename = 'noted'", "O"),
+        ("select count(*) from of_parameters where v like 'sk_live%'", "0"),
+        (
+            "select string_agg(coalesce(old_value_char, '-'), ' ' order by old_value_char nulls first) from mail_tracking_value where old_value_char = 'relay-1' or old_value_char is null and new_value_char is null",
+            "- relay-1",
+        ),
+        ("select login, active, totp_secret is null from res_users where id = 2", "office@shop.example|t|t"),
+    ] {
+        assert_eq!(world.sql(data_set, query).await, expected, "{query}");
+    }
+    for place in
+        ["schema:before_migration", "before_migration.ir_mail_server.smtp_pass", "large_objects", "acme_keys.api_keys", "acme_keys.plain"]
+    {
+        assert_eq!(verdict(&report, place), Some(FindingVerdict::Unknown), "{place}");
+    }
+    for place in ["account_edi_proxy_client_user.id_client", "auditlog_log_line.new_value", "certificate_narrow.pem_key"] {
+        assert_eq!(verdict(&report, place), Some(FindingVerdict::Handled), "{place}: {}", reason(&report, place));
+    }
+    let said = &report.facts.iter().find(|fact| fact.name == "credentials").unwrap().statement;
+    assert!(said.starts_with("Every credential that oCore knows is empty; ") && said.contains("acme_keys.api_keys"), "{said}");
+    let administrator = world.project.host.administrator(world.project.instance, data_set).await.unwrap().unwrap();
+    assert_eq!(
+        (administrator.login.as_str(), administrator.is_active, administrator.has_second_factor),
+        ("office@shop.example", true, false)
+    );
+    world.remove(data_set).await;
+}
+
+async fn a_column_that_no_value_fits_keeps_the_copy_raw_until_the_project_sets_it(world: &World) {
+    let copy = world.raw().await;
+    let strict = "create table certificate_strict (id serial primary key, pem_key text not null constraint is_pem check (pem_key like 'BEGIN %')); \
+                  insert into certificate_strict (pem_key) values ('BEGIN a key')";
+    world.sql(copy.id(), strict).await;
+    let error = world.neutralize(copy, &world.release).await.unwrap_err();
+    assert!(matches!(error, HostError::Rejected { .. }), "{error:?}");
+    let said = error.to_string();
+    assert!(said.contains("certificate_strict.pem_key") && said.contains("is_pem") && said.contains("neutralize.sql"), "{said}");
+    assert_eq!(world.standing(copy.id()), Standing::Raw);
+    let files = with(acme(), "neutralize.sql", "update certificate_strict set pem_key = 'BEGIN nothing';\n");
+    let release = world.project.release(&files).await.unwrap();
+    let report = world.neutralize(copy, &release).await.unwrap().report;
+    assert_eq!(verdict(&report, "certificate_strict.pem_key"), Some(FindingVerdict::Handled));
+    world.remove(copy.id()).await;
+
+    // What fails elsewhere is the data's fault too, and is told with its place.
+    let copy = world.raw().await;
+    world.sql(copy.id(), "alter table ir_config_parameter add constraint nothing_empty check (key !~ '^acme' or value <> '')").await;
+    let error = world.neutralize(copy, &world.release).await.unwrap_err();
+    let said = error.to_string();
+    assert!(
+        matches!(error, HostError::Rejected { .. }) && said.contains("nothing_empty") && said.contains("ir_config_parameter"),
+        "{said}"
+    );
+    world.remove(copy.id()).await;
+}
+
+/// A module that takes the settings of mail servers from variables of the environment, as `mail_environment` does.
+const MAIL_BY_VARIABLE: &str = "import os\n\nfrom odoo import fields, models\n\n\nclass MailServer(models.Model):\n    _inherit = 'ir.mail_server'\n\n    \
+    smtp_host = fields.Char(compute='_compute_smtp', store=False)\n    smtp_port = fields.Integer(compute='_compute_smtp', store=False)\n\n    \
+    def _compute_smtp(self):\n        self.smtp_host, self.smtp_port = 'smtp.shop.example', 587\n";
+/// One that has a way of its own.
+const MAIL_BY_CODE: &str = "from odoo import models\n\n\nclass MailServer(models.Model):\n    _inherit = 'ir.mail_server'\n\n    \
+    def _connect__(self, host=None, port=None, **options):\n        return super()._connect__(host='smtp.shop.example', port=587)\n";
+
+async fn mail_servers_whose_rows_do_not_count_are_proven_by_asking_odoo(world: &World) {
+    let extends = "insert into ir_model_data (model, module, name, res_id) select 'ir.model', 'acme', 'model_ir_mail_server', id from ir_model where model = 'ir.mail_server'";
+    for (code, is_harmless) in [(MAIL_BY_VARIABLE, true), (MAIL_BY_CODE, false)] {
+        let files =
+            with(with(acme(), "acme/models/mail.py", code), "acme/models/__init__.py", "from . import account\nfrom . import mail\n");
+        let release = world.project.release(&files).await.unwrap();
+        let copy = world.raw().await;
+        world.sql(copy.id(), extends).await;
+        let outcome = world.neutralize(copy, &release).await;
+        if is_harmless {
+            let facts = outcome.unwrap().report.facts;
+            let fact = |name: &str| facts.iter().find(|fact| fact.name == name).map(|fact| fact.holds);
+            assert_eq!((fact("mail_servers_asked"), fact("mail_servers_off"), fact("mail_servers")), (Some(true), Some(true), None));
+        } else {
+            let said = outcome.unwrap_err().to_string();
+            assert!(said.contains("acme changes its mail servers") && said.contains("smtp.shop.example:587"), "{said}");
+        }
+        world.remove(copy.id()).await;
+    }
 }
 
 async fn raw_data_are_updated_without_a_network(world: &World) {

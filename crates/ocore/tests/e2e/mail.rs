@@ -257,8 +257,12 @@ domain.write({"name": "example.com"})
 env.company.write({"alias_domain_id": domain.id})
 model = env["ir.model"]._get("shop.thing")
 env["mail.alias"].create({"alias_name": "things", "alias_domain_id": domain.id, "alias_model_id": model.id, "alias_contact": "everyone"})
+env.ref("base.user_admin").write({"login": "office@shop.example"})
 "#;
     run(odoo, code).await?;
+    // The administrator is whom Odoo calls so, by whatever login.
+    let credentials = scene.owner.get(&format!("/instances/{}/credentials", text(&odoo.environment, "instanceId"))).await?;
+    ensure!(credentials["login"] == "office@shop.example", "{}", credentials["login"]);
     let inject = format!("{}/inject", mailbox.base);
     let mail = json!({ "from": "Bob <bob@example.org>", "to": "things@example.com", "subject": "A new thing", "text": "Please make one." });
     let taken = scene.owner.post(&inject, &mail).await?;

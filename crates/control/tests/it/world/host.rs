@@ -5,12 +5,12 @@ use std::{collections::BTreeMap, net::SocketAddr};
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use ocore_host::{
-    BuildRelease, ByteStream, CheckImport, DataSource, Distribution, Egress, EgressReport, ExportedFile, Fence, Host, HostError, HostFacts,
-    ImportFacts, Inspect, Inspected, InstalledModule, InstanceObservation, KeepTemplate, MailStream, MakeTemplate, NeutralizationReport,
-    Neutralize, Neutralized, NewDataSet, NewUpload, PoolFacts, ProbedPage, Progress, Quarantined, Release, ReleaseId, Result, RunModules,
-    RunningSlot, ScheduledActions, ServableDataSet, SetAside, SlotSpec, Snapshot, SnapshotEstimate, Source, SourceId, SourceModule,
-    SpaceReport, Standing, TakeSnapshot, TarStream, Template, TemplateContent, TemplateLimits, UploadPart, UploadedPart, Usage,
-    Verification, WriteExport,
+    Administrator, BuildRelease, ByteStream, CheckImport, DataSource, Distribution, Egress, EgressReport, ExportedFile, Fence, Host,
+    HostError, HostFacts, ImportFacts, Inspect, Inspected, InstalledModule, InstanceObservation, KeepTemplate, MailStream, MakeTemplate,
+    NeutralizationReport, Neutralize, Neutralized, NewDataSet, NewUpload, PoolFacts, ProbedPage, Progress, Quarantined, Release, ReleaseId,
+    Result, RunModules, RunningSlot, ScheduledActions, ServableDataSet, SetAside, SlotSpec, Snapshot, SnapshotEstimate, Source, SourceId,
+    SourceModule, SpaceReport, Standing, TakeSnapshot, TarStream, Template, TemplateContent, TemplateLimits, UploadPart, UploadedPart,
+    Usage, Verification, WriteExport,
 };
 use ocore_model::{
     edge::{EdgeStatus, RouteTraffic, Wanted},
@@ -99,6 +99,11 @@ impl Host for World {
     async fn peek_modules(&self, instance: InstanceId, data_set: DataSetId) -> Result<Option<Vec<InstalledModule>>> {
         let world = self.instance(instance);
         Ok(world.clusters.contains(&data_set).then(|| world.modules(data_set)))
+    }
+
+    async fn administrator(&self, instance: InstanceId, data_set: DataSetId) -> Result<Option<Administrator>> {
+        let administrator = Administrator { login: "office@shop.example".to_owned(), is_active: true, has_second_factor: false };
+        Ok(self.instance(instance).clusters.contains(&data_set).then_some(administrator))
     }
 
     async fn keep_copy_warm(&self, _: InstanceId, _: DataSetId, _: Progress) -> Result<()> {

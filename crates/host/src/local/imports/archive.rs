@@ -14,6 +14,10 @@ use flate2::read::MultiGzDecoder;
 use tar::EntryType;
 use zip::ZipArchive;
 
+use super::{
+    member::{self, Member, role},
+    sql,
+};
 use crate::error::{HostError, Result};
 
 /// How much an archive may hold.
@@ -34,22 +38,6 @@ impl Default for Limits {
     }
 }
 
-/// What a member of an archive is to an import.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Member {
-    /// `dump.sql`
-    Sql,
-    /// `database.dump` or another name that ends so.
-    Custom,
-    /// A file of a directory dump, by its name: `toc.dat`, `3001.dat.gz` …
-    Directory(String),
-    /// A file of the file store by its name, 40 hexadecimal digits: the SHA-1 of its content.
-    Stored(String),
-    /// `manifest.json` of Odoo's database manager.
-    Manifest,
-    Other,
-}
-
 /// What a file begins with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -60,6 +48,8 @@ pub(super) enum Kind {
     Custom,
     Sql,
     SqlGz,
+    /// The same as `Custom`, packed once more.
+    CustomGz,
 }
 
 impl Kind {
@@ -78,33 +68,45 @@ impl Kind {
         if begin.starts_with(&[0x1f, 0x8b]) {
             file.rewind().map_err(damaged)?;
             let inner = head(&mut MultiGzDecoder::new(file)).map_err(damaged)?;
-            return match Self::of_plain(&inner) {
+            return match Self::of_plain(&inner)? {
                 Some(Self::Tar) => Ok(Self::TarGz),
                 Some(Self::Sql) => Ok(Self::SqlGz),
-                _ => Err(HostError::rejected("inside its gzip, the file is neither a tar archive nor SQL of pg_dump")),
+                Some(Self::Custom) => Ok(Self::CustomGz),
+                _ => Err(HostError::rejected("inside its gzip, the file is neither a tar archive nor SQL of pg_dump, nor a dump of it")),
             };
         }
-        Self::of_plain(&begin).ok_or_else(|| {
+        Self::of_plain(&begin)?.ok_or_else(|| {
             HostError::rejected(
                 "the file is no backup: expected a zip of Odoo's database manager, a dump of pg_dump (custom, or a directory as tar), or SQL of pg_dump",
             )
         })
     }
 
-    fn of_plain(begin: &[u8]) -> Option<Self> {
-        if begin.starts_with(b"PGDMP") {
+    /// By what it begins with; `Rejected` when that is SQL in an encoding that nobody can run.
+    pub(super) fn of_plain(begin: &[u8]) -> Result<Option<Self>> {
+        if is_utf16(begin) {
+            return Err(HostError::rejected(
+                "the SQL is written in UTF-16, as PowerShell's `>` does it, and PostgreSQL reads none; dump again with `pg_dump --file=dump.sql`, or turn the file into UTF-8",
+            ));
+        }
+        Ok(if begin.starts_with(b"PGDMP") {
             Some(Self::Custom)
         } else if begin.get(257..262) == Some(b"ustar") {
             Some(Self::Tar)
-        } else if std::str::from_utf8(begin).or_else(|error| std::str::from_utf8(&begin[..error.valid_up_to()])).is_ok_and(|text| {
-            // A long comment may come first, but nothing that is not text.
-            text.trim_start().starts_with("--") && text.contains("PostgreSQL database dump")
-        }) {
-            Some(Self::Sql)
         } else {
-            None
-        }
+            let text = begin.strip_prefix(sql::BYTE_ORDER_MARK).unwrap_or(begin);
+            let text = std::str::from_utf8(text).or_else(|error| std::str::from_utf8(&text[..error.valid_up_to()]));
+            // A long comment may come first, but nothing that is not text.
+            let is_dump = text.is_ok_and(|text| text.trim_start().starts_with("--") && text.contains("PostgreSQL database dump"));
+            is_dump.then_some(Self::Sql)
+        })
     }
+}
+
+/// Text in UTF-16, with its mark or, in either order, without.
+fn is_utf16(begin: &[u8]) -> bool {
+    let marks: [&[u8]; 4] = [b"\xff\xfe", b"\xfe\xff", b"-\0-\0", b"\0-\0-"];
+    marks.iter().any(|mark| begin.starts_with(mark))
 }
 
 /// Opens a file that we have written ourselves.
@@ -119,7 +121,9 @@ pub(super) fn read(path: &Path, kind: Kind, limits: Limits, mut take: impl FnMut
         Kind::Zip => read_zip(path, limits, &mut take),
         Kind::Tar => read_tar(BufReader::with_capacity(1 << 18, open(path)?), size_of(path)?, limits, &mut take),
         Kind::TarGz => read_tar(BufReader::with_capacity(1 << 18, MultiGzDecoder::new(open(path)?)), size_of(path)?, limits, &mut take),
-        Kind::Custom | Kind::Sql | Kind::SqlGz => Err(HostError::rejected("the file is no archive: expected tar, tar.gz or zip")),
+        Kind::Custom | Kind::CustomGz | Kind::Sql | Kind::SqlGz => {
+            Err(HostError::rejected("the file is no archive: expected tar, tar.gz or zip"))
+        }
     }
 }
 
@@ -166,9 +170,12 @@ fn read_zip(path: &Path, limits: Limits, take: &mut Take<'_>) -> Result<()> {
         if member.is_dir() {
             continue;
         }
-        let name = member.name().map_err(|error| zip_damaged(&error))?.into_owned();
+        let name = slashed(&member.name().map_err(|error| zip_damaged(&error))?);
+        if name.ends_with('/') {
+            continue;
+        }
         let size = member.size();
-        take_exactly(role(&name), size, &name, &mut member, take)?;
+        take_exactly(role(&name, size), size, &name, &mut member, take)?;
     }
     Ok(())
 }
@@ -216,18 +223,21 @@ fn read_tar(archive: impl Read, packed: u64, limits: Limits, take: &mut Take<'_>
         if members > limits.members {
             return Err(too_many(limits));
         }
-        let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+        let name = slashed(&String::from_utf8_lossy(&entry.path_bytes()));
         check_path(&name)?;
         match kind {
             EntryType::Directory => {}
-            EntryType::Regular | EntryType::Continuous => {
+            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
                 let size = entry.size();
                 declared = declared.saturating_add(size);
                 check_bomb(declared, packed, limits)?;
-                take_exactly(role(&name), size, &name, &mut entry, take)?;
+                take_exactly(role(&name, size), size, &name, &mut entry, take)?;
             }
             EntryType::Symlink => return Err(refused(&name, "a symbolic link")),
-            EntryType::Link => return Err(refused(&name, "a hard link")),
+            EntryType::Link => {
+                let of = entry.link_name_bytes().map(|of| slashed(&String::from_utf8_lossy(&of))).unwrap_or_default();
+                take(linked(&name, &of)?, 0, &mut io::empty())?;
+            }
             _ => return Err(refused(&name, "neither a file nor a directory")),
         }
     }
@@ -237,10 +247,38 @@ fn read_tar(archive: impl Read, packed: u64, limits: Limits, take: &mut Take<'_>
     Ok(())
 }
 
-/// A member may not hold more than it declares, and whoever reads it to its end finds no less.
+/// A member may not hold more than it declares, and whoever reads it to its end finds no less. One whose path says nothing is known by its content.
 fn take_exactly(role: Member, size: u64, name: &str, member: &mut dyn Read, take: &mut Take<'_>) -> Result<()> {
     let mut exact = Exact { inner: member, left: size, name };
-    take(role, size, &mut exact)
+    let Member::Other(path) = role else { return take(role, size, &mut exact) };
+    let mut head = Vec::new();
+    (&mut exact).take(member::HEAD as u64).read_to_end(&mut head).map_err(damaged)?;
+    let role = if member::is_in_store(&path) { Member::Other(path) } else { member::by_content(path, &head)? };
+    take(role, size, &mut head.as_slice().chain(exact))
+}
+
+/// A hard link of a tar archive: tools that save space make one of the files of a store that lie in two of its directories.
+fn linked(name: &str, of: &str) -> Result<Member> {
+    let refused = |what: &str| {
+        Err(refused(name, &format!("a hard link {what} ({}); pack it again with `tar --hard-dereference`", of.escape_debug())))
+    };
+    if check_path(of).is_err() {
+        return refused("to what is outside of it");
+    }
+    match (role(name, 0), role(of, 1)) {
+        (Member::Stored(file), Member::Stored(target)) if (&file.root, &file.name) == (&target.root, &target.name) => {
+            Ok(Member::Again { file, of: target.shard })
+        }
+        // That the archive holds several stores is told when it has been read.
+        (Member::Stored(file), Member::Stored(target)) if file.root != target.root && file.name == target.name => Ok(Member::Stored(file)),
+        (needless @ (Member::Needless | Member::Other(_)), _) => Ok(needless),
+        _ => refused("to another file"),
+    }
+}
+
+/// The path as another system would read it, too.
+fn slashed(path: &str) -> String {
+    path.replace('\\', "/")
 }
 
 struct Exact<'a> {
@@ -276,48 +314,11 @@ fn too_many(limits: Limits) -> HostError {
 }
 
 fn check_path(name: &str) -> Result<()> {
-    // Also as another system would read it.
     let climbs = |path: &str| Path::new(path).components().any(|part| !matches!(part, Component::Normal(_) | Component::CurDir));
-    if name.contains('\0') || climbs(name) || climbs(&name.replace('\\', "/")) {
+    if name.contains('\0') || climbs(name) || climbs(&slashed(name)) {
         return Err(HostError::rejected(format!("the archive holds a path that leads out of it: {}", name.escape_debug())));
     }
     Ok(())
-}
-
-/// By the last parts of its path: file stores are packed with and without `filestore/`, and with the database's name or without.
-pub(super) fn role(name: &str) -> Member {
-    let parts: Vec<&str> = name.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
-    let Some(last) = parts.last() else { return Member::Other };
-    let parent = parts.len().checked_sub(2).map(|at| parts[at]);
-    if is_stored(last) && parent.is_some_and(|parent| parent.len() == 2 && last.starts_with(parent)) {
-        return Member::Stored((*last).to_owned());
-    }
-    if parts.len() > 2 {
-        return Member::Other;
-    }
-    match *last {
-        "dump.sql" if parts.len() == 1 => Member::Sql,
-        "manifest.json" if parts.len() == 1 => Member::Manifest,
-        name if parts.len() == 1 && Path::new(name).extension().is_some_and(|extension| extension == "dump") => Member::Custom,
-        name if is_of_directory_dump(name) => Member::Directory(name.to_owned()),
-        _ => Member::Other,
-    }
-}
-
-fn is_stored(name: &str) -> bool {
-    name.len() == 40 && name.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
-}
-
-/// The names that `pg_dump --format=directory` gives.
-fn is_of_directory_dump(name: &str) -> bool {
-    if name == "toc.dat" {
-        return true;
-    }
-    let stem = [".gz", ".lz4", ".zst"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name);
-    let digits = |text: &str| !text.is_empty() && text.len() < 12 && text.bytes().all(|byte| byte.is_ascii_digit());
-    let data = stem.strip_suffix(".dat").is_some_and(|stem| digits(stem.strip_prefix("blob_").unwrap_or(stem)));
-    let blobs = stem.strip_suffix(".toc").is_some_and(|stem| stem == "blobs" || stem.strip_prefix("blobs_").is_some_and(digits));
-    data || blobs
 }
 
 fn refused(name: &str, what: &str) -> HostError {
@@ -343,26 +344,6 @@ fn zip_damaged(error: &zip::result::ZipError) -> HostError {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn members_have_roles_by_their_names() {
-        let hash = "da39a3ee5e6b4b0d3255bfef95601890afd80709";
-        for path in [format!("da/{hash}"), format!("filestore/da/{hash}"), format!("./filestore/prod/da/{hash}")] {
-            assert_eq!(role(&path), Member::Stored(hash.to_owned()), "{path}");
-        }
-        for path in [format!("db/{hash}"), format!("filestore/{hash}"), "filestore/checklist/da/x".to_owned(), "a/dump.sql".to_owned()] {
-            assert_eq!(role(&path), Member::Other, "{path}");
-        }
-        assert_eq!(role("dump.sql"), Member::Sql);
-        assert_eq!(role("./manifest.json"), Member::Manifest);
-        assert_eq!(role("database.dump"), Member::Custom);
-        for name in ["toc.dat", "3001.dat", "3001.dat.gz", "blobs.toc", "blob_17.dat.gz", "blobs_3.toc"] {
-            assert_eq!(role(&format!("database/{name}")), Member::Directory(name.to_owned()));
-        }
-        for name in ["x.dat", ".dat", "blob_.dat", "restore.sql", "toc.dat.d"] {
-            assert_eq!(role(&format!("database/{name}")), Member::Other, "{name}");
-        }
-    }
 
     #[test]
     fn paths_that_climb_out_are_refused() {

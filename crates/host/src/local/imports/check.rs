@@ -1,6 +1,9 @@
 //! Says before what would be found after: whether a backup fits the server and the Odoo that is to run on it.
 
-use std::{collections::BTreeSet, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use super::survey::Survey;
 use crate::{
@@ -14,10 +17,31 @@ use crate::{
 pub(super) const EXTENSIONS: &[&str] =
     &["plpgsql", "pg_trgm", "unaccent", "vector", "btree_gin", "btree_gist", "citext", "fuzzystrmatch", "hstore", "pgcrypto", "uuid-ossp"];
 
-/// Those of a backup that are not there from the beginning.
-pub(super) fn extensions_to_make(wanted: &[String], present: &[&str]) -> Vec<&'static str> {
-    let is_wanted = |name: &str| name != "plpgsql" && !present.contains(&name) && wanted.iter().any(|wanted| wanted == name);
-    EXTENSIONS.iter().copied().filter(|name| is_wanted(name)).collect()
+/// Statements that give a new database the extensions of a backup, in their schemas, and the schemas that they make. What the backup calls a schema comes
+/// from outside: a name that is none of the plain ones is not used.
+pub(super) fn statements_for(wanted: &BTreeMap<String, String>, present: &[&str], owner: &str) -> (Vec<String>, BTreeSet<String>) {
+    let (mut statements, mut schemas) = (Vec::new(), BTreeSet::new());
+    let is_plain = |name: &str| {
+        let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
+        name.len() < 64 && name.bytes().all(plain) && name.starts_with(|c: char| c.is_ascii_lowercase()) && !name.starts_with("pg_")
+    };
+    for name in EXTENSIONS.iter().filter(|name| **name != "plpgsql") {
+        let Some(schema) = wanted.get(*name) else { continue };
+        let schema = if is_plain(schema) && schema != "information_schema" { schema.as_str() } else { "public" };
+        if schema != "public" && schemas.insert(schema.to_owned()) {
+            statements.push(format!("create schema \"{schema}\" authorization \"{owner}\""));
+        }
+        if !present.contains(name) {
+            statements.push(format!("create extension if not exists \"{name}\" schema \"{schema}\""));
+        } else if schema != "public" {
+            statements.push(format!("alter extension \"{name}\" set schema \"{schema}\""));
+        }
+        if *name == "unaccent" {
+            // As Odoo has it, which builds indexes with it (odoo/service/db.py, `_create_empty_database`); no dump says so.
+            statements.push(format!("alter function \"{schema}\".unaccent(text) immutable"));
+        }
+    }
+    (statements, schemas)
 }
 
 impl LocalHost {
@@ -35,7 +59,7 @@ impl LocalHost {
             postgres_version: survey.postgres_version.clone(),
             modules: survey.modules.clone(),
             missing_modules: missing,
-            extensions: survey.extensions.clone(),
+            extensions: survey.extensions.keys().cloned().collect(),
             database_bytes: survey.database_bytes,
             file_store_files: survey.file_store.map_or(0, |store| store.files),
             file_store_bytes: survey.file_store.map_or(0, |store| store.bytes),
@@ -44,7 +68,7 @@ impl LocalHost {
             problems: problems(&survey, request),
             warnings: Vec::new(),
         };
-        for extension in &survey.extensions {
+        for extension in survey.extensions.keys() {
             if !EXTENSIONS.contains(&extension.as_str()) {
                 facts.problems.push(format!(
                     "the dump asks for the PostgreSQL extension {extension}, which is not among those that an import may use; drop it from the source and dump again"
@@ -109,7 +133,10 @@ fn problems(survey: &Survey, request: &CheckImport) -> Vec<String> {
         None if !survey.has_modules => problems.push(
             "the dump holds no Odoo database, as far as can be seen: the rows of ir_module_module are not in it (dumps of the schema alone, or with `--inserts`, cannot be taken)".to_owned(),
         ),
-        None => problems.push("the database has Odoo's tables, but the module base is not installed in it".to_owned()),
+        None => problems.push(match base_version(survey) {
+            Some(version) => format!("the backup is of an Odoo whose module base has the version {version}, and {wanted} would run on it"),
+            None => "the database has Odoo's tables, but the module base is not installed in it".to_owned(),
+        }),
     }
     if let (Some(series), Some(manifest)) = (survey.series(), &survey.manifest_series)
         && series != *manifest
@@ -117,6 +144,10 @@ fn problems(survey: &Survey, request: &CheckImport) -> Vec<String> {
         problems.push(format!("the backup's manifest says Odoo {manifest}, and its database {series}"));
     }
     problems
+}
+
+fn base_version(survey: &Survey) -> Option<&str> {
+    survey.modules.iter().find(|module| module.name == "base")?.version.as_deref()
 }
 
 fn warnings(survey: &Survey, facts: &ImportFacts, server: &str) -> Vec<String> {
@@ -136,6 +167,21 @@ fn warnings(survey: &Survey, facts: &ImportFacts, server: &str) -> Vec<String> {
             shortened(&facts.missing_modules)
         ));
     }
+    if !survey.of_superusers.is_empty() {
+        warnings.push(format!(
+            "the dump holds what only a superuser of PostgreSQL may make and no Odoo needs, which does not come in: {}",
+            shortened(&survey.of_superusers)
+        ));
+    }
+    if survey.left_out.count > 0 {
+        let shown: Vec<String> = survey.left_out.examples.iter().map(|path| path.escape_debug().to_string()).collect();
+        let more = if survey.left_out.count > shown.len() as u64 { " …" } else { "" };
+        warnings.push(format!(
+            "{} of what was sent is neither the database nor a file of its file store, and does not come in: {}{more}",
+            survey.left_out.count,
+            shown.join(", ")
+        ));
+    }
     if survey.file_store.is_none() {
         warnings.push("there is no file store: attachments, images and generated documents will be missing".to_owned());
     }
@@ -145,4 +191,38 @@ fn warnings(survey: &Survey, facts: &ImportFacts, server: &str) -> Vec<String> {
 fn shortened(names: &[String]) -> String {
     let shown = names.iter().take(20).cloned().collect::<Vec<_>>().join(", ");
     if names.len() > 20 { format!("{shown} and {} more", names.len() - 20) } else { shown }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn extensions_are_made_where_the_dump_has_them_and_no_name_from_outside_is_believed() {
+        let wanted = |pairs: &[(&str, &str)]| pairs.iter().map(|(name, schema)| ((*name).to_owned(), (*schema).to_owned())).collect();
+        let (statements, schemas) = statements_for(
+            &wanted(&[("unaccent", "extensions"), ("pg_trgm", "extensions"), ("plpgsql", "pg_catalog")]),
+            &["pg_trgm"],
+            "odoo",
+        );
+        assert_eq!(
+            statements,
+            [
+                "create schema \"extensions\" authorization \"odoo\"",
+                "alter extension \"pg_trgm\" set schema \"extensions\"",
+                "create extension if not exists \"unaccent\" schema \"extensions\"",
+                "alter function \"extensions\".unaccent(text) immutable",
+            ]
+        );
+        assert_eq!(schemas, BTreeSet::from(["extensions".to_owned()]));
+        for name in ["pg_catalog", "x\"; alter role odoo superuser; --", "a b", "", "a\nb", "information_schema"] {
+            let (statements, schemas) = statements_for(&wanted(&[("hstore", name)]), &[], "odoo");
+            assert_eq!(
+                (statements.concat(), schemas.len()),
+                ("create extension if not exists \"hstore\" schema \"public\"".to_owned(), 0),
+                "{name}"
+            );
+        }
+        assert!(statements_for(&wanted(&[("dblink", "public")]), &[], "odoo").0.is_empty());
+    }
 }

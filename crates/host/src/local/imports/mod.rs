@@ -5,9 +5,12 @@
 
 mod archive;
 mod check;
+mod member;
+mod missing_files;
 mod restore;
 mod sql;
 mod survey;
+mod unpack;
 mod uploads;
 
 use std::{path::Path, str::FromStr};

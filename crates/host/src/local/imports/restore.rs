@@ -10,7 +10,7 @@
 //! root's own, and that user's group may read it.
 
 use std::{
-    collections::{BTreeMap, btree_map::Entry},
+    collections::BTreeSet,
     fs::{File, OpenOptions},
     io::{self, BufReader, PipeWriter, Read, Write},
     os::unix::fs::OpenOptionsExt,
@@ -19,16 +19,14 @@ use std::{
 };
 
 use ocore_model::ids::{DataSetId, ImportId};
-use sha1::{Digest, Sha1};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
 use super::{
-    archive::{self, Kind, Limits, Member},
-    check,
+    check, missing_files,
     sql::{self, Findings},
     survey::{self, Database, Survey},
-    uploads,
+    unpack, uploads,
 };
 use crate::{
     api::Progress,
@@ -55,6 +53,8 @@ const JOBS: usize = 2;
 const RESTORE_TIME: Duration = Duration::from_hours(24);
 /// A hostile view may never end.
 const CHECK_TIME: Duration = Duration::from_mins(1);
+/// Millions of rows take minutes.
+const FILES_TIME: Duration = Duration::from_hours(1);
 /// Of what is in a dump, in bytes.
 const LIST_LIMIT: usize = 64 << 20;
 /// Read after PostgreSQL's own configuration. Nothing that a crash leaves is used, so nothing is synced on the way.
@@ -127,6 +127,8 @@ impl Drop for Quarters {
 /// Everything that a restore needs to know.
 struct Restore<'a> {
     survey: &'a Survey,
+    /// That are there already.
+    schemas: &'a BTreeSet<String>,
     /// Of the upload.
     directory: PathBuf,
     /// What `pg_restore` reads; `None` for SQL.
@@ -178,8 +180,8 @@ impl LocalHost {
         let (pgdata, data_dir) = (work.path().join("pgdata"), work.path().join("data_dir"));
         durable::make_directory(&data_dir, 0o700)?;
         let bin = self.config.postgres_bin()?;
-        let extensions = check::extensions_to_make(&survey.extensions, cluster.tenant.extensions);
-        Cluster { pgdata: pgdata.clone(), ..cluster.clone() }.make_extensions(&bin, &extensions).await?;
+        let (statements, schemas) = check::statements_for(&survey.extensions, cluster.tenant.extensions, cluster.tenant.name);
+        Cluster { pgdata: pgdata.clone(), ..cluster.clone() }.furnish(&bin, &statements).await?;
         write_haste(&pgdata, allocation.postgres.uid)?;
         let user = self.claim_build_user().await?;
         let run_as = RunAs { uid: user.uid, gid: user.uid, groups: Vec::new() };
@@ -198,6 +200,7 @@ impl LocalHost {
         let restored = {
             let restore = Restore {
                 survey: &survey,
+                schemas: &schemas,
                 directory,
                 dump,
                 list: list.clone(),
@@ -237,10 +240,27 @@ impl Restore<'_> {
                 None => self.restore_sql().await,
             }
         };
-        tokio::try_join!(self.unpack_file_store(data_dir), database)?;
+        let (damaged, ()) = tokio::try_join!(self.unpack_file_store(data_dir), database)?;
+        self.look_for_files(data_dir, &damaged).await?;
         self.progress.log.line("Gathering the planner's statistics.");
         self.analyze().await?;
         self.look_again().await
+    }
+
+    async fn look_for_files(&self, data_dir: &Path, damaged: &BTreeSet<String>) -> Result<()> {
+        let mut connection = self.cluster.connect_as_owner().await?;
+        let look = missing_files::look(&mut connection, data_dir, damaged);
+        let missing = tokio::select! {
+            biased;
+            () = self.progress.cancel.cancelled() => return Err(HostError::Cancelled),
+            looked = tokio::time::timeout(FILES_TIME, look) => {
+                looked.map_err(|_| HostError::rejected("the restored database does not answer what files it names"))??
+            }
+        };
+        if let Some(said) = missing.tell() {
+            self.progress.log.line(&said);
+        }
+        Ok(())
     }
 
     /// Each has a control group of its own, which goes with it.
@@ -272,7 +292,8 @@ impl Restore<'_> {
             .stdin_from(reader)
             .stdout_to(null()?);
         let (directory, database, end) = (self.directory.clone(), self.survey.database.clone(), self.end.clone());
-        let feed = self.threads.spawn_blocking(move || feed(&directory, &database, writer, end));
+        let schemas = self.schemas.clone();
+        let feed = self.threads.spawn_blocking(move || feed(&directory, &database, &schemas, writer, end));
         let (finished, fed) = tokio::join!(self.run_recorded(program), feed);
         let fed = fed.map_err(|error| HostError::machine_from("reading the backup was broken off", error))?;
         let finished = match (finished, fed) {
@@ -294,7 +315,7 @@ impl Restore<'_> {
         if contents.stdout.len() == LIST_LIMIT {
             return Err(HostError::rejected(format!("the list of what is in the dump is longer than {} MiB", LIST_LIMIT >> 20)));
         }
-        write_list(&self.list, &wanted_entries(&contents.stdout_text()))?;
+        write_list(&self.list, &wanted_entries(&contents.stdout_text(), self.schemas))?;
         share(&self.list)?;
         let program = self
             .program("pg_restore")?
@@ -307,13 +328,14 @@ impl Restore<'_> {
         judge(&self.run_recorded(program).await?)
     }
 
-    async fn unpack_file_store(&self, data_dir: &Path) -> Result<()> {
-        let Some(store) = self.survey.file_store else { return Ok(()) };
+    /// Paths in the store of files whose content is another one than their names say.
+    async fn unpack_file_store(&self, data_dir: &Path) -> Result<BTreeSet<String>> {
+        let Some(store) = self.survey.file_store else { return Ok(BTreeSet::new()) };
         self.progress.log.line(&format!("Unpacking {} files of the file store.", store.files));
         let source = uploads::file_of(&self.directory, store.part);
         let target = data_dir.to_owned();
         let tokens = [self.end.clone(), self.progress.cancel.clone()];
-        let unpack = self.threads.spawn_blocking(move || unpack(&source, &target, &tokens));
+        let unpack = self.threads.spawn_blocking(move || unpack::unpack(&source, &target, &tokens));
         let damaged = unpack.await.map_err(|error| HostError::machine_from("unpacking the file store was broken off", error))??;
         if !damaged.is_empty() {
             let shown: Vec<&str> = damaged.iter().take(10).map(String::as_str).collect();
@@ -324,7 +346,7 @@ impl Restore<'_> {
                 if damaged.len() > shown.len() { " …" } else { "" }
             ));
         }
-        Ok(())
+        Ok(damaged)
     }
 
     async fn analyze(&self) -> Result<()> {
@@ -354,7 +376,7 @@ impl Restore<'_> {
 }
 
 /// Writes the SQL to `psql`, between the words that restrict it and those that end that.
-fn feed(directory: &Path, database: &Database, writer: PipeWriter, end: CancellationToken) -> Result<()> {
+fn feed(directory: &Path, database: &Database, schemas: &BTreeSet<String>, writer: PipeWriter, end: CancellationToken) -> Result<()> {
     let key = Uuid::new_v4().simple().to_string();
     let mut writer = io::BufWriter::with_capacity(1 << 16, writer);
     let lost = |error| HostError::machine_from("the SQL could not be passed on to psql", error);
@@ -362,54 +384,13 @@ fn feed(directory: &Path, database: &Database, writer: PipeWriter, end: Cancella
     let mut findings = Findings::default();
     survey::read_sql(directory, database, |reader| {
         let reader = Interruptible { inner: reader, tokens: [end] };
-        findings = sql::filter(BufReader::with_capacity(1 << 18, reader), &mut writer)?;
+        findings = sql::filter(BufReader::with_capacity(1 << 18, reader), &mut writer, schemas)?;
         Ok(())
     })?;
     if !findings.is_whole {
         return Err(HostError::rejected("the dump is cut off: its end is missing"));
     }
     writeln!(writer, "\n\\unrestrict {key}").and_then(|()| writer.flush()).map_err(lost)
-}
-
-/// Into a `data_dir` that is root's own. The answer is the names of files whose content is another one than their names say. They stay: an import
-/// changes nothing, and Odoo serves them as the source did.
-fn unpack(source: &Path, data_dir: &Path, tokens: &[CancellationToken]) -> Result<Vec<String>> {
-    let made = Directory::open(data_dir).and_then(|directory| directory.make("filestore", 0o700)?.make(DATABASE, 0o700));
-    let store = made.map_err(|error| cannot_write(data_dir, error))?;
-    let mut damaged = Vec::new();
-    let mut shards: BTreeMap<String, Directory> = BTreeMap::new();
-    let mut buffer = vec![0; 1 << 17];
-    archive::read(source, Kind::of(source)?, Limits::default(), |member, _, reader| {
-        let Member::Stored(name) = member else { return Ok(()) };
-        let path = PathBuf::from(&name[..2]).join(&name);
-        let shard = match shards.entry(name[..2].to_owned()) {
-            Entry::Occupied(found) => found.into_mut(),
-            Entry::Vacant(place) => place.insert(store.make(&name[..2], 0o700).map_err(|error| cannot_write(&path, error))?),
-        };
-        let mut file = match shard.create(&name, 0o600) {
-            Ok(file) => file,
-            // Two names for the same content.
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
-            Err(error) => return Err(cannot_write(&path, error)),
-        };
-        let mut digest = Sha1::new();
-        loop {
-            if tokens.iter().any(CancellationToken::is_cancelled) {
-                return Err(HostError::Cancelled);
-            }
-            let count = reader.read(&mut buffer).map_err(archive::damaged)?;
-            if count == 0 {
-                break;
-            }
-            digest.update(&buffer[..count]);
-            file.write_all(&buffer[..count]).map_err(|error| cannot_write(&path, error))?;
-        }
-        if hex::encode(digest.finalize()) != name {
-            damaged.push(format!("{}/{name}", &name[..2]));
-        }
-        Ok(())
-    })?;
-    Ok(damaged)
 }
 
 /// A reader that ends with an error when somebody wants it to.
@@ -427,14 +408,17 @@ impl Read for Interruptible<'_> {
     }
 }
 
-/// What of a dump's list is restored: extensions and the schema `public` are there already.
-fn wanted_entries(list: &str) -> String {
+/// What of a dump's list is restored: extensions, the schema `public` and those of extensions are there already, and what only a superuser may make is
+/// left out.
+fn wanted_entries(list: &str, schemas: &BTreeSet<String>) -> String {
     let is_wanted = |line: &&str| {
-        let words: Vec<&str> = line.split_whitespace().skip(3).take(4).collect();
-        !matches!(
-            words.as_slice(),
-            ["EXTENSION", ..] | ["COMMENT", "-", "EXTENSION", ..] | ["SCHEMA", "-", "public", ..] | ["COMMENT", "-", "SCHEMA", "public"]
-        )
+        let words: Vec<&str> = line.split_whitespace().skip(3).collect();
+        // A comment is on something of the same words.
+        match words.strip_prefix(&["COMMENT", "-"]).unwrap_or(&words) {
+            ["EXTENSION" | "PUBLICATION" | "SUBSCRIPTION", ..] | ["EVENT", "TRIGGER", ..] => false,
+            ["SCHEMA", "-", name, ..] | ["SCHEMA", name, ..] => *name != "public" && !schemas.contains(*name),
+            _ => true,
+        }
     };
     let wanted: Vec<&str> = list.lines().filter(|line| !line.starts_with(';')).filter(is_wanted).collect();
     wanted.join("\n") + "\n"
@@ -491,7 +475,14 @@ fn cannot_share(path: &Path, error: io::Error) -> HostError {
     HostError::machine_from(format!("the rights of {} could not be set: {error}", path.display()), error)
 }
 
-fn cannot_write(path: &Path, error: io::Error) -> HostError {
+pub(super) fn cannot_read_rows(error: sqlx::Error) -> HostError {
+    if error.as_database_error().is_some() {
+        return HostError::rejected(format!("the restored database is not Odoo's: {error}"));
+    }
+    HostError::machine_from("the restored database could not be read", error)
+}
+
+pub(super) fn cannot_write(path: &Path, error: io::Error) -> HostError {
     if error.kind() == io::ErrorKind::StorageFull {
         return HostError::machine(
             "the storage pool became full while the file store was unpacked; make it larger, or remove what is not needed",
@@ -505,10 +496,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn extensions_and_the_public_schema_are_not_restored() {
+    fn what_is_there_already_and_what_only_a_superuser_makes_is_not_restored() {
         let list = ";\n; Archive created at 2026\n;\n2; 3079 16385 EXTENSION - pg_trgm \n4016; 0 0 COMMENT - EXTENSION pg_trgm \n\
             5; 2615 2200 SCHEMA - public postgres\n6; 0 0 COMMENT - SCHEMA public postgres\n310; 1259 17000 TABLE public res_partner odoo\n\
-            7; 2615 2201 SCHEMA - other odoo\n";
-        assert_eq!(wanted_entries(list), "310; 1259 17000 TABLE public res_partner odoo\n7; 2615 2201 SCHEMA - other odoo\n");
+            7; 2615 2201 SCHEMA - other odoo\n8; 2615 2202 SCHEMA - extensions odoo\n9; 6104 17001 PUBLICATION - shop odoo\n\
+            10; 6106 17002 PUBLICATION TABLE public shop res_partner odoo\n11; 3466 17003 EVENT TRIGGER - e odoo\n12; 0 0 COMMENT - EVENT TRIGGER e odoo\n\
+            13; 0 0 COMMENT - SCHEMA other odoo\n14; 2620 17004 TRIGGER public res_partner t odoo\n";
+        assert_eq!(
+            wanted_entries(list, &BTreeSet::from(["extensions".to_owned()])),
+            "310; 1259 17000 TABLE public res_partner odoo\n7; 2615 2201 SCHEMA - other odoo\n13; 0 0 COMMENT - SCHEMA other odoo\n\
+             14; 2620 17004 TRIGGER public res_partner t odoo\n"
+        );
     }
 }

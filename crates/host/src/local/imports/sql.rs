@@ -4,13 +4,14 @@
 //! whoever runs it. So such a command ends the import here, with its line; and [`Key`] makes `psql` refuse all of them by itself, whatever
 //! this reader has overlooked. What the statements do is decided by the role that runs them, which owns its database and nothing else.
 //!
-//! Statements about owners, privileges and extensions are left out, since there is one role and the extensions are made before.
+//! Statements about owners, privileges and extensions are left out, since there is one role and the extensions are made before; so is what only a
+//! superuser may make and no Odoo needs, and what empties a database that is empty (`pg_dump --clean`).
 //!
 //! Lexical rules: PostgreSQL's manual, 4.1 (quotes, dollar quotes, nested comments), and COPY's text format (`\.` on a line of its own).
 
 use std::{
-    collections::BTreeSet,
-    io::{self, BufRead, Write},
+    collections::{BTreeMap, BTreeSet},
+    io::{self, BufRead, Read, Write},
 };
 
 use memchr::memchr;
@@ -25,6 +26,9 @@ const STATEMENT_LIMIT: usize = 64 * 1024;
 /// A row of `ir_module_module` that is longer than this is not read, in bytes: descriptions may be long.
 const ROW_LIMIT: usize = 4 * 1024 * 1024;
 
+/// What some editors and shells of Windows begin a file with; `psql` passes it over too, but only there.
+pub(super) const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
 /// What a dump has said about itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Findings {
@@ -35,7 +39,10 @@ pub(super) struct Findings {
     /// Of the server that was dumped.
     pub(super) server_version: Option<String>,
     pub(super) pg_dump_version: Option<String>,
-    pub(super) extensions: BTreeSet<String>,
+    /// With the schemas that they are to be in.
+    pub(super) extensions: BTreeMap<String, String>,
+    /// What only a superuser may make, by kind and name; left out.
+    pub(super) of_superusers: BTreeSet<String>,
     /// It holds the table of Odoo's modules.
     pub(super) has_modules: bool,
     /// Those that are not `uninstalled` or `uninstallable`.
@@ -46,9 +53,14 @@ pub(super) struct Findings {
     pub(super) left_out: u64,
 }
 
-/// Copies `input` to `output` without what cannot be taken.
-pub(super) fn filter(mut input: impl BufRead, output: impl Write) -> Result<Findings> {
-    let mut filter = Filter::new(output);
+/// Copies `input` to `output` without what cannot be taken, and without the schemas that are there already, `made_before`.
+pub(super) fn filter(mut input: impl BufRead, output: impl Write, made_before: &BTreeSet<String>) -> Result<Findings> {
+    let mut filter = Filter::new(output, made_before);
+    let mut begin = Vec::with_capacity(BYTE_ORDER_MARK.len());
+    (&mut input).take(BYTE_ORDER_MARK.len() as u64).read_to_end(&mut begin).map_err(unreadable)?;
+    if begin != BYTE_ORDER_MARK {
+        filter.take(&begin)?;
+    }
     loop {
         let chunk = input.fill_buf().map_err(unreadable)?;
         if chunk.is_empty() {
@@ -90,7 +102,7 @@ enum State {
     Copy,
 }
 
-struct Filter<W> {
+struct Filter<'a, W> {
     output: W,
     state: State,
     /// The statement so far, or the comment between statements.
@@ -103,6 +115,10 @@ struct Filter<W> {
     backslash_escapes: bool,
     /// The key of the dump's own `\restrict`.
     restricted: Option<Vec<u8>>,
+    /// Something has been made; before that there is nothing to be dropped.
+    has_made: bool,
+    /// Schemas that are there already.
+    made_before: &'a BTreeSet<String>,
     /// Where name, state and version are in the rows of the COPY that is under way, when it is that of the modules.
     columns: Option<[Option<usize>; 3]>,
     /// The row so far, or its beginning.
@@ -110,8 +126,8 @@ struct Filter<W> {
     findings: Findings,
 }
 
-impl<W: Write> Filter<W> {
-    fn new(output: W) -> Self {
+impl<'a, W: Write> Filter<'a, W> {
+    fn new(output: W, made_before: &'a BTreeSet<String>) -> Self {
         Self {
             output,
             state: State::Top,
@@ -121,6 +137,8 @@ impl<W: Write> Filter<W> {
             line: 1,
             backslash_escapes: false,
             restricted: None,
+            has_made: false,
+            made_before,
             columns: None,
             row: Vec::new(),
             findings: Findings::default(),
@@ -153,7 +171,7 @@ impl<W: Write> Filter<W> {
     }
 
     /// Takes rows up to the end of a line, or of the chunk; what is left is returned.
-    fn take_row<'a>(&mut self, chunk: &'a [u8]) -> Result<&'a [u8]> {
+    fn take_row<'b>(&mut self, chunk: &'b [u8]) -> Result<&'b [u8]> {
         let (piece, rest, ends) = match memchr(b'\n', chunk) {
             Some(at) => (&chunk[..=at], &chunk[at + 1..], true),
             None => (chunk, &[][..], false),
@@ -327,15 +345,20 @@ impl<W: Write> Filter<W> {
         }
         self.findings.is_whole = false;
         let text = String::from_utf8_lossy(&statement);
-        match judge(without_comments(&text)) {
+        match judge(without_comments(&text), self.has_made, self.made_before) {
             Verdict::Keep => {}
+            Verdict::Make => self.has_made = true,
             Verdict::Escapes(on) => self.backslash_escapes = on,
             Verdict::LeaveOut => {
                 self.findings.left_out += 1;
                 return Ok(State::Top);
             }
-            Verdict::Extension(name) => {
-                self.findings.extensions.insert(name);
+            Verdict::Extension { name, schema } => {
+                self.findings.extensions.insert(name, schema);
+                return Ok(State::Top);
+            }
+            Verdict::OfSuperuser(what) => {
+                self.findings.of_superusers.insert(what);
                 return Ok(State::Top);
             }
             Verdict::Copy { table, columns } => {
@@ -371,8 +394,15 @@ fn refused(error: io::Error) -> HostError {
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
     Keep,
+    /// The same, and something is there from now on.
+    Make,
     LeaveOut,
-    Extension(String),
+    Extension {
+        name: String,
+        schema: String,
+    },
+    /// By kind and name.
+    OfSuperuser(String),
     Copy {
         table: String,
         columns: Vec<String>,
@@ -381,8 +411,11 @@ enum Verdict {
     Escapes(bool),
 }
 
+/// What only a superuser may make and no Odoo needs, by its words.
+const PRIVILEGED: &[&[&str]] = &[&["publication"], &["subscription"], &["event", "trigger"]];
+
 /// What becomes of a statement, ending with its semicolon.
-fn judge(statement: &str) -> Verdict {
+fn judge(statement: &str, has_made: bool, made_before: &BTreeSet<String>) -> Verdict {
     let words: Vec<&str> = statement.trim_end_matches(';').split_whitespace().take(12).collect();
     let is = |at: usize, word: &str| words.get(at).is_some_and(|found| found.eq_ignore_ascii_case(word));
     let name = |at: usize| words.get(at).map(|name| name.trim_matches('"').to_owned()).unwrap_or_default();
@@ -390,12 +423,22 @@ fn judge(statement: &str) -> Verdict {
         return copy(statement).unwrap_or(Verdict::Keep);
     }
     if is(0, "create") && is(1, "extension") {
-        return Verdict::Extension(if is(2, "if") { name(5) } else { name(2) });
+        let schema =
+            words.iter().position(|word| word.eq_ignore_ascii_case("schema")).map_or_else(|| "public".to_owned(), |at| name(at + 1));
+        return Verdict::Extension { name: if is(2, "if") { name(5) } else { name(2) }, schema };
     }
     if is(0, "set") && is(1, "standard_conforming_strings") {
         return Verdict::Escapes(!statement.to_ascii_lowercase().contains("on"));
     }
-    let leave_out = (is(0, "comment") && is(1, "on") && is(2, "extension"))
+    for kind in PRIVILEGED {
+        let from = if is(0, "comment") { 2 } else { 1 };
+        let is_kind = kind.iter().enumerate().all(|(at, word)| is(from + at, word));
+        if is_kind && ["create", "alter", "drop", "comment"].iter().any(|verb| is(0, verb)) {
+            let at = from + kind.len();
+            return if is(0, "create") { Verdict::OfSuperuser(format!("{} {}", kind.join(" "), name(at))) } else { Verdict::LeaveOut };
+        }
+    }
+    let leave_out = ((is(0, "comment") && is(1, "on") && is(2, "extension")) || (is(0, "drop") && is(1, "extension")))
         || is(0, "grant")
         || is(0, "revoke")
         || (is(0, "security") && is(1, "label"))
@@ -404,17 +447,22 @@ fn judge(statement: &str) -> Verdict {
         || (is(0, "set") && is(1, "session") && is(2, "authorization"))
         // From newer servers; what they set is our own business.
         || (is(0, "set") && (is(1, "transaction_timeout") || is(1, "default_tablespace")))
-        || ((is(0, "create") || (is(0, "comment") && is(1, "on"))) && names_public_schema(&words))
+        || ((is(0, "create") || is(0, "drop") || (is(0, "comment") && is(1, "on"))) && names_schema_of(&words, made_before))
+        // What `--clean` writes first.
+        || (!has_made && (is(0, "drop") || (is(0, "alter") && !is(1, "database") && !is(1, "role") && !is(1, "system"))))
         || (is(0, "alter") && sets_owner(statement));
-    if leave_out { Verdict::LeaveOut } else { Verdict::Keep }
+    match leave_out {
+        true => Verdict::LeaveOut,
+        false if is(0, "create") => Verdict::Make,
+        false => Verdict::Keep,
+    }
 }
 
-/// `CREATE SCHEMA public` and the like: it is there, and `pg_dump` of old wrote it.
-fn names_public_schema(words: &[&str]) -> bool {
-    words
-        .iter()
-        .position(|word| word.eq_ignore_ascii_case("schema"))
-        .is_some_and(|at| at <= 2 && words.get(at + 1).is_some_and(|name| name.trim_matches('"') == "public"))
+/// `CREATE SCHEMA public` and the like: it is there, and `pg_dump` of old wrote it. So are the schemas of extensions.
+fn names_schema_of(words: &[&str], made_before: &BTreeSet<String>) -> bool {
+    let Some(at) = words.iter().position(|word| word.eq_ignore_ascii_case("schema")).filter(|at| *at <= 2) else { return false };
+    let name = words[at + 1..].iter().find(|word| !["if", "not", "exists"].iter().any(|other| word.eq_ignore_ascii_case(other)));
+    name.map(|name| name.trim_matches('"')).is_some_and(|name| name == "public" || made_before.contains(name))
 }
 
 /// Ends with `OWNER TO name`.
@@ -477,7 +525,7 @@ mod tests {
     fn run(sql: &str) -> Result<(String, Findings)> {
         // In small pieces, so that every boundary is met.
         let mut output = Vec::new();
-        let findings = filter(io::BufReader::with_capacity(3, sql.as_bytes()), &mut output)?;
+        let findings = filter(io::BufReader::with_capacity(3, sql.as_bytes()), &mut output, &BTreeSet::new())?;
         Ok((String::from_utf8(output).unwrap(), findings))
     }
 
@@ -496,7 +544,7 @@ mod tests {
         assert!(findings.is_dump && findings.is_whole && findings.has_modules);
         assert_eq!(findings.server_version.as_deref(), Some("15.4"));
         assert_eq!(findings.pg_dump_version.as_deref(), Some("16.1"));
-        assert_eq!(findings.extensions, BTreeSet::from(["pg_trgm".to_owned()]));
+        assert_eq!(findings.extensions, BTreeMap::from([("pg_trgm".to_owned(), "public".to_owned())]));
         let names: Vec<_> = findings.modules.iter().map(|module| (module.name.as_str(), module.version.as_deref())).collect();
         assert_eq!(names, [("base", Some("17.0.1.3")), ("web", None)]);
         for gone in ["OWNER TO \"odoo", "EXTENSION", "GRANT SELECT", "transaction_timeout", "restrict"] {
@@ -536,6 +584,45 @@ mod tests {
         let (output, findings) = run(sql).unwrap();
         assert_eq!(findings.left_out, 1);
         assert!(output.ends_with("-- \\! '\n;"), "{output}");
+    }
+
+    #[test]
+    fn what_only_a_superuser_makes_is_left_out_and_told() {
+        let kept = "CREATE TABLE public.publication (a text);";
+        let sql = format!(
+            "CREATE PUBLICATION shop FOR ALL TABLES WITH (publish = 'insert; update');\nALTER PUBLICATION shop OWNER TO x;\n\
+             ALTER PUBLICATION shop ADD TABLE ONLY public.t;\nCREATE SUBSCRIPTION s CONNECTION 'host=x; y' PUBLICATION p;\n\
+             CREATE EVENT TRIGGER \"e t\" ON ddl_command_end\n   EXECUTE FUNCTION public.f();\nALTER EVENT TRIGGER e DISABLE;\n\
+             COMMENT ON EVENT TRIGGER e IS 'x';\n{kept}\n"
+        );
+        let (output, findings) = run(&sql).unwrap();
+        assert_eq!(output.trim(), kept);
+        let told: Vec<&str> = findings.of_superusers.iter().map(String::as_str).collect();
+        assert_eq!(told, ["event trigger e", "publication shop", "subscription s"]);
+    }
+
+    #[test]
+    fn what_is_dropped_before_anything_is_there_is_left_out_and_nothing_later() {
+        let sql = "ALTER TABLE ONLY public.t DROP CONSTRAINT c;\nALTER TABLE public.t ALTER COLUMN id DROP DEFAULT;\nDROP TABLE public.t;\n\
+            DROP EXTENSION IF EXISTS pg_trgm;\nDROP SCHEMA IF EXISTS public;\nSET a = b;\nCREATE SCHEMA other;\nCREATE TABLE t (a text);\nDROP TABLE t;\n\
+            DROP EXTENSION unaccent;\nALTER TABLE t ADD COLUMN b text;\n";
+        assert_eq!(
+            run(sql).unwrap().0.trim(),
+            "SET a = b;\nCREATE SCHEMA other;\nCREATE TABLE t (a text);\nDROP TABLE t;\nALTER TABLE t ADD COLUMN b text;"
+        );
+        let mut output = Vec::new();
+        let made = BTreeSet::from(["other".to_owned()]);
+        let sql = "CREATE SCHEMA other;\nCOMMENT ON SCHEMA other IS 'x';\nCREATE EXTENSION IF NOT EXISTS \"uuid-ossp\" WITH SCHEMA other VERSION '1.1';\n";
+        let findings = filter(sql.as_bytes(), &mut output, &made).unwrap();
+        assert_eq!(String::from_utf8(output).unwrap().trim(), "");
+        assert_eq!(findings.extensions, BTreeMap::from([("uuid-ossp".to_owned(), "other".to_owned())]));
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_the_sql() {
+        let (output, findings) = run(&format!("\u{feff}{DUMP}")).unwrap();
+        assert!(findings.is_dump && findings.is_whole && output.starts_with("--\n"), "{output}");
+        assert!(run("a").unwrap().0 == "a" && run("").unwrap().0.is_empty());
     }
 
     #[test]

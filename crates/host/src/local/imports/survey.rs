@@ -1,6 +1,7 @@
 //! Reads all of a backup, and writes down what is in it. Programs that parse it run as a user that owns nothing but what it is given.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fs::{DirBuilder, OpenOptions},
     io::{self, BufReader, Read, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
@@ -14,7 +15,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::{
-    archive::{self, Kind, Limits, Member},
+    archive::{self, Kind, Limits},
+    member::{LeftOut, Member, Stores},
     sql::{self, Findings},
     uploads,
 };
@@ -28,7 +30,8 @@ use crate::{
     },
 };
 
-const SURVEY: &str = "survey.json";
+/// Earlier versions of oCore have read other things in an archive, under another name.
+const SURVEY: &str = "survey-2.json";
 /// Odoo's manifest names its modules and their versions.
 const MANIFEST_LIMIT: u64 = 16 * 1024 * 1024;
 /// A terabyte takes a slow disk that long.
@@ -40,8 +43,8 @@ const SCAN_TIME: Duration = Duration::from_hours(12);
 pub(super) enum Database {
     /// The upload itself is SQL, packed with gzip or not.
     Sql { gzip: bool },
-    /// `dump.sql` in the archive, which is read from there.
-    SqlInArchive,
+    /// In the archive, by its path there, from where it is read.
+    SqlInArchive { path: String, gzip: bool },
     /// The upload itself.
     Custom,
     /// Taken out of the archive, beside it.
@@ -53,7 +56,7 @@ pub(super) enum Database {
 impl Database {
     pub(super) fn format(&self) -> BackupFormat {
         match self {
-            Self::Sql { .. } | Self::SqlInArchive => BackupFormat::Sql,
+            Self::Sql { .. } | Self::SqlInArchive { .. } => BackupFormat::Sql,
             Self::Custom | Self::CustomBeside => BackupFormat::Custom,
             Self::DirectoryBeside => BackupFormat::Directory,
         }
@@ -78,22 +81,32 @@ pub(super) struct Survey {
     pub(super) has_modules: bool,
     pub(super) modules: Vec<InstalledModule>,
     pub(super) postgres_version: Option<String>,
-    pub(super) extensions: Vec<String>,
+    /// With the schemas that they are to be in.
+    pub(super) extensions: BTreeMap<String, String>,
+    /// What only a superuser may make, by kind and name.
+    pub(super) of_superusers: Vec<String>,
     pub(super) database_bytes: u64,
     /// `major_version` of Odoo's own manifest.
     pub(super) manifest_series: Option<String>,
-    /// Members of archives that no import needs.
-    pub(super) passed_over: u64,
+    /// Members of archives that are neither a database nor a file of a store.
+    pub(super) left_out: LeftOut,
 }
 
 impl Survey {
-    /// `17.0`, from the version of the module `base` that is installed, e.g. `17.0.1.3`.
+    /// `17.0` or `saas~18.4`, from the version of the module `base` that is installed, e.g. `17.0.1.3`.
     pub(super) fn series(&self) -> Option<String> {
         let base = self.modules.iter().find(|module| module.name == "base")?;
-        let mut numbers = base.version.as_deref()?.split('.');
-        let (major, minor) = (numbers.next()?, numbers.next()?);
-        (major.parse::<u32>().is_ok() && !minor.is_empty()).then(|| format!("{major}.{minor}"))
+        series_of(base.version.as_deref()?)
     }
+}
+
+/// The first two parts of a module's version. Odoo Online runs series between the others: `saas~18.4.1.3`.
+pub(super) fn series_of(version: &str) -> Option<String> {
+    let mut numbers = version.split('.');
+    let (major, minor) = (numbers.next()?, numbers.next()?);
+    let year = major.strip_prefix("saas~").or_else(|| major.strip_prefix("saas-")).unwrap_or(major);
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    (is_number(year) && is_number(minor)).then(|| format!("{major}.{minor}"))
 }
 
 /// What `manifest.json` of Odoo's database manager says, as far as we believe it.
@@ -105,13 +118,14 @@ struct OdooManifest {
 /// What lies in an archive.
 #[derive(Default)]
 struct Contents {
-    sql: Option<Findings>,
-    custom: bool,
-    directory: bool,
-    files: u64,
-    bytes: u64,
+    database: Option<(Database, Option<Findings>)>,
+    /// Where it lies.
+    path: String,
+    /// The directory of a directory dump, and whether its list is there.
+    directory: Option<(String, bool)>,
+    stores: Stores,
     manifest: Option<OdooManifest>,
-    passed_over: u64,
+    left_out: LeftOut,
 }
 
 /// The files that a survey takes out of an archive.
@@ -126,7 +140,7 @@ pub(super) fn directory_beside(directory: &Path) -> PathBuf {
 /// What `pg_restore` reads of an upload; `None` when its database is SQL.
 pub(super) fn dump_of(directory: &Path, database: &Database) -> Option<PathBuf> {
     match database {
-        Database::Sql { .. } | Database::SqlInArchive => None,
+        Database::Sql { .. } | Database::SqlInArchive { .. } => None,
         Database::Custom => Some(uploads::file_of(directory, UploadPart::Backup)),
         Database::CustomBeside => Some(custom_beside(directory)),
         Database::DirectoryBeside => Some(directory_beside(directory)),
@@ -176,7 +190,9 @@ impl LocalHost {
                 return Err(HostError::rejected("the backup holds a file store already; leave the separate one out"));
             }
             progress.log.line("Reading the archive of the file store.");
-            survey.file_store = Some(survey_file_store(directory).await?);
+            let (store, left_out) = survey_file_store(directory).await?;
+            survey.file_store = Some(store);
+            survey.left_out.add(left_out);
         }
         durable::write_json(&stored, &survey)?;
         Ok(survey)
@@ -188,60 +204,51 @@ impl LocalHost {
             let path = path.clone();
             blocking(move || Kind::of(&path)).await?
         };
+        let gzip = matches!(kind, Kind::SqlGz | Kind::CustomGz);
         let (database, findings, contents) = match kind {
             Kind::Sql | Kind::SqlGz => {
-                let gzip = kind == Kind::SqlGz;
-                let limits = Limits::default();
                 let packed = backup.size;
-                let findings = blocking(move || {
-                    let file = archive::open(&path)?;
-                    if gzip {
-                        let limit = packed.saturating_mul(limits.ratio).max(limits.harmless);
-                        sql::filter(BufReader::with_capacity(1 << 18, Bounded::new(MultiGzDecoder::new(file), limit)), io::sink())
-                    } else {
-                        sql::filter(BufReader::with_capacity(1 << 18, file), io::sink())
-                    }
-                })
-                .await?;
+                let findings = blocking(move || filter_packed(&mut archive::open(&path)?, packed, gzip)).await?;
                 (Database::Sql { gzip }, findings, Contents::default())
             }
             Kind::Custom => (Database::Custom, self.scan_dump(&path, false, progress).await?, Contents::default()),
+            Kind::CustomGz => {
+                let (packed, target) = (backup.size, custom_beside(directory));
+                blocking(move || {
+                    durable::remove_tree(&target)?;
+                    take_out_packed(&mut archive::open(&path)?, packed, true, &target)
+                })
+                .await?;
+                (Database::CustomBeside, self.scan_dump(&custom_beside(directory), false, progress).await?, Contents::default())
+            }
             Kind::Zip | Kind::Tar | Kind::TarGz => {
                 let owned = directory.to_owned();
                 let mut contents = blocking(move || take_stock(&path, kind, &owned)).await?;
-                match (contents.sql.take(), contents.custom, contents.directory) {
-                    (Some(findings), false, false) => (Database::SqlInArchive, findings, contents),
-                    (None, true, false) => {
-                        (Database::CustomBeside, self.scan_dump(&custom_beside(directory), false, progress).await?, contents)
+                match contents.database.take() {
+                    Some((database, Some(findings))) => (database, findings, contents),
+                    Some((database, None)) => {
+                        let is_directory = database == Database::DirectoryBeside;
+                        let dump = if is_directory { directory_beside(directory) } else { custom_beside(directory) };
+                        (database, self.scan_dump(&dump, is_directory, progress).await?, contents)
                     }
-                    (None, false, true) => {
-                        (Database::DirectoryBeside, self.scan_dump(&directory_beside(directory), true, progress).await?, contents)
-                    }
-                    (None, false, false) => {
-                        return Err(HostError::rejected(
-                            "the archive holds no database: expected dump.sql, database.dump, or toc.dat of a directory dump",
-                        ));
-                    }
-                    _ => return Err(HostError::rejected("the archive holds more than one database; leave one")),
+                    None => return Err(no_database(&contents)),
                 }
             }
         };
+        let (files, bytes) = contents.stores.only()?;
         Ok(Survey {
             database,
-            file_store: (contents.files > 0).then_some(FileStore {
-                part: UploadPart::Backup,
-                files: contents.files,
-                bytes: contents.bytes,
-            }),
+            file_store: (files > 0).then_some(FileStore { part: UploadPart::Backup, files, bytes }),
             is_dump: findings.is_dump,
             is_whole: findings.is_whole,
             has_modules: findings.has_modules,
             modules: findings.modules,
             postgres_version: findings.server_version,
-            extensions: findings.extensions.into_iter().collect(),
+            extensions: findings.extensions,
+            of_superusers: findings.of_superusers.into_iter().collect(),
             database_bytes: findings.bytes,
             manifest_series: contents.manifest.and_then(|manifest| manifest.major_version),
-            passed_over: contents.passed_over,
+            left_out: contents.left_out,
         })
     }
 
@@ -264,7 +271,7 @@ impl LocalHost {
             // By its descriptor, so that the file may stay ours.
             program = program.arg("--format=custom").stdin_from(archive::open(dump)?);
         }
-        let read = blocking(move || sql::filter(BufReader::with_capacity(1 << 18, reader), io::sink()));
+        let read = blocking(move || sql::filter(BufReader::with_capacity(1 << 18, reader), io::sink(), &BTreeSet::new()));
         let (finished, findings) = tokio::join!(program.run(), read);
         user.release().await?;
         if is_directory {
@@ -292,26 +299,29 @@ fn covers(survey: &Survey, parts: &[UploadedPart]) -> bool {
     has_part == survey.file_store.is_some_and(|store| store.part == UploadPart::FileStore)
 }
 
-async fn survey_file_store(directory: PathBuf) -> Result<FileStore> {
+async fn survey_file_store(directory: PathBuf) -> Result<(FileStore, LeftOut)> {
     blocking(move || {
         let path = uploads::file_of(&directory, UploadPart::FileStore);
         let kind = Kind::of(&path).ok().filter(|kind| matches!(kind, Kind::Zip | Kind::Tar | Kind::TarGz)).ok_or_else(|| {
             HostError::rejected("the archive of the file store is none: expected tar, tar.gz or zip of the directory that holds `filestore`")
         })?;
-        let mut store = FileStore { part: UploadPart::FileStore, files: 0, bytes: 0 };
+        let (mut stores, mut left_out) = (Stores::default(), LeftOut::default());
         archive::read(&path, kind, Limits::default(), |member, size, _| {
-            if matches!(member, Member::Stored(_)) {
-                store.files += 1;
-                store.bytes += size;
+            match member {
+                Member::Stored(file) | Member::Again { file, .. } => stores.note(&file, size)?,
+                Member::Sql { path, .. } | Member::Custom { path, .. } | Member::Other(path) => left_out.note(path),
+                Member::Directory { parent, name } => left_out.note(format!("{parent}/{name}")),
+                Member::Manifest | Member::Needless => {}
             }
             Ok(())
         })?;
-        if store.files == 0 {
+        let (files, bytes) = stores.only()?;
+        if files == 0 {
             return Err(HostError::rejected(
                 "the archive of the file store holds no file of one: their names are 40 hexadecimal digits, in directories of their first two",
             ));
         }
-        Ok(store)
+        Ok((FileStore { part: UploadPart::FileStore, files, bytes }, left_out))
     })
     .await
 }
@@ -324,37 +334,91 @@ fn take_stock(path: &Path, kind: Kind, directory: &Path) -> Result<Contents> {
     }
     archive::read(path, kind, Limits::default(), |member, size, reader| {
         match member {
-            Member::Sql if contents.sql.is_none() => {
-                contents.sql = Some(sql::filter(BufReader::with_capacity(1 << 18, reader), io::sink())?);
+            Member::Sql { path, gzip } => {
+                contents.is_one(&path)?;
+                let findings = filter_packed(reader, size, gzip)?;
+                contents.database = Some((Database::SqlInArchive { path, gzip }, Some(findings)));
             }
-            Member::Custom if !contents.custom => {
-                contents.custom = true;
-                take_out(reader, &custom_beside(directory))?;
+            Member::Custom { path, gzip } => {
+                contents.is_one(&path)?;
+                take_out_packed(reader, size, gzip, &custom_beside(directory))?;
+                contents.database = Some((Database::CustomBeside, None));
             }
-            Member::Directory(name) => {
+            Member::Directory { parent, name } => {
+                let (known, has_list) = contents.directory.get_or_insert((parent.clone(), false));
+                if *known != parent {
+                    return Err(several(&format!("{known}/"), &format!("{parent}/")));
+                }
+                *has_list |= name == "toc.dat";
                 let target = directory_beside(directory);
-                contents.directory |= name == "toc.dat";
                 if !target.is_dir() {
                     DirBuilder::new().mode(0o700).create(&target).map_err(|error| cannot_take_out(&target, error))?;
                 }
                 take_out(reader, &target.join(name))?;
             }
-            Member::Stored(_) => {
-                contents.files += 1;
-                contents.bytes += size;
-            }
+            Member::Stored(file) | Member::Again { file, .. } => contents.stores.note(&file, size)?,
             Member::Manifest if contents.manifest.is_none() && size <= MANIFEST_LIMIT => {
                 let mut text = Vec::new();
                 reader.take(MANIFEST_LIMIT).read_to_end(&mut text).map_err(archive::damaged)?;
                 // It only says again what the database says; one that cannot be read is none.
                 contents.manifest = serde_json::from_slice(&text).ok();
             }
-            Member::Sql | Member::Custom => return Err(HostError::rejected("the archive holds more than one database; leave one")),
-            Member::Manifest | Member::Other => contents.passed_over += 1,
+            Member::Manifest | Member::Needless => {}
+            Member::Other(path) => contents.left_out.note(path),
         }
         Ok(())
     })?;
+    if let Some((parent, true)) = contents.directory.clone() {
+        contents.is_one(&format!("{parent}/toc.dat"))?;
+        contents.database = Some((Database::DirectoryBeside, None));
+    }
     Ok(contents)
+}
+
+impl Contents {
+    /// A second database is one too many.
+    fn is_one(&mut self, path: &str) -> Result<()> {
+        if self.database.is_some() {
+            return Err(several(&self.path, path));
+        }
+        path.clone_into(&mut self.path);
+        Ok(())
+    }
+}
+
+fn several(one: &str, other: &str) -> HostError {
+    HostError::rejected(format!(
+        "the archive holds more than one database, in {} and in {}; leave one",
+        one.escape_debug(),
+        other.escape_debug()
+    ))
+}
+
+fn no_database(contents: &Contents) -> HostError {
+    let seen: Vec<String> = contents.left_out.examples.iter().map(|path| path.escape_debug().to_string()).collect();
+    let instead =
+        if seen.is_empty() { String::new() } else { format!("; what it holds instead is no dump of pg_dump: {}", seen.join(", ")) };
+    HostError::rejected(format!(
+        "the archive holds no database: expected SQL or a dump of pg_dump, such as dump.sql, database.dump, or toc.dat of a directory dump{instead}"
+    ))
+}
+
+/// Reads SQL that may be packed, of so many packed bytes.
+fn filter_packed(reader: &mut dyn Read, packed: u64, gzip: bool) -> Result<Findings> {
+    if gzip {
+        sql::filter(BufReader::with_capacity(1 << 18, unpacked(reader, packed)), io::sink(), &BTreeSet::new())
+    } else {
+        sql::filter(BufReader::with_capacity(1 << 18, reader), io::sink(), &BTreeSet::new())
+    }
+}
+
+fn take_out_packed(reader: &mut dyn Read, packed: u64, gzip: bool, target: &Path) -> Result<()> {
+    if gzip { take_out(&mut unpacked(reader, packed), target) } else { take_out(reader, target) }
+}
+
+fn unpacked(reader: &mut dyn Read, packed: u64) -> impl Read + '_ {
+    let limits = Limits::default();
+    Bounded::new(MultiGzDecoder::new(reader), packed.saturating_mul(limits.ratio).max(limits.harmless))
 }
 
 fn take_out(reader: &mut dyn Read, target: &Path) -> Result<()> {
@@ -420,10 +484,16 @@ pub(super) fn read_sql(directory: &Path, database: &Database, take: impl FnOnce(
     match database {
         Database::Sql { gzip: false } => take(&mut archive::open(&path)?),
         Database::Sql { gzip: true } => take(&mut MultiGzDecoder::new(archive::open(&path)?)),
-        _ => {
+        database => {
             let mut take = Some(take);
-            archive::read(&path, Kind::of(&path)?, Limits::default(), |member, _, reader| match (member, take.take()) {
-                (Member::Sql, Some(take)) => take(reader),
+            archive::read(&path, Kind::of(&path)?, Limits::default(), |member, size, reader| match (member, take.take()) {
+                (Member::Sql { path, gzip }, Some(take)) if *database == (Database::SqlInArchive { path: path.clone(), gzip }) => {
+                    if gzip {
+                        take(&mut unpacked(reader, size))
+                    } else {
+                        take(reader)
+                    }
+                }
                 (_, unused) => {
                     take = unused;
                     Ok(())

@@ -24,7 +24,7 @@ const SLOT: &str = include_str!("slot.py");
 const SEARCH_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 
 /// Odoo's program without any option. `programs` are directories that come before the machine's in its search path.
-pub(super) fn odoo(
+pub(in crate::local) fn odoo(
     distribution: &InstalledDistribution,
     record: &ReleaseRecord,
     user: &OsUser,

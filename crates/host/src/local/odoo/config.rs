@@ -38,25 +38,25 @@ pub(super) fn demo_option(version: &OdooVersion, with_demo: bool) -> Option<&'st
 
 /// What differs between two Odoos.
 #[derive(Debug, Clone)]
-pub(super) struct OdooConfig<'a> {
-    pub(super) version: &'a OdooVersion,
-    pub(super) addons_path: Vec<PathBuf>,
-    pub(super) data_dir: PathBuf,
-    pub(super) socket_directory: PathBuf,
-    pub(super) settings: &'a OdooSettings,
+pub(in crate::local) struct OdooConfig<'a> {
+    pub(in crate::local) version: &'a OdooVersion,
+    pub(in crate::local) addons_path: Vec<PathBuf>,
+    pub(in crate::local) data_dir: PathBuf,
+    pub(in crate::local) socket_directory: PathBuf,
+    pub(in crate::local) settings: &'a OdooSettings,
     /// `None` for a run that ends by itself: no HTTP, no workers, no crons, and the log on standard error.
-    pub(super) serve: Option<Serve>,
+    pub(in crate::local) serve: Option<Serve>,
 }
 
 /// How a serving Odoo is reached, and where it logs.
 #[derive(Debug, Clone)]
-pub(super) struct Serve {
-    pub(super) http: SocketAddr,
+pub(in crate::local) struct Serve {
+    pub(in crate::local) http: SocketAddr,
     /// Present when there are workers.
-    pub(super) websocket: Option<SocketAddr>,
-    pub(super) log: PathBuf,
+    pub(in crate::local) websocket: Option<SocketAddr>,
+    pub(in crate::local) log: PathBuf,
     /// The mail catcher; `None` in production, whose mail goes where its database says.
-    pub(super) mail: Option<SocketAddr>,
+    pub(in crate::local) mail: Option<SocketAddr>,
 }
 
 impl OdooConfig<'_> {
@@ -123,7 +123,7 @@ impl OdooConfig<'_> {
     }
 
     /// Writes the file so that only root and this user can read it, and nobody but root can change it.
-    pub(super) fn write(&self, path: &Path, reader: &OsUser) -> Result<()> {
+    pub(in crate::local) fn write(&self, path: &Path, reader: &OsUser) -> Result<()> {
         let password = format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple());
         let write = || -> std::io::Result<()> {
             durable::write(path, self.text(&password).as_bytes())?;

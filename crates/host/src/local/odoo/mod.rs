@@ -1,7 +1,8 @@
 //! Odoo itself: its configuration, its runs and what they mean, its serving processes, its logs.
 
+pub(super) mod administrator;
 pub(super) mod command;
-mod config;
+pub(super) mod config;
 mod failure;
 mod guard;
 mod health;

@@ -8,7 +8,7 @@ use ocore_model::{
 };
 
 use super::{
-    command,
+    administrator, command,
     config::{DATABASE, OdooConfig, demo_option},
     guard::Guard,
     log_record::Log,
@@ -20,7 +20,6 @@ use crate::{
     local::{
         LocalHost,
         cgroups::{Group, Part},
-        cluster::Cluster,
         data_sets::Lacks,
         distribution::InstalledDistribution,
         exec::{Finished, Program},
@@ -102,7 +101,7 @@ impl LocalHost {
         };
         let (hash, log) = guard.over_update(async { tokio::try_join!(hash, run) }).await?;
         if let Some(hash) = hash {
-            set_admin_password(&cluster, &hash).await?;
+            administrator::set_password(&cluster, &hash).await?;
             self.mark_lacks(claim, request.data_set, Lacks::Nothing)?;
         }
         Ok(log)
@@ -158,23 +157,6 @@ impl LocalHost {
         user.release().await?;
         let finished = finished?.expect_success("the password of Odoo's administrator could not be set")?;
         Ok(Some(finished.stdout_text().trim().to_owned()))
-    }
-}
-
-/// Of the user that Odoo's own data calls `base.user_admin`, whatever its login is by now.
-pub(in crate::local) async fn set_admin_password(cluster: &Cluster, hash: &str) -> Result<()> {
-    let mut connection = cluster.connect_as_owner().await?;
-    let done = sqlx::query(
-        "update public.res_users set password = $1 where id = (select res_id from public.ir_model_data where module = 'base' and name = 'user_admin')",
-    )
-    .bind(hash)
-    .execute(&mut connection)
-    .await
-    .map_err(|error| HostError::machine_from("the password of Odoo's administrator could not be set", error))?;
-    if done.rows_affected() == 1 {
-        Ok(())
-    } else {
-        Err(HostError::machine("the database has no administrator whose password could be set"))
     }
 }
 

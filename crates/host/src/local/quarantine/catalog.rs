@@ -10,7 +10,7 @@ use sqlx::{AssertSqlSafe, PgConnection, Row, postgres::PgRow};
 
 use super::{
     parameters,
-    rules::{AttachmentRule, is_credential, is_endpoint, look_of_name},
+    rules::{AttachmentRule, is_credential, is_endpoint, look_of_change, look_of_name},
     run_sql::lost,
 };
 use crate::{api::FindingKind, error::Result};
@@ -24,36 +24,59 @@ const SAMPLE: i64 = 2 * 1024 * 1024;
 /// So many tables are looked into by one request to the database.
 const TOGETHER: usize = 64;
 
+/// The schema of Odoo's tables.
+const ODOOS: &str = "public";
+
 /// What a column can hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ColumnType {
     Text,
     Json,
     Bytes,
+    /// Of any of these.
+    Array,
+    /// What holds words in a form of its own: rows, hstore, XML.
+    Other,
 }
 
-/// A column of a table in the schema of Odoo.
+/// A column of a table or of a materialized view.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Column {
+    pub(super) schema: String,
     pub(super) table: String,
     pub(super) name: String,
     pub(super) kind: ColumnType,
     pub(super) is_required: bool,
+    /// Its rows have a number of their own, `id`.
+    pub(super) has_id: bool,
+    is_table: bool,
     /// The module that made it, where Odoo knows.
     pub(super) module: Option<String>,
     table_bytes: i64,
 }
 
 impl Column {
+    /// `table.column` of Odoo's schema, `schema.table.column` of others.
     pub(super) fn place(&self) -> String {
-        format!("{}.{}", self.table, self.name)
+        if self.schema == ODOOS { format!("{}.{}", self.table, self.name) } else { format!("{}.{}.{}", self.schema, self.table, self.name) }
+    }
+
+    /// Its table's name in SQL.
+    pub(super) fn of(&self) -> String {
+        format!("{}.{}", quote(&self.schema), quote(&self.table))
+    }
+
+    /// In a table where Odoo puts its own.
+    pub(super) fn is_odoos(&self) -> bool {
+        self.is_table && self.schema == ODOOS
     }
 
     /// SQL that is true when the column holds something.
     pub(super) fn is_filled(&self) -> String {
         let column = quote(&self.name);
         match self.kind {
-            ColumnType::Text => format!("{column}::text <> ''"),
+            ColumnType::Text | ColumnType::Other => format!("{column}::text <> ''"),
+            ColumnType::Array => format!("{column}::text not in ('', '{{}}')"),
             ColumnType::Json => format!("{column}::text not in ('', 'null', '{{}}', '[]', '\"\"', 'false')"),
             ColumnType::Bytes => format!("octet_length({column}) > 0"),
         }
@@ -82,6 +105,12 @@ pub(super) type Sightings = BTreeMap<String, Seen>;
 pub(super) const PARAMETER: &str = "ir_config_parameter:";
 /// The prefix of the place of a file.
 pub(super) const ATTACHMENT: &str = "ir_attachment:";
+/// The prefix of the place of a schema that is not Odoo's.
+pub(super) const SCHEMA: &str = "schema:";
+/// The prefix of the place of a materialized view.
+pub(super) const VIEW: &str = "materialized_view:";
+/// The place of everything that is outside of tables.
+pub(super) const LARGE_OBJECTS: &str = "large_objects";
 
 /// A name in SQL.
 pub(super) fn quote(name: &str) -> String {
@@ -91,15 +120,27 @@ pub(super) fn quote(name: &str) -> String {
 /// Reads the catalog. The connection is the owner's, and what the database defines itself is not used.
 pub(super) async fn read(connection: &mut PgConnection) -> Result<Catalog> {
     let rows = sqlx::query(
-        "with tables as materialized (
-            select oid, relname, case when pg_relation_size(oid) = 0 then 0 else pg_table_size(oid) end as bytes
-              from pg_class where relnamespace = to_regnamespace('public') and relkind in ('r', 'p'))
-         select c.relname::text, a.attname::text, t.typname::text, a.attnotnull, c.bytes
+        "with recursive tables as materialized (
+            select c.oid, n.nspname, c.relname, c.relkind, case when pg_relation_size(c.oid) = 0 then 0 else pg_table_size(c.oid) end as bytes
+              from pg_class c join pg_namespace n on n.oid = c.relnamespace
+             where n.nspname not like 'pg\\_%' and n.nspname <> 'information_schema'
+               and (c.relkind in ('r', 'p') or c.relkind = 'm' and c.relispopulated)),
+         -- What a domain or an array is made of.
+         made_of (type, base, is_array) as (
+            select oid, oid, false from pg_type
+            union all
+            select m.type, case t.typtype when 'd' then t.typbasetype else t.typelem end, m.is_array or t.typtype <> 'd'
+              from made_of m join pg_type t on t.oid = m.base
+             where t.typtype = 'd' or t.typcategory = 'A' and t.typelem <> 0)
+         select c.relname::text, a.attname::text, case when m.is_array then 'array' when b.typtype = 'c' then 'row' else b.typname::text end,
+                a.attnotnull, c.bytes, c.nspname::text, c.relkind <> 'm',
+                exists (select from pg_attribute i where i.attrelid = c.oid and i.attname = 'id' and i.atttypid in ('int4'::regtype, 'int8'::regtype))
            from tables c
            join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped and a.attgenerated = ''
-           join pg_type t on t.oid = a.atttypid
-          where t.typname in ('text', 'varchar', 'bpchar', 'citext', 'json', 'jsonb', 'bytea')
-          order by c.relname, a.attnum",
+           join made_of m on m.type = a.atttypid
+           join pg_type b on b.oid = m.base
+          where b.typname in ('text', 'varchar', 'bpchar', 'citext', 'json', 'jsonb', 'bytea', 'xml', 'hstore') or b.typtype = 'c'
+          order by c.nspname, c.relname, a.attnum",
     )
     .fetch_all(&mut *connection)
     .await
@@ -118,15 +159,21 @@ pub(super) async fn read(connection: &mut PgConnection) -> Result<Catalog> {
         makers.iter().map(|(table, column, module)| ((table.as_str(), column.as_str()), module.as_str())).collect();
     let column = |row: &PgRow| -> std::result::Result<Column, sqlx::Error> {
         let (table, name, kind): (String, String, String) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+        let schema: String = row.try_get(5)?;
         Ok(Column {
-            module: makers.get(&(table.as_str(), name.as_str())).map(|module| (*module).to_owned()),
+            module: makers.get(&(table.as_str(), name.as_str())).filter(|_| schema == ODOOS).map(|module| (*module).to_owned()),
             kind: match kind.as_str() {
                 "json" | "jsonb" => ColumnType::Json,
                 "bytea" => ColumnType::Bytes,
+                "array" => ColumnType::Array,
+                "row" | "xml" | "hstore" => ColumnType::Other,
                 _ => ColumnType::Text,
             },
             is_required: row.try_get(3)?,
             table_bytes: row.try_get(4)?,
+            is_table: row.try_get(6)?,
+            has_id: row.try_get(7)?,
+            schema,
             table,
             name,
         })
@@ -136,18 +183,18 @@ pub(super) async fn read(connection: &mut PgConnection) -> Result<Catalog> {
 
 impl Catalog {
     pub(super) fn has_table(&self, table: &str) -> bool {
-        self.columns.iter().any(|column| column.table == table)
+        self.columns.iter().any(|column| column.is_odoos() && column.table == table)
     }
 
     pub(super) fn has(&self, table: &str, name: &str) -> bool {
-        self.columns.iter().any(|column| column.table == table && column.name == name)
+        self.columns.iter().any(|column| column.is_odoos() && column.table == table && column.name == name)
     }
 
     /// The columns by table.
-    pub(super) fn tables(&self) -> BTreeMap<&str, Vec<&Column>> {
-        let mut tables: BTreeMap<&str, Vec<&Column>> = BTreeMap::new();
+    fn tables(&self) -> BTreeMap<(&str, &str), Vec<&Column>> {
+        let mut tables: BTreeMap<(&str, &str), Vec<&Column>> = BTreeMap::new();
         for column in &self.columns {
-            tables.entry(&column.table).or_default().push(column);
+            tables.entry((&column.schema, &column.table)).or_default().push(column);
         }
         tables
     }
@@ -155,15 +202,16 @@ impl Catalog {
     /// Tables whose contents are searched in a sample.
     pub(super) fn sampled(&self) -> Vec<String> {
         let tables = self.tables().into_iter();
-        tables.filter(|(_, columns)| columns[0].table_bytes > SEARCH_WHOLE).map(|(table, _)| table.to_owned()).collect()
+        let large = tables.filter(|(_, columns)| columns[0].table_bytes > SEARCH_WHOLE);
+        large.map(|((schema, table), _)| if schema == ODOOS { table.to_owned() } else { format!("{schema}.{table}") }).collect()
     }
 
     /// Everything in the database that looks like a credential, an endpoint or an address and is filled. No value leaves the database.
     pub(super) async fn look(&self, connection: &mut PgConnection, files: &[AttachmentRule]) -> Result<Sightings> {
         let mut seen = Sightings::new();
         let tables = self.tables();
-        let filled = tables.iter().filter(|(table, columns)| columns[0].table_bytes > 0 && **table != "ir_config_parameter");
-        let looks: Vec<Look<'_>> = filled.flat_map(|(table, columns)| looks_into(table, columns)).collect();
+        let filled = tables.iter().filter(|(table, columns)| columns[0].table_bytes > 0 && **table != (ODOOS, "ir_config_parameter"));
+        let looks: Vec<Look<'_>> = filled.flat_map(|(_, columns)| looks_into(columns)).collect();
         for together in looks.chunks(TOGETHER) {
             let statements: Vec<&str> = together.iter().map(|look| look.statement.as_str()).collect();
             // One request, and one row of each statement.
@@ -181,6 +229,7 @@ impl Catalog {
         if self.has("ir_attachment", "res_field") {
             look_at_files(connection, files, &mut seen).await?;
         }
+        look_outside(connection, &mut seen).await?;
         Ok(seen)
     }
 }
@@ -204,9 +253,10 @@ impl Look<'_> {
 }
 
 /// A table is looked into twice: columns whose names say something are counted, the contents of the others are searched.
-fn looks_into<'a>(table: &str, columns: &[&'a Column]) -> Vec<Look<'a>> {
+fn looks_into<'a>(columns: &[&'a Column]) -> Vec<Look<'a>> {
     let bytes = columns[0].table_bytes;
-    let all = format!("public.{}", quote(table));
+    let all = columns[0].of();
+    let look_of_name = |name: &str| look_of_name(name).or_else(|| look_of_change(&columns[0].table, name));
     let mut looks = Vec::new();
     let named: Vec<(&Column, FindingKind)> = columns.iter().filter_map(|column| Some((*column, look_of_name(&column.name)?))).collect();
     if !named.is_empty() {
@@ -244,6 +294,25 @@ fn looks_into<'a>(table: &str, columns: &[&'a Column]) -> Vec<Look<'a>> {
 /// Pages from all over the table. The same ones each time, so that two looks can be compared.
 fn sample(bytes: i64) -> String {
     format!(" tablesample system ({:.4}) repeatable (1)", 100.0 * SAMPLE as f64 / bytes as f64)
+}
+
+/// What lies where Odoo puts nothing: of that oCore knows no more than that it is there.
+async fn look_outside(connection: &mut PgConnection, seen: &mut Sightings) -> Result<()> {
+    let schemas: Vec<(String, i64)> = sqlx::query_as(
+        "select n.nspname::text, count(*) from pg_class c join pg_namespace n on n.oid = c.relnamespace
+          where n.nspname not like 'pg\\_%' and n.nspname not in ('information_schema', 'public') and c.relkind = 'r' and pg_relation_size(c.oid) > 0
+          group by 1",
+    )
+    .fetch_all(&mut *connection)
+    .await
+    .map_err(lost)?;
+    let objects: i64 =
+        sqlx::query_scalar("select count(*) from pg_largeobject_metadata").fetch_one(&mut *connection).await.map_err(lost)?;
+    let places = schemas.into_iter().map(|(schema, tables)| (format!("{SCHEMA}{schema}"), tables));
+    for (place, rows) in places.chain((objects > 0).then(|| (LARGE_OBJECTS.to_owned(), objects))) {
+        seen.insert(place, Seen { kind: FindingKind::Credential, rows: rows.cast_unsigned(), by_name: false });
+    }
+    Ok(())
 }
 
 async fn look_at_files(connection: &mut PgConnection, files: &[AttachmentRule], seen: &mut Sightings) -> Result<()> {

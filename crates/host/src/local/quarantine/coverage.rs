@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    catalog::{ATTACHMENT, Catalog, Column, PARAMETER, Seen, Sightings},
-    empty::OdooModules,
+    catalog::{ATTACHMENT, Catalog, Column, LARGE_OBJECTS, PARAMETER, SCHEMA, Seen, Sightings, VIEW},
+    empty::{OdooModules, Stuck},
     rules::{Rules, Treatment},
     scripts::Script,
 };
@@ -24,6 +24,8 @@ pub(super) struct Evidence<'a> {
     pub(super) masked: &'a BTreeSet<String>,
     /// Parameters that the project keeps.
     pub(super) kept: &'a BTreeSet<String>,
+    /// Columns that could not be emptied.
+    pub(super) stuck: &'a Stuck,
 }
 
 impl Evidence<'_> {
@@ -37,9 +39,10 @@ impl Evidence<'_> {
     fn judge(&self, place: &str, column: Option<&Column>) -> Finding {
         let (before, after) = (self.before.get(place), self.after.get(place));
         let rule = match (column, place.strip_prefix(PARAMETER)) {
-            (Some(column), _) => {
+            (Some(column), _) if column.is_odoos() => {
                 self.rules.column(&column.table, &column.name, self.odoo.made(column)).map(|rule| (rule.treatment, rule.why.as_str()))
             }
+            (Some(_), _) => None,
             (None, Some(key)) => self.rules.parameter(key).map(|rule| (rule.treatment, rule.why.as_str())),
             (None, None) => place
                 .strip_prefix(ATTACHMENT)
@@ -52,10 +55,13 @@ impl Evidence<'_> {
             (None, _) => (FindingVerdict::Handled, self.emptied_by(place, column, before)),
             (Some(_), Some((Treatment::Set, why))) => (FindingVerdict::Handled, why.to_owned()),
             (Some(_), Some((Treatment::Keep, why))) => (FindingVerdict::Harmless, why.to_owned()),
+            (Some(_), Some((Treatment::Empty, why))) if column.is_some() && !self.stuck.contains_key(place) => {
+                (FindingVerdict::Handled, format!("a value that tells nothing: {why}"))
+            }
             (Some(_), None) if self.is_kept(place) => (FindingVerdict::Harmless, "kept by the project's ocore.toml".to_owned()),
             (Some(seen), Some((Treatment::Empty, _)) | None) => match self.mentioned_by(place, column) {
                 Some(script) => (FindingVerdict::Handled, format!("set by {}", script.name)),
-                None => (FindingVerdict::Unknown, suspicion(seen).to_owned()),
+                None => (FindingVerdict::Unknown, suspicion(place, seen).to_owned()),
             },
         };
         let seen = after.or(before);
@@ -87,14 +93,30 @@ impl Evidence<'_> {
     /// A script that names the place: its author knew it.
     fn mentioned_by(&self, place: &str, column: Option<&Column>) -> Option<&Script> {
         self.scripts.iter().find(|script| match (column, place.strip_prefix(PARAMETER)) {
-            (Some(column), _) => has_word(&script.text, &column.table) && has_word(&script.text, &column.name),
+            (Some(column), _) => {
+                let names = [Some(&column.table), Some(&column.name), (!column.is_odoos()).then_some(&column.schema)];
+                names.into_iter().flatten().all(|name| has_word(&script.text, name))
+            }
             (None, Some(key)) => script.names_parameter(key),
-            (None, None) => false,
+            (None, None) if place == LARGE_OBJECTS => has_word(&script.text, "lo_unlink"),
+            (None, None) => {
+                let name = [SCHEMA, VIEW].iter().find_map(|kind| place.strip_prefix(kind));
+                name.and_then(|name| name.rsplit('.').next()).is_some_and(|name| has_word(&script.text, name))
+            }
         })
     }
 }
 
-fn suspicion(seen: &Seen) -> &'static str {
+fn suspicion(place: &str, seen: &Seen) -> &'static str {
+    if place.starts_with(SCHEMA) {
+        return "tables in a schema that is not Odoo's, of which oCore does not know what they keep; say in the project's neutralize.sql what becomes of them";
+    }
+    if place.starts_with(VIEW) {
+        return "a materialized view that could not be refreshed, and holds what was in the tables before; drop or refresh it in the project's neutralize.sql";
+    }
+    if place == LARGE_OBJECTS {
+        return "large objects, of which oCore does not know what they keep; say in the project's neutralize.sql what becomes of them (`lo_unlink`)";
+    }
     match (seen.by_name, seen.kind) {
         (true, FindingKind::Credential) => "its name is one of a credential; say in the project's neutralize.sql what becomes of it",
         (true, FindingKind::Endpoint) => "its name is one of an endpoint; say in the project's neutralize.sql what becomes of it",
@@ -161,6 +183,7 @@ mod tests {
             scripts: &scripts,
             masked: &BTreeSet::new(),
             kept: &BTreeSet::from(["acme.kept_token".to_owned()]),
+            stuck: &Stuck::new(),
         };
         let verdicts: Vec<(String, FindingVerdict)> =
             evidence.findings().into_iter().map(|finding| (finding.place, finding.verdict)).collect();

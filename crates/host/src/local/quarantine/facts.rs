@@ -21,6 +21,10 @@ struct Check {
 /// What no Odoo database is without.
 const ALWAYS: &[&str] = &["ir_config_parameter", "ir_mail_server", "ir_cron", "ir_module_module", "res_users"];
 
+/// Either of them holds: mail goes by the one server of the database, or by none of them.
+const BY_ROW: &str = "mail_servers";
+const BY_CONFIGURATION: &str = "mail_servers_off";
+
 const CHECKS: &[Check] = &[
     Check {
         name: "is_neutralized",
@@ -52,7 +56,7 @@ const CHECKS: &[Check] = &[
         fails: "The parameter web.base.url is not the environment's address, or web.base.url.freeze is not set.",
     },
     Check {
-        name: "mail_servers",
+        name: BY_ROW,
         table: "ir_mail_server",
         offenders: "select count(*) filter (where active) - 1 \
                          + 2 * (1 - least(1, count(*) filter (where active and smtp_host = current_setting('ocore.mail_host') \
@@ -60,6 +64,13 @@ const CHECKS: &[Check] = &[
                       from public.ir_mail_server s",
         holds: "The one outgoing mail server is the environment's mail catcher.",
         fails: "The environment's mail catcher is not the one active outgoing mail server; see ir_mail_server.",
+    },
+    Check {
+        name: BY_CONFIGURATION,
+        table: "ir_mail_server",
+        offenders: "select count(*) from public.ir_mail_server where active",
+        holds: "No outgoing mail server of the database is active, and Odoo's configuration names the environment's mail catcher.",
+        fails: "{n} outgoing mail server(s) are active; see ir_mail_server.",
     },
     Check {
         name: "incoming_mail",
@@ -209,9 +220,11 @@ const CHECKS: &[Check] = &[
 ];
 
 /// Every fact of the database. The settings `ocore.*` must be set in this connection.
-pub(super) async fn read(connection: &mut PgConnection) -> Result<Vec<Fact>> {
+/// `mail_by_configuration`: the servers of the database are off.
+pub(super) async fn read(connection: &mut PgConnection, mail_by_configuration: bool) -> Result<Vec<Fact>> {
     let mut facts = Vec::new();
-    for check in CHECKS {
+    let other_way = if mail_by_configuration { BY_ROW } else { BY_CONFIGURATION };
+    for check in CHECKS.iter().filter(|check| check.name != other_way) {
         let is_there: bool = sqlx::query_scalar("select to_regclass('public.' || quote_ident($1)) is not null")
             .bind(check.table)
             .fetch_one(&mut *connection)

@@ -16,12 +16,15 @@ mod empty;
 mod facts;
 mod hook;
 mod inspect;
+mod mail_servers;
 mod masking;
 mod parameters;
+mod quiet;
 mod rules;
 mod run_sql;
 mod scripts;
 mod settings;
+mod views;
 
 use std::{
     collections::BTreeSet,
@@ -33,29 +36,44 @@ use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
 use self::{
-    catalog::{Catalog, Sightings},
+    catalog::{Seen, Sightings, VIEW},
     coverage::Evidence,
-    empty::OdooModules,
+    empty::{OdooModules, Stuck},
     facts::fact,
     hook::Hook,
+    mail_servers::Asked,
     masking::Masking,
     rules::Rules,
     run_sql::lost,
     scripts::{ModuleScripts, ProjectScripts, Script},
     settings::ProjectSettings,
 };
-use super::{LocalHost, cluster::Cluster, copy, durable, fence::Claim, odoo::run::set_admin_password};
+use super::{LocalHost, cluster::Cluster, copy, durable, fence::Claim, odoo::administrator};
 use crate::{
-    api::{Fact, NeutralizationReport, Neutralize, Neutralized, Progress, Standing},
+    api::{Fact, Finding, FindingKind, FindingVerdict, NeutralizationReport, Neutralize, Neutralized, Progress, Standing},
     error::{HostError, Result},
 };
 
+/// Places that a sentence names.
+const SHOWN: usize = 10;
 const OWN: &str = include_str!("own.sql");
 
 /// What is new in this copy.
 struct Identity {
     secret: String,
     uuid: String,
+}
+
+/// What became of it.
+#[derive(Default)]
+struct Done {
+    /// Columns that the project's rules have masked.
+    masked: BTreeSet<String>,
+    stuck: Stuck,
+    /// Materialized views that hold what was there before.
+    stale: Vec<String>,
+    /// Of mail servers, where the rows do not tell all.
+    asked: Option<Asked>,
 }
 
 /// What is known before the first change.
@@ -89,12 +107,12 @@ impl LocalHost {
         let (_, distribution) = self.runnable(&request.release).await?;
         let hash = self.hash_password(&distribution, Some(&request.admin_password), progress);
         let work = self.neutralize_database(claim, request, progress);
-        let (hash, (cluster, ground, identity, masked)) = tokio::try_join!(hash, work)?;
+        let (hash, (cluster, ground, identity, done)) = tokio::try_join!(hash, work)?;
         if let Some(hash) = hash {
-            set_admin_password(&cluster, &hash).await?;
+            administrator::set_password(&cluster, &hash).await?;
         }
         claim.check()?;
-        let report = self.prove(instance, request, &cluster, ground, &identity, &masked).await?;
+        let report = self.prove(instance, request, &cluster, ground, &identity, &done).await?;
         let failed: Vec<&Fact> = report.facts.iter().filter(|fact| !fact.holds).collect();
         if !failed.is_empty() {
             durable::write_fleeting_json(&self.findings_path(instance, data_set), &report)?;
@@ -112,7 +130,7 @@ impl LocalHost {
         claim: &Claim,
         request: &Neutralize,
         progress: &Progress,
-    ) -> Result<(Cluster, Ground, Identity, BTreeSet<String>)> {
+    ) -> Result<(Cluster, Ground, Identity, Done)> {
         let (instance, data_set) = (claim.instance, request.data_set.id());
         let cluster = self.run_cluster(instance, data_set).await?;
         let mut connection = cluster.connect_as_owner().await?;
@@ -123,6 +141,10 @@ impl LocalHost {
         let scripts = &ground.modules.scripts;
         progress.log.line(&format!("Odoo's neutralization: {} of {} modules have a script.", scripts.len(), ground.modules.modules.len()));
         let mut transaction = connection.begin().await.map_err(lost)?;
+        let quiet = quiet::silence(&mut transaction).await?;
+        if quiet.count() > 0 {
+            progress.log.line(&format!("{} triggers and rules of the database stand still meanwhile.", quiet.count()));
+        }
         // First, so that the scripts may have values for copies.
         let emptied = parameters::empty_suspects(&mut transaction, ground.rules, &ground.kept).await?;
         if emptied > 0 {
@@ -135,7 +157,10 @@ impl LocalHost {
         tell_settings(&mut transaction, request, &identity).await?;
         run_sql::run(&mut transaction, &own_script(), &progress.cancel).await?;
         let catalog = catalog::read(&mut transaction).await?;
-        empty::empty(&mut transaction, &catalog, ground.rules, &OdooModules(&ground.odoo_modules)).await?;
+        let stuck = empty::empty(&mut transaction, &catalog, ground.rules, &OdooModules(&ground.odoo_modules)).await?;
+        administrator::let_in(&mut transaction).await.map_err(lost)?;
+        let mut done = Done { stuck, ..Done::default() };
+        quiet.end(&mut transaction).await?;
         transaction.commit().await.map_err(lost)?;
         copy::remove(&self.sessions(instance, data_set)).await?;
 
@@ -152,7 +177,6 @@ impl LocalHost {
             let hook = Hook { path, record: &record, user: &user, cluster: &cluster, data_set, env_vars: &request.env_vars };
             self.run_hook(claim, hook, progress).await?;
         }
-        let mut masked = BTreeSet::new();
         if ground.masking.is_wanted() {
             claim.check()?;
             progress.log.line("Masking personal data.");
@@ -162,10 +186,18 @@ impl LocalHost {
             tokio::select! {
                 biased;
                 () = progress.cancel.cancelled() => return Err(HostError::Cancelled),
-                outcome = apply => masked = outcome?,
+                outcome = apply => done.masked = outcome?,
             }
         }
-        Ok((cluster, ground, identity, masked))
+        claim.check()?;
+        done.asked = self.ask_for_mail_servers(claim, request, &cluster, &OdooModules(&ground.odoo_modules), progress).await?;
+        let mut connection = cluster.connect_as_owner().await?;
+        tokio::select! {
+            biased;
+            () = progress.cancel.cancelled() => return Err(HostError::Cancelled),
+            stale = views::refresh(&mut connection, progress) => done.stale = stale?,
+        }
+        Ok((cluster, ground, identity, done))
     }
 
     /// Reads what there is, and refuses what could not be made harmless, before anything is changed.
@@ -204,19 +236,23 @@ impl LocalHost {
         cluster: &Cluster,
         ground: Ground,
         identity: &Identity,
-        masked: &BTreeSet<String>,
+        done: &Done,
     ) -> Result<NeutralizationReport> {
         let mut connection = cluster.connect_as_owner().await?;
         sqlx::query("select set_config('search_path', 'pg_catalog', false)").execute(&mut connection).await.map_err(lost)?;
         tell_settings(&mut connection, request, identity).await?;
-        let mut facts = facts::read(&mut connection).await?;
+        let by_configuration = done.asked.as_ref().is_some_and(|asked| asked.by_configuration);
+        let mut facts = facts::read(&mut connection, by_configuration).await?;
+        facts.extend(done.asked.as_ref().map(Asked::fact));
         let catalog = catalog::read(&mut connection).await?;
         let odoo = OdooModules(&ground.odoo_modules);
-        facts.push(credentials_fact(&mut connection, &catalog, ground.rules, &odoo).await?);
+        let left = empty::left(&mut connection, &catalog, ground.rules, &odoo).await?;
         facts.push(sessions_fact(&self.sessions(instance, request.data_set.id())));
         facts.push(fact("modules", true, format!("All {} installed modules are in the release.", ground.modules.modules.len())));
 
-        let after = catalog.look(&mut connection, &ground.rules.attachments).await?;
+        let mut after = catalog.look(&mut connection, &ground.rules.attachments).await?;
+        let stale = Seen { kind: FindingKind::Credential, rows: 1, by_name: false };
+        after.extend(done.stale.iter().map(|view| (format!("{VIEW}{view}"), stale.clone())));
         let mut scripts = ground.modules.scripts;
         scripts.push(own_script());
         let mut ran = Vec::new();
@@ -236,17 +272,19 @@ impl LocalHost {
             before: &ground.before,
             after: &after,
             scripts: &scripts,
-            masked,
+            masked: &done.masked,
             kept: &ground.kept,
+            stuck: &done.stuck,
         };
         let findings = evidence.findings();
+        facts.push(credentials_fact(&left, &findings, &done.stuck));
         let modules = coverage::modules(&ground.modules.modules, &findings);
         Ok(NeutralizationReport {
             facts,
             modules,
             findings,
             scripts: ran,
-            masked: masked.iter().cloned().collect(),
+            masked: done.masked.iter().cloned().collect(),
             sampled: catalog.sampled(),
         })
     }
@@ -288,13 +326,34 @@ async fn tell_settings(connection: &mut PgConnection, request: &Neutralize, iden
     Ok(())
 }
 
-async fn credentials_fact(connection: &mut PgConnection, catalog: &Catalog, rules: &Rules, odoo: &OdooModules<'_>) -> Result<Fact> {
-    let left = empty::left(connection, catalog, rules, odoo).await?;
-    let statement = match left.as_slice() {
-        [] => "Every known credential is empty.".to_owned(),
-        left => format!("Credentials are filled in: {}.", left.join(", ")),
+/// A column that could not be emptied is the project's to set: its scripts run after ours.
+fn credentials_fact(left: &[String], findings: &[Finding], stuck: &Stuck) -> Fact {
+    let is_set = |place: &str| {
+        stuck.contains_key(place) && findings.iter().any(|finding| finding.place == place && finding.verdict == FindingVerdict::Handled)
     };
-    Ok(fact("credentials", left.is_empty(), statement))
+    let filled: Vec<String> = left
+        .iter()
+        .filter(|place| !is_set(place))
+        .map(|place| match stuck.get(place) {
+            Some(reason) => format!("{place} (it cannot be emptied: {reason}; give it a value for copies in neutralize.sql)"),
+            None => place.clone(),
+        })
+        .collect();
+    if !filled.is_empty() {
+        return fact("credentials", false, format!("Credentials are filled in: {}.", filled.join(", ")));
+    }
+    let unknown = findings.iter().filter(|finding| finding.verdict == FindingVerdict::Unknown && finding.kind == FindingKind::Credential);
+    let unknown: Vec<&str> = unknown.map(|finding| finding.place.as_str()).collect();
+    let statement = match unknown.as_slice() {
+        [] => "Every known credential is empty.".to_owned(),
+        places => format!(
+            "Every credential that oCore knows is empty; {} places may hold others: {}{}.",
+            places.len(),
+            places[..places.len().min(SHOWN)].join(", "),
+            if places.len() > SHOWN { " …" } else { "" }
+        ),
+    };
+    fact("credentials", true, statement)
 }
 
 fn parameters_fact(left: &[String]) -> Fact {

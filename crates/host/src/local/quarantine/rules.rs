@@ -251,6 +251,15 @@ const MEASURES: &[&str] = &[
     "age",
 ];
 
+/// What a log of changes calls the values that it keeps.
+const CHANGES: &[&str] = &["old", "new", "value", "data", "before", "after", "change", "changes", "changed", "row", "query", "content"];
+
+/// What a column of a log of changes holds, whatever it is called: old values of everything, credentials too.
+pub(super) fn look_of_change(table: &str, column: &str) -> Option<FindingKind> {
+    let has = |name: &str, words: &[&str]| name.to_lowercase().split('_').any(|word| words.contains(&word));
+    (table.to_lowercase().contains("audit") && has(column, CHANGES)).then_some(FindingKind::Credential)
+}
+
 /// Whether a name is one of a measure.
 pub(super) fn is_measure(name: &str) -> bool {
     name.to_lowercase().split(|character: char| !character.is_alphanumeric()).any(|word| MEASURES.contains(&word))

@@ -8,6 +8,8 @@ use crate::error::{HostError, Result};
 
 /// Lines around the one that failed, in an excerpt.
 const CONTEXT_LINES: usize = 3;
+/// Classes of PostgreSQL's errors that data, or what was asked of them, are to blame for (PostgreSQL's manual, appendix A).
+const OF_THE_DATA: &[&str] = &["0A", "21", "22", "23", "25", "27", "2B", "2F", "38", "39", "42", "44", "P0"];
 
 /// Runs the script's statements. Whatever transaction is open stays so, unless the script ends it.
 pub(super) async fn run(connection: &mut PgConnection, script: &Script, cancel: &CancellationToken) -> Result<()> {
@@ -35,9 +37,25 @@ pub(super) async fn run_together(connection: &mut PgConnection, scripts: &[Scrip
     transaction.commit().await.map_err(lost)
 }
 
-/// The connection failed us, not what was asked.
+/// What the data do not allow is theirs; otherwise the connection failed us, not what was asked.
 pub(super) fn lost(error: sqlx::Error) -> HostError {
-    HostError::machine_from(format!("the database of the copy could not be neutralized: {error}"), error)
+    match of_the_data(&error) {
+        Some(said) => HostError::rejected(format!("the database of the copy could not be neutralized: {said}")),
+        None => HostError::machine_from(format!("the database of the copy could not be neutralized: {error}"), error),
+    }
+}
+
+/// What PostgreSQL says about data, constraints, rights and functions of the database itself, and where. Only its own sentence: its details show values
+/// of rows.
+pub(super) fn of_the_data(error: &sqlx::Error) -> Option<String> {
+    let database = error.as_database_error()?.try_downcast_ref::<PgDatabaseError>()?;
+    database.code().get(..2).is_some_and(|class| OF_THE_DATA.contains(&class)).then(|| tell(database))
+}
+
+fn tell(database: &PgDatabaseError) -> String {
+    let parts = [("table", database.table()), ("column", database.column()), ("constraint", database.constraint())];
+    let place: Vec<String> = parts.iter().filter_map(|(what, name)| Some(format!("{what} {}", (*name)?))).collect();
+    if place.is_empty() { database.message().to_owned() } else { format!("{} ({})", database.message(), place.join(", ")) }
 }
 
 /// Only PostgreSQL's own sentence: its details show values of rows.
@@ -55,7 +73,7 @@ fn explain(script: &Script, error: sqlx::Error) -> HostError {
     let line = position.map(|position| line_of(&script.text, position));
     let place = line.map(|line| format!(", line {line}")).unwrap_or_default();
     HostError::Rejected {
-        summary: format!("{} failed{place}: {}", script.name, database.message()),
+        summary: format!("{} failed{place}: {}", script.name, tell(database)),
         excerpt: line.map(|line| around(&script.text, line)).unwrap_or_default(),
     }
 }

@@ -18,8 +18,8 @@ use crate::local::below::{Directory, is_hollow};
 const CHEAP: u64 = 64 * 1024 * 1024;
 const PIECE: usize = 128 * 1024;
 
-/// The digest that a file of the file store must have, by its path in the `data_dir`: `filestore/<database>/ab/abcdef…`. `None` for files
-/// that are named by something else.
+/// The digest that a file of the file store must have, by its path in the `data_dir`: `filestore/<database>/ab/abcdef…`, or in the directory of three
+/// letters that an Odoo before version 8 made. `None` for files that are named by something else.
 pub(super) fn promised(path: &Path) -> Option<[u8; 20]> {
     let mut parts = path.components();
     let mut next = || match parts.next() {
@@ -31,7 +31,7 @@ pub(super) fn promised(path: &Path) -> Option<[u8; 20]> {
     }
     next()?;
     let (shard, name) = (next()?, next()?);
-    if next().is_some() || name.len() != 40 || !name.starts_with(shard) || shard.len() != 2 {
+    if next().is_some() || name.len() != 40 || !name.starts_with(shard) || !matches!(shard.len(), 2 | 3) {
         return None;
     }
     let mut digest = [0; 20];
@@ -100,7 +100,9 @@ mod tests {
     #[test]
     fn only_files_that_are_named_by_their_content_promise_one() {
         let name = "da39a3ee5e6b4b0d3255bfef95601890afd80709";
-        assert!(promised(Path::new(&format!("filestore/odoo/da/{name}"))).is_some());
+        for shard in ["da", "da3"] {
+            assert!(promised(Path::new(&format!("filestore/odoo/{shard}/{name}"))).is_some());
+        }
         for other in [
             format!("filestore/odoo/ab/{name}"),
             format!("filestore/odoo/checklist/da/{name}"),

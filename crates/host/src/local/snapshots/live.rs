@@ -22,6 +22,7 @@ use crate::{
         cluster::Cluster,
         copy::{Hold, Take, TreeCopy, read_steadily},
         durable::blocking,
+        unlogged,
     },
 };
 
@@ -113,8 +114,19 @@ impl Backup {
         Ok(Self { connection, functions })
     }
 
-    /// Leaves backup mode. The log that recovery needs is kept until [`Backup::close`].
-    pub(super) async fn end(&mut self) -> Result<End> {
+    /// Leaves backup mode, which is the moment that `copy` is of; what no log tells is copied before. The log that recovery needs is kept until
+    /// [`Backup::close`].
+    pub(super) async fn end(&mut self, cluster: &Cluster, copy: &Path, share: bool, hold: Hold) -> Result<End> {
+        let still = unlogged::keep(cluster, &mut self.connection, copy, share, hold).await?;
+        let end = self.stop().await?;
+        unlogged::is_complete(cluster, still.as_ref()).await?;
+        if let Some(still) = still {
+            still.end().await?;
+        }
+        Ok(end)
+    }
+
+    async fn stop(&mut self) -> Result<End> {
         let query = format!(
             "select stop.labelfile, coalesce(stop.spcmapfile, ''), place.file_name, place.file_offset
              from {} as stop, pg_catalog.pg_walfile_name_offset(stop.lsn) as place",
@@ -204,7 +216,7 @@ pub(in crate::local) async fn copy_database(
 ) -> Result<()> {
     let mut backup = Backup::begin(cluster, "a deployment").await?;
     copy_files(&cluster.pgdata, copy, share, hold.clone(), cancel).await?;
-    backup.end().await?.complete(&cluster.pgdata, copy, share, hold).await?;
+    backup.end(cluster, copy, share, hold.clone()).await?.complete(&cluster.pgdata, copy, share, hold).await?;
     backup.close().await;
     Ok(())
 }

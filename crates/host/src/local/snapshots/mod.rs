@@ -229,7 +229,7 @@ impl LocalHost {
             let mut backup = Backup::begin(cluster, &format!("snapshot {}", request.snapshot)).await?;
             let copied = live::copy_files(&cluster.pgdata, &pgdata, share, work.hold(), &cancel).await?;
             let modules = database::modules(&mut cluster.connect_as_owner().await?).await?;
-            let end = backup.end().await?;
+            let end = backup.end(cluster, &pgdata, share, work.hold()).await?;
             let taken_at = Utc::now();
             let log = end.complete(&cluster.pgdata, &pgdata, share, work.hold()).await?;
             backup.close().await;

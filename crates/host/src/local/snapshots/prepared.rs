@@ -149,7 +149,7 @@ impl LocalHost {
         let completed = copy::side_by_side(
             std::slice::from_ref(&progress.cancel),
             async |_| {
-                backup.end().await?.complete(&cluster.pgdata, &pgdata, share, work.hold()).await?;
+                backup.end(&cluster, &pgdata, share, work.hold()).await?.complete(&cluster.pgdata, &pgdata, share, work.hold()).await?;
                 backup.close().await;
                 copy::change_owner(&pgdata, allocation.postgres.uid, allocation.postgres.uid).await
             },
