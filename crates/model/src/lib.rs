@@ -16,6 +16,7 @@ pub mod instance;
 pub mod mail;
 pub mod names;
 pub mod network;
+pub mod odoo_options;
 pub mod operation;
 pub mod permission;
 pub mod plan;

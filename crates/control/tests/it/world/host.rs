@@ -1,6 +1,9 @@
 //! What the machine in memory does when it is called: the promises of [`Host`], kept in tables.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+};
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
@@ -101,6 +104,10 @@ impl Host for World {
         Ok(world.clusters.contains(&data_set).then(|| world.modules(data_set)))
     }
 
+    async fn peek_languages(&self, instance: InstanceId, data_set: DataSetId) -> Result<Option<Vec<String>>> {
+        Ok(self.instance(instance).clusters.contains(&data_set).then(|| vec!["en_US".to_owned()]))
+    }
+
     async fn keep_copy_warm(&self, _: InstanceId, _: DataSetId, _: Progress) -> Result<()> {
         self.enter("keep_copy_warm", false, None).await
     }
@@ -133,6 +140,10 @@ impl Host for World {
 
     async fn find_release(&self, release: &ReleaseId) -> Result<Option<Release>> {
         Ok(self.state().releases.get(release).cloned())
+    }
+
+    async fn packaged_modules(&self, _: &ReleaseId) -> Result<BTreeSet<String>> {
+        Ok(BTreeSet::new())
     }
 
     async fn prune_releases(&self, _: &[ReleaseId]) -> Result<()> {

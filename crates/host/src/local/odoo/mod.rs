@@ -15,6 +15,8 @@ mod rehearse;
 pub(super) mod run;
 mod serve;
 mod stop;
+mod takeover;
 mod traceback;
 mod update_and_serve;
 mod verdict;
+mod words;

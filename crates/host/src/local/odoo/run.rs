@@ -12,6 +12,7 @@ use super::{
     config::{DATABASE, OdooConfig, demo_option},
     guard::Guard,
     log_record::Log,
+    takeover,
     verdict::{self, Exit},
 };
 use crate::{
@@ -72,6 +73,7 @@ impl LocalHost {
             if install.is_empty() && request.update.is_empty() {
                 return Ok(Log::default());
             }
+            takeover::take_over(&cluster, request, progress).await?;
             progress.log.line(&announce(&install, &request.update));
             let mut program = self
                 .warm(command::odoo(&distribution, &record, &allocation.odoo, &request.settings), &distribution, &record)

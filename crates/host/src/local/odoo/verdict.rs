@@ -184,7 +184,7 @@ mod tests {
     }
 
     fn module(name: &str, state: &str) -> InstalledModule {
-        InstalledModule { name: name.to_owned(), state: state.to_owned(), version: None }
+        InstalledModule::new(name, state)
     }
 
     #[test]
