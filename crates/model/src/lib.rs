@@ -14,6 +14,7 @@ pub mod ids;
 pub mod import;
 pub mod instance;
 pub mod mail;
+pub mod module_version;
 pub mod names;
 pub mod network;
 pub mod odoo_options;

@@ -142,7 +142,91 @@ pub fn is_allowed(option: &str) -> bool {
 /// Why a project does not set this option of Odoo; `None` for what is none, and for what it sets.
 pub fn reason(option: &str) -> Option<&'static str> {
     let found = || REASONS.iter().find(|(start, _)| option.starts_with(start)).map(|(_, reason)| *reason);
-    if is_allowed(option) { None } else { found() }
+    if OTHERS.contains(&option) { found() } else { None }
+}
+
+/// The others that Odoo knows, of any version; a variable `ODOO_…` sets each.
+const OTHERS: &[&str] = &[
+    "addons_path",
+    "admin_passwd",
+    "bin_path",
+    "config",
+    "data_dir",
+    "db_app_name",
+    "db_host",
+    "db_maxconn",
+    "db_maxconn_gevent",
+    "db_name",
+    "db_password",
+    "db_port",
+    "db_replica_host",
+    "db_replica_port",
+    "db_sslmode",
+    "db_template",
+    "db_user",
+    "dbfilter",
+    "dev",
+    "dev_mode",
+    "geoip_city_db",
+    "geoip_country_db",
+    "geoip_database",
+    "gevent_port",
+    "http_enable",
+    "http_interface",
+    "http_port",
+    "import_partial",
+    "init",
+    "limit_memory_hard",
+    "limit_memory_hard_gevent",
+    "limit_memory_soft",
+    "limit_memory_soft_gevent",
+    "limit_time_cpu",
+    "limit_time_real",
+    "list_db",
+    "load_language",
+    "log_db",
+    "log_db_level",
+    "log_level",
+    "logfile",
+    "longpolling_port",
+    "max_cron_threads",
+    "overwrite_existing_translations",
+    "pg_path",
+    "pidfile",
+    "pre_upgrade_scripts",
+    "proxy_access_token",
+    "proxy_mode",
+    "publisher_warranty_url",
+    "rc",
+    "reinit",
+    "save",
+    "screencasts",
+    "screenshots",
+    "skip_auto_install",
+    "smtp_password",
+    "smtp_port",
+    "smtp_server",
+    "smtp_ssl",
+    "smtp_ssl_certificate_filename",
+    "smtp_ssl_private_key_filename",
+    "smtp_user",
+    "stop_after_init",
+    "syslog",
+    "test_enable",
+    "test_file",
+    "test_tags",
+    "unaccent",
+    "update",
+    "upgrade_path",
+    "with_demo",
+    "without_demo",
+    "workers",
+    "x_sendfile",
+];
+
+/// Whether Odoo has an option of this name.
+pub fn is_option(name: &str) -> bool {
+    is_allowed(name) || OTHERS.contains(&name)
 }
 
 fn names() -> Vec<&'static str> {
@@ -223,6 +307,14 @@ mod tests {
         let written: Vec<(&str, &str)> = options.options.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
         assert_eq!(written, [("limit_request", "100"), ("log_handler", "a:DEBUG,:INFO"), ("transient_age_limit", "1.5")]);
         assert_eq!(options.sections["queue_job"]["port"], "8069");
+    }
+
+    #[test]
+    fn each_of_odoos_options_is_a_projects_or_has_a_reason() {
+        for option in OTHERS {
+            assert!(reason(option).is_some() && !is_allowed(option), "{option}");
+        }
+        assert!(reason("queue_job_channels").is_none() && reason("limit_request").is_none());
     }
 
     #[test]

@@ -67,11 +67,18 @@ fn without_demo(module: &str, old: &ModuleDescription, new: &ModuleDescription, 
         stripped.files.retain(|path, _| !left_out.contains(path));
     }
     let mut changes = compare(module, &stripped_old, &stripped_new, database);
-    for path in left_out.iter().filter(|path| old.files.get(*path).map(|file| &file.digest) != new.files.get(*path).map(|file| &file.digest)) {
+    for path in
+        left_out.iter().filter(|path| old.files.get(*path).map(|file| &file.digest) != new.files.get(*path).map(|file| &file.digest))
+    {
         changes.push(Change::new(module, Way::Nothing, (Some(path), None), "demo data, which this database does not have"));
     }
     if changes.is_empty() && old.manifest != new.manifest {
-        changes.push(Change::new(module, Way::Nothing, (Some("__manifest__.py"), None), "other demo data, which this database does not have"));
+        changes.push(Change::new(
+            module,
+            Way::Nothing,
+            (Some("__manifest__.py"), None),
+            "other demo data, which this database does not have",
+        ));
     }
     changes
 }

@@ -42,6 +42,11 @@ impl Way {
         self >= Self::Update
     }
 
+    /// As people read it.
+    pub fn in_words(self) -> String {
+        self.as_str().replace('_', " ")
+    }
+
     /// Of plans that were made before plans had a way.
     pub fn unknown() -> Self {
         Self::UpdateAndHoldWrites

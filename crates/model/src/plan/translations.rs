@@ -36,7 +36,11 @@ struct Difference {
 
 /// The words that the newer state corrects in the languages of the database.
 pub fn corrections(old: &ModuleDescription, new: &ModuleDescription, database: &Database) -> Vec<Correction> {
-    files(old, new).into_iter().filter(|(path, _)| database.speaks(language(path))).flat_map(|(path, states)| differ(path, states).corrected).collect()
+    files(old, new)
+        .into_iter()
+        .filter(|(path, _)| database.speaks(language(path)))
+        .flat_map(|(path, states)| differ(path, states).corrected)
+        .collect()
 }
 
 pub(super) fn compare(module: &str, old: &ModuleDescription, new: &ModuleDescription, database: &Database, changes: &mut Vec<Change>) {
@@ -56,7 +60,10 @@ pub(super) fn compare(module: &str, old: &ModuleDescription, new: &ModuleDescrip
         if !corrected.is_empty() {
             say(
                 Way::Update,
-                format!("{} in the database; what somebody has translated otherwise in Odoo stays", count(corrected.len(), "is corrected", "are corrected")),
+                format!(
+                    "{} in the database; what somebody has translated otherwise in Odoo stays",
+                    count(corrected.len(), "is corrected", "are corrected")
+                ),
             );
         }
         if added > 0 {

@@ -11,6 +11,7 @@ pub(super) mod logs;
 pub(super) mod nursery;
 mod pause;
 mod probe;
+mod project;
 mod rehearse;
 pub(super) mod run;
 mod serve;

@@ -64,6 +64,7 @@ impl LocalHost {
             data_dir: self.layout.data_dir(instance, request.data_set),
             socket_directory: cluster.socket_directory.clone(),
             settings: &request.settings,
+            project: &self.project_options(claim, request.data_set, &record, Some(&install)).await?,
             serve: None,
         }
         .write(&config, &allocation.odoo)?;

@@ -60,7 +60,11 @@ async fn rename(connection: &mut PgConnection, from: &ModuleName, to: &ModuleNam
     .execute(&mut *connection)
     .await?;
     sqlx::query("update public.ir_model_data set module = $2 where module = $1").bind(from).bind(to).execute(&mut *connection).await?;
-    sqlx::query("update public.ir_module_module_dependency set name = $2 where name = $1").bind(from).bind(to).execute(&mut *connection).await?;
+    sqlx::query("update public.ir_module_module_dependency set name = $2 where name = $1")
+        .bind(from)
+        .bind(to)
+        .execute(&mut *connection)
+        .await?;
     sqlx::query(
         "update public.ir_ui_view v set key = $2 || substr(key, length($1) + 1) where starts_with(key, $1 || '.')
          and not exists (select from public.ir_ui_view o where o.key = $2 || substr(v.key, length($1) + 1))",
@@ -99,7 +103,10 @@ async fn rename(connection: &mut PgConnection, from: &ModuleName, to: &ModuleNam
 
 /// The row of a module that has nothing any more.
 async fn forget(connection: &mut PgConnection, id: i32, name: &str) -> sqlx::Result<()> {
-    sqlx::query("delete from public.ir_model_data where module = 'base' and name = 'module_' || $1").bind(name).execute(&mut *connection).await?;
+    sqlx::query("delete from public.ir_model_data where module = 'base' and name = 'module_' || $1")
+        .bind(name)
+        .execute(&mut *connection)
+        .await?;
     sqlx::query("delete from public.ir_module_module_dependency where module_id = $1").bind(id).execute(&mut *connection).await?;
     sqlx::query("delete from public.ir_module_module where id = $1").bind(id).execute(&mut *connection).await?;
     Ok(())

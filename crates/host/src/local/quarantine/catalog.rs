@@ -1,9 +1,6 @@
 //! The columns of a database that can hold a word, and what they hold.
 
-use std::{
-    collections::BTreeMap,
-    fmt::Write as _,
-};
+use std::{collections::BTreeMap, fmt::Write as _};
 
 use serde::{Deserialize, Serialize};
 use sqlx::{AssertSqlSafe, PgConnection, Row, postgres::PgRow};

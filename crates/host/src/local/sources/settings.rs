@@ -17,7 +17,8 @@ use crate::error::{HostError, Result};
 const FILE_LIMIT: u64 = 16 * 1024 * 1024;
 
 /// What people call the configuration of an Odoo in a repository.
-const CONFIGURATIONS: &[&str] = &["odoo.conf", ".odoorc", "odoo-server.conf", "openerp-server.conf", "config/odoo.conf", "conf/odoo.conf", "etc/odoo.conf"];
+const CONFIGURATIONS: &[&str] =
+    &["odoo.conf", ".odoorc", "odoo-server.conf", "openerp-server.conf", "config/odoo.conf", "conf/odoo.conf", "etc/odoo.conf"];
 /// Whose sections are read elsewhere.
 const OF_COPIES: [&str; 2] = ["masking", "neutralization"];
 
@@ -85,7 +86,8 @@ fn read(text: &str) -> Result<Settings> {
         )));
     }
     sections.deploy.check().map_err(|reason| HostError::rejected(format!("ocore.toml of the project: {reason}")))?;
-    let odoo = OdooOptions::read(&sections.odoo).map_err(|reason| HostError::rejected(format!("ocore.toml of the project, [odoo]: {reason}")))?;
+    let odoo =
+        OdooOptions::read(&sections.odoo).map_err(|reason| HostError::rejected(format!("ocore.toml of the project, [odoo]: {reason}")))?;
     let renamed = sections.modules.renamed;
     if let Some((from, to)) = renamed.iter().find(|(from, to)| from == to || renamed.contains_key(*to)) {
         return Err(HostError::rejected(format!(
@@ -189,8 +191,10 @@ mod tests {
         let settings = of_tree(directory.path()).unwrap();
         assert_eq!(
             settings.notes,
-            ["odoo.conf of the repository is not read, since oCore writes Odoo's configuration; put server_wide_modules into [odoo] of ocore.toml; \
-              what is in [beacon] goes into [odoo.section.beacon] of ocore.toml; oCore or the instance's settings decide about db_host"]
+            [
+                "odoo.conf of the repository is not read, since oCore writes Odoo's configuration; put server_wide_modules into [odoo] of ocore.toml; \
+              what is in [beacon] goes into [odoo.section.beacon] of ocore.toml; oCore or the instance's settings decide about db_host"
+            ]
         );
     }
 
