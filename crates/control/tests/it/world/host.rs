@@ -21,6 +21,7 @@ use ocore_model::{
     instance::Color,
     mail::{MailboxSpec, MailboxStatus},
     names::{ModuleName, OdooVersion},
+    odoo_options::OdooOptions,
     plan::ModuleDescription,
     project::DeploySettings,
     rehearsal::Rehearsal,
@@ -54,6 +55,7 @@ impl Host for World {
                 in_submodule: false,
                 installable: true,
                 auto_install: false,
+                triggers: None,
                 version: "19.0.1.0.0".to_owned(),
                 depends: vec!["base".to_owned()],
                 digest,
@@ -65,6 +67,9 @@ impl Host for World {
             requirements: Vec::new(),
             requirements_digest: String::new(),
             deploy: DeploySettings::default(),
+            odoo: OdooOptions::default(),
+            renamed: BTreeMap::new(),
+            notes: Vec::new(),
             bytes: 1,
         };
         self.state().sources.insert(source.clone(), sealed);
