@@ -31,6 +31,7 @@ mod snapshot_damage;
 mod snapshot_space;
 mod snapshots;
 mod survivors;
+mod takeover;
 mod templates;
 mod unlogged;
 mod update_and_serve;

@@ -19,6 +19,7 @@ use memchr::memchr;
 use crate::{
     api::InstalledModule,
     error::{HostError, Result},
+    local::database::STUDIO,
 };
 
 /// A statement that is longer than this is passed on in pieces and not looked at any further, in bytes. Those that are left out are short.
@@ -119,12 +120,15 @@ struct Filter<'a, W> {
     has_made: bool,
     /// Schemas that are there already.
     made_before: &'a BTreeSet<String>,
-    /// Where name, state and version are in the rows of the COPY that is under way, when it is that of the modules.
-    columns: Option<[Option<usize>; 3]>,
+    /// Where they are in the rows of the COPY that is under way, when it is that of the modules.
+    columns: Option<Columns>,
     /// The row so far, or its beginning.
     row: Vec<u8>,
     findings: Findings,
 }
+
+/// Where name, state, version, `imported` and `demo` of a module are, as far as the table has them.
+type Columns = [Option<usize>; 5];
 
 impl<'a, W: Write> Filter<'a, W> {
     fn new(output: W, made_before: &'a BTreeSet<String>) -> Self {
@@ -365,7 +369,7 @@ impl<'a, W: Write> Filter<'a, W> {
                 if matches!(table.as_str(), "public.ir_module_module" | "ir_module_module") {
                     self.findings.has_modules = true;
                     let place = |name: &str| columns.iter().position(|column| column == name);
-                    self.columns = Some([place("name"), place("state"), place("latest_version")]);
+                    self.columns = Some(["name", "state", "latest_version", "imported", "demo"].map(place));
                 }
                 self.write(&statement)?;
                 return Ok(State::CopyHead);
@@ -375,13 +379,15 @@ impl<'a, W: Write> Filter<'a, W> {
         Ok(State::Top)
     }
 
-    fn note_module(&mut self, row: &[u8], [name, state, version]: [Option<usize>; 3]) {
+    fn note_module(&mut self, row: &[u8], [name, state, version, imported, demo]: Columns) {
         let text = String::from_utf8_lossy(row);
         let fields: Vec<&str> = text.trim_end_matches(['\n', '\r']).split('\t').collect();
         let field = |at: Option<usize>| at.and_then(|at| fields.get(at)).filter(|field| **field != "\\N").map(|field| (*field).to_owned());
         let (Some(name), Some(state)) = (field(name), field(state)) else { return };
         if !matches!(state.as_str(), "uninstalled" | "uninstallable") {
-            self.findings.modules.push(InstalledModule { name, state, version: field(version) });
+            let imported = name == STUDIO || field(imported).is_some_and(|value| value == "t");
+            let demo = demo.is_none() || field(demo).is_some_and(|value| value == "t");
+            self.findings.modules.push(InstalledModule { name, state, version: field(version), imported, demo });
         }
     }
 }

@@ -12,6 +12,7 @@ use super::{
     config::{DATABASE, OdooConfig, demo_option},
     guard::Guard,
     log_record::Log,
+    takeover,
     verdict::{self, Exit},
 };
 use crate::{
@@ -62,6 +63,7 @@ impl LocalHost {
             data_dir: self.layout.data_dir(instance, request.data_set),
             socket_directory: cluster.socket_directory.clone(),
             settings: &request.settings,
+            project: &self.project_options(claim, request.data_set, &record, Some(&install)).await?,
             serve: None,
         }
         .write(&config, &allocation.odoo)?;
@@ -71,6 +73,7 @@ impl LocalHost {
             if install.is_empty() && request.update.is_empty() {
                 return Ok(Log::default());
             }
+            takeover::take_over(&cluster, request, progress).await?;
             progress.log.line(&announce(&install, &request.update));
             let standing = self.standing_of(instance, request.data_set)?;
             let private = self.private_directories(instance, &allocation.odoo, standing, false).await?;

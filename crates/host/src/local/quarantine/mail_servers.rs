@@ -130,6 +130,7 @@ impl LocalHost {
             data_dir: self.layout.data_dir(instance, data_set),
             socket_directory: cluster.socket_directory.clone(),
             settings: &settings,
+            project: &self.project_options(claim, data_set, &record, None).await?,
             serve: None,
         }
         .write(&config, &user)?;
