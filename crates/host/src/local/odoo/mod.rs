@@ -10,7 +10,7 @@ mod log_record;
 pub(super) mod logs;
 pub(super) mod nursery;
 mod pause;
-mod probe;
+mod proof;
 mod rehearse;
 pub(super) mod run;
 mod serve;
