@@ -159,7 +159,7 @@ async fn code_that_nobody_imports_does_not_keep_a_release_from_being_built() {
         files.insert(path.to_owned(), "\ndef x(:\n".to_owned());
         assert!(project.release(&files).await.is_ok(), "nothing imports {path} yet");
         let name = path.rsplit(['/', '.']).nth(1).unwrap();
-        files.get_mut(place).unwrap().push_str(&format!("def late():\n    from . import {name}\n"));
+        files.get_mut(place).unwrap().extend(["def late():\n    from . import ", name, "\n"]);
         let error = project.release(&files).await.unwrap_err().to_string();
         assert!(error.starts_with(&format!("syntax error in {path}, line 2: ")), "{error}");
     }

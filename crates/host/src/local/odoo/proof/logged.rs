@@ -23,18 +23,21 @@ const OF_PAGES: [&str; 5] = [
     "odoo.addons.base.models.ir_qweb",
     "odoo.addons.base.models.ir_ui_view",
 ];
+/// What Odoo has put into a bundle is told from there, with its place.
+const OF_BUNDLES: &str = "odoo.addons.base.models.assetsbundle";
 /// A query that another transaction kept from ending is asked again; a page that ends with one has an error of its own.
 const OF_QUERIES: &str = "odoo.sql_db";
 const OF_SCHEDULED_ACTIONS: &str = "odoo.addons.base.models.ir_cron";
 
 /// The errors of these processes in what was logged, without such as were logged before already, and without what scheduled actions say.
-pub(super) fn errors(before: &str, text: &str, pids: &[i32], source: &Path) -> Vec<Fault> {
+pub(super) fn errors(before: &str, text: &str, pids: &[i32], source: &Path, bundles_are_told: bool) -> Vec<Fault> {
     let log = Log::parse(text);
     let records: Vec<&LogRecord> = log.records.iter().filter(|record| pids.contains(&record.pid)).collect();
     let acts = records.iter().any(|record| record.logger == OF_SCHEDULED_ACTIONS);
     let counts = |record: &&&LogRecord| {
         record.level >= Level::Error
             && record.logger != OF_QUERIES
+            && !(bundles_are_told && record.logger == OF_BUNDLES)
             && record.logger != OF_SCHEDULED_ACTIONS
             && (!acts || OF_PAGES.contains(&record.logger.as_str()))
     };
@@ -82,7 +85,7 @@ mod tests {
 
     #[test]
     fn an_error_of_the_new_odoo_counts_when_it_is_new() {
-        let found = |before: &str, text: &str| errors(before, text, &[7], Path::new("/s")).len();
+        let found = |before: &str, text: &str| errors(before, text, &[7], Path::new("/s"), false).len();
         let error = line(7, "ERROR", "odoo.addons.shop.pages", "no stock in 12 places");
         assert_eq!(found("", &error), 1);
         assert_eq!(found("", &line(8, "ERROR", "odoo.http", "of the one that serves")), 0);
@@ -98,7 +101,7 @@ mod tests {
     fn a_traceback_names_the_file_of_the_repository() {
         let text = line(7, "ERROR", "odoo.http", "Exception during request handling.")
             + "Traceback (most recent call last):\n  File \"/s/shop/pages.py\", line 3, in page\n    1 / 0\nZeroDivisionError: division by zero\n";
-        let found = errors("", &text, &[7], Path::new("/s"));
+        let found = errors("", &text, &[7], Path::new("/s"), false);
         assert!(found[0].summary.ends_with("shop/pages.py, line 3: ZeroDivisionError: division by zero"), "{}", found[0].summary);
     }
 }

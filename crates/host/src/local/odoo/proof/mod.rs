@@ -269,9 +269,9 @@ impl Proving<'_> {
 
     fn read_log(&mut self, process: &Process) {
         let pids: Vec<i32> = process.all().into_iter().map(|entry| entry.pid).collect();
-        let found = logged::errors(&logged::before(&self.log, self.begin), &read_from(&self.log, self.begin), &pids, &self.files.tree);
-        // What Odoo has put into a bundle is told from there, with its place.
-        self.faults.extend(if self.faults.is_empty() { found } else { Vec::new() });
+        let (before, text) = (logged::before(&self.log, self.begin), read_from(&self.log, self.begin));
+        let found = logged::errors(&before, &text, &pids, &self.files.tree, !self.broken.is_empty());
+        self.faults.extend(found);
     }
 
     /// Refuses what users would see broken. What lies in the database is said, since no deployment mends it.
