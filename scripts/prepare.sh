@@ -2,6 +2,8 @@
 
 # Packages that oCore itself needs on a server, and those that only building and testing need.
 SERVER_PACKAGES=(postgresql git openssh-client python3 python3-venv xfsprogs util-linux nftables ca-certificates procps fontconfig wkhtmltopdf fonts-dejavu-core fonts-noto-cjk)
+# What Python packages without a ready wheel are compiled with.
+SERVER_PACKAGES+=(build-essential pkg-config python3-dev libldap-dev libsasl2-dev)
 BUILD_PACKAGES=(build-essential pkg-config)
 TEST_PACKAGES=(curl jq btrfs-progs openssh-server)
 

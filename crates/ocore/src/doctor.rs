@@ -82,6 +82,8 @@ fn checks(config: &Config) -> Vec<Check> {
     checks.push(printing());
     checks.push(fonts());
     checks.push(right_to_left(config));
+    checks.push(compiler());
+    checks.push(node(config));
     checks.push(control_groups(config));
     checks.push(egress(config));
     checks.push(sign_up(config));
@@ -241,6 +243,28 @@ fn right_to_left(config: &Config) -> Check {
     let found = if is_there { program.display().to_string() } else { "not found".to_owned() };
     let advice = "without it pages in Arabic, Hebrew or Persian are not mirrored: ocore odoo install 19.0";
     check("rtlcss", preferred(is_there), found, advice)
+}
+
+/// Some Python packages are compiled where they are installed.
+fn compiler() -> Check {
+    let header = Command::new("/usr/bin/python3").args(["-c", "import sysconfig; print(sysconfig.get_path('include'))"]).output();
+    let header = header.is_ok_and(|output| Path::new(String::from_utf8_lossy(&output.stdout).trim()).join("Python.h").is_file());
+    let compiler = find_program("cc").is_some();
+    let found = match (compiler, header) {
+        (true, true) => "a C compiler, Python's headers",
+        (true, false) => "a C compiler; no headers of Python",
+        (false, _) => "no C compiler",
+    };
+    let advice = "requirements without a ready wheel (python-ldap) cannot be built: apt-get install build-essential python3-dev libldap-dev libsasl2-dev";
+    check("building packages", preferred(compiler && header), found, advice)
+}
+
+/// It says in a deployment whether scripts are JavaScript.
+fn node(config: &Config) -> Check {
+    let beside = config.odoo.directory.join("tools/node/bin/node");
+    let found = beside.is_file().then(|| beside.display().to_string()).or_else(|| find_program("node"));
+    let advice = "whether a project's scripts are JavaScript is not looked at: ocore odoo install 19.0, or apt-get install nodejs";
+    check("Node.js", preferred(found.is_some()), found.unwrap_or_else(|| "not found".to_owned()), advice)
 }
 
 fn control_groups(config: &Config) -> Check {

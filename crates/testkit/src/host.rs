@@ -10,9 +10,9 @@ use chrono::{DateTime, Utc};
 use ocore_host::{
     Administrator, BuildRelease, ByteStream, CheckImport, DataSource, Distribution, Egress, EgressReport, ExportedFile, Fence, Host,
     HostError, HostFacts, ImportFacts, Inspect, Inspected, InstalledModule, InstanceObservation, KeepTemplate, MailStream, MakeTemplate,
-    Neutralize, Neutralized, NewDataSet, NewUpload, ProbedPage, Progress, Quarantined, Release, ReleaseId, Result, RunModules, RunningSlot,
-    ScheduledActions, SetAside, SlotSpec, Snapshot, SnapshotEstimate, Source, SourceId, SpaceReport, TakeSnapshot, TarStream, Template,
-    TemplateLimits, UploadPart, UploadedPart, Verification, WriteExport,
+    Neutralize, Neutralized, NewDataSet, NewUpload, ProbedPage, Progress, Proof, Quarantined, Release, ReleaseId, Result, RunModules,
+    RunningSlot, ScheduledActions, SetAside, SlotSpec, Snapshot, SnapshotEstimate, Source, SourceId, SpaceReport, TakeSnapshot, TarStream,
+    Template, TemplateLimits, UploadPart, UploadedPart, Verification, WriteExport,
 };
 use ocore_model::{
     edge::{EdgeStatus, RouteTraffic, Wanted},
@@ -144,7 +144,7 @@ impl Host for NoHost {
         refuse()
     }
 
-    async fn probe_slot(&self, _: InstanceId, _: Color, _: &[String], _: Progress) -> Result<Vec<ProbedPage>> {
+    async fn probe_slot(&self, _: InstanceId, _: Color, _: &Proof, _: Progress) -> Result<Vec<ProbedPage>> {
         refuse()
     }
 

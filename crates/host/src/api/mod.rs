@@ -308,6 +308,15 @@ pub struct RunningSlot {
     pub started_at: DateTime<Utc>,
 }
 
+/// What a slot is to prove before anybody is sent to it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Proof {
+    /// The project's own pages. Each path begins with `/`.
+    pub pages: Vec<String>,
+    /// Nobody waits for the slot, so that the backend's styles and scripts are built in any case.
+    pub nobody_waits: bool,
+}
+
 /// What a slot answered to one request.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ProbedPage {
@@ -481,9 +490,10 @@ pub trait Host: Send + Sync + 'static {
     /// the same specification is done, and a paused one goes on; with another, it is restarted.
     async fn start_slot(&self, instance: InstanceId, slot: SlotSpec, fence: Fence, progress: Progress) -> Result<RunningSlot>;
 
-    /// Asks a running slot for pages, one after the other, as a browser without a session would; redirections within it are followed. Each path
-    /// begins with `/`. `Rejected` names the first that does not answer 2xx or 3xx, with the lines of the log that it left.
-    async fn probe_slot(&self, instance: InstanceId, color: Color, paths: &[String], progress: Progress) -> Result<Vec<ProbedPage>>;
+    /// Asks a running slot for pages, one after the other, as a browser without a session would; redirections within it are followed. The bundles of styles and
+    /// scripts that the release can have changed are built and read. `Rejected` names the first that does not answer 2xx or 3xx, whose styles or scripts are broken
+    /// (file and line, where they can be told), or an error that was logged meanwhile and not before. May be done twice.
+    async fn probe_slot(&self, instance: InstanceId, color: Color, proof: &Proof, progress: Progress) -> Result<Vec<ProbedPage>>;
 
     /// Has a slot's Odoo stand still between two transactions, with its users' websockets and all else that it has open, until it is started again or
     /// stopped. Transactions that do not end within 30 s are rolled back. Its cluster runs on. Not running is done, paused already too.

@@ -23,9 +23,9 @@ use crate::{
     api::{
         Administrator, BuildRelease, ByteStream, CheckImport, DataSource, Distribution, Egress, EgressReport, ExportedFile, Fence, Host,
         HostFacts, ImportFacts, Inspect, Inspected, InstalledModule, InstanceObservation, KeepTemplate, MailStream, MakeTemplate,
-        Neutralize, Neutralized, NewDataSet, NewUpload, ProbedPage, Progress, Quarantined, Release, ReleaseId, RunModules, RunningSlot,
-        ScheduledActions, SetAside, SlotSpec, Snapshot, SnapshotEstimate, Source, SourceId, SpaceReport, TakeSnapshot, TarStream, Template,
-        TemplateLimits, UploadPart, UploadedPart, Verification, WriteExport,
+        Neutralize, Neutralized, NewDataSet, NewUpload, ProbedPage, Progress, Proof, Quarantined, Release, ReleaseId, RunModules,
+        RunningSlot, ScheduledActions, SetAside, SlotSpec, Snapshot, SnapshotEstimate, Source, SourceId, SpaceReport, TakeSnapshot,
+        TarStream, Template, TemplateLimits, UploadPart, UploadedPart, Verification, WriteExport,
     },
     error::Result,
 };
@@ -173,8 +173,8 @@ impl Host for LocalHost {
         self.serve(&claim, &slot, &progress).await
     }
 
-    async fn probe_slot(&self, instance: InstanceId, color: Color, paths: &[String], progress: Progress) -> Result<Vec<ProbedPage>> {
-        self.probe(instance, color, paths, &progress).await
+    async fn probe_slot(&self, instance: InstanceId, color: Color, proof: &Proof, progress: Progress) -> Result<Vec<ProbedPage>> {
+        self.probe(instance, color, proof, &progress).await
     }
 
     async fn pause_slot(&self, instance: InstanceId, color: Color, fence: Fence) -> Result<()> {

@@ -1,6 +1,6 @@
 //! Updates on a throw-away copy of data that are in use.
 
-use ocore_host::{DataSource, Host, HostError, OdooSettings, ServableDataSet, SlotSpec, testing::progress};
+use ocore_host::{DataSource, Host, HostError, OdooSettings, Proof, ServableDataSet, SlotSpec, testing::progress};
 use ocore_model::{ids::DataSetId, instance::Color, rehearsal::SchemaChangeKind};
 
 use crate::project::{Project, changed, page, parcels, run_modules};
@@ -95,8 +95,8 @@ async fn a_slot_is_asked_for_pages_before_anybody_is_sent_there() {
     project.run(data_set, &release, &["parcels"], &[]).await.unwrap();
     project.start(Color::Blue, data_set, &release).await.unwrap();
     let probe = async |paths: &[&str]| {
-        let paths: Vec<String> = paths.iter().map(|&path| path.to_owned()).collect();
-        project.host.probe_slot(project.instance, Color::Blue, &paths, progress().0).await
+        let proof = Proof { pages: paths.iter().map(|&path| path.to_owned()).collect(), nobody_waits: false };
+        project.host.probe_slot(project.instance, Color::Blue, &proof, progress().0).await
     };
     let bundles = ["/web/assets/0000000/web.assets_frontend.min.js", "/fine", "/away"];
     let answered: Vec<u16> = probe(&bundles).await.unwrap().into_iter().map(|page| page.status).collect();
@@ -105,4 +105,99 @@ async fn a_slot_is_asked_for_pages_before_anybody_is_sent_there() {
     assert_eq!(refused.to_string(), "the new Odoo started, but answers /broken with 500 Internal Server Error");
     assert!(refused.excerpt().contains("ZeroDivisionError"), "{}", refused.excerpt());
     assert!(probe(&["/nowhere"]).await.unwrap_err().to_string().contains("404"));
+}
+
+/// A page of the frontend, styles and scripts of it and of the backend.
+fn painted() -> crate::project::Files {
+    let manifest = "'depends': ['web'], 'assets': {'web.assets_frontend': ['parcels/static/src/front.scss'], 'web.assets_backend': ['parcels/static/src/back.js', 'parcels/static/src/back.xml']}";
+    let mut files = changed(parcels(), "parcels/__manifest__.py", "'depends': ['base']", manifest);
+    files = changed(files, "parcels/__init__.py", "from", "from . import pages\nfrom");
+    for (path, text) in [
+        ("parcels/static/src/front.scss", "$hull: #0a5078;\n.o_parcel { color: $hull; float: left; margin-left: 13px; }\n"),
+        (
+            "parcels/static/src/back.js",
+            "import { registry } from \"@web/core/registry\";\n\nexport const parcels = registry.category(\"parcels\");\n",
+        ),
+        ("parcels/static/src/back.xml", "<templates>\n  <t t-name=\"parcels.Box\">\n    <div>box</div>\n  </t>\n</templates>\n"),
+        (
+            "parcels/pages.py",
+            "from odoo import http\n\n\nclass Page(http.Controller):\n    @http.route('/fine', auth='public')\n    def fine(self):\n        return 'fine'\n",
+        ),
+    ] {
+        files.insert(path.to_owned(), text.to_owned());
+    }
+    files
+}
+
+#[tokio::test]
+async fn styles_scripts_templates_and_errors_of_the_new_odoo_are_looked_at_before_anybody_is_sent_there() {
+    let (project, good, live) = Project::with_parcels(&painted()).await;
+    let blue = project.start(Color::Blue, live, &good).await.unwrap();
+    let cluster = project.host.run_cluster(project.instance, live).await.unwrap();
+    let mut connection = cluster.connect_as_owner().await.unwrap();
+    sqlx::query("update res_lang set active = true where code = 'ar_001'").execute(&mut connection).await.unwrap();
+    let prove = async |color: Color| {
+        let proof = Proof { pages: vec!["/fine".to_owned()], nobody_waits: true };
+        project.host.probe_slot(project.instance, color, &proof, progress().0).await
+    };
+    let proven = prove(Color::Blue).await.unwrap();
+    let paths: Vec<&str> = proven.iter().map(|page| page.path.rsplit('/').next().unwrap()).collect();
+    for bundle in [
+        "web.assets_frontend.min.css",
+        "web.assets_frontend.rtl.min.css",
+        "web.assets_frontend_lazy.min.js",
+        "web.assets_web.min.css",
+        "web.assets_web.min.js",
+    ] {
+        assert!(paths.contains(&bundle), "{paths:?}");
+    }
+
+    let mut styles = changed(painted(), "parcels/static/src/front.scss", "color: $hull", "color: $hul");
+    styles = changed(styles, "parcels/static/src/back.xml", "</div>", "");
+    let lost = "'parcels/static/src/front.scss', 'parcels/static/src/lost.css'";
+    let mut scripts = changed(painted(), "parcels/__manifest__.py", "'parcels/static/src/front.scss'", lost);
+    scripts = changed(scripts, "parcels/static/src/back.js", "category(\"parcels\")", "category(\"parcels\"");
+    let logs = "import logging\n        logging.getLogger('odoo.addons.parcels').error('no parcels in %s', 12)\n        return 'fine'";
+    let mut errors = changed(painted(), "parcels/pages.py", "return 'fine'", logs);
+    errors = changed(errors, "parcels/static/src/back.js", "@web/core/registry", "@parcels/lost");
+    let all = [
+        (
+            styles,
+            [
+                "the styles `web.assets_frontend` cannot be built: parcels/static/src/front.scss, line 2: Undefined variable: \"$hul\"",
+                "the scripts `web.assets_web` are not whole: parcels/static/src/back.xml: Invalid XML template: Opening and ending tag mismatch: div line 3 and t, line 4",
+            ],
+        ),
+        (
+            scripts,
+            [
+                "the styles `web.assets_frontend` cannot be built: parcels/__manifest__.py, line 1: Could not find /parcels/static/src/lost.css",
+                "the scripts `web.assets_web` cannot be read: parcels/static/src/back.js, line 3: missing ) after argument list",
+            ],
+        ),
+        (
+            errors,
+            [
+                "parcels/static/src/back.js, line 1 imports `@parcels/lost`, which no script of the page defines",
+                "it logs an error when its pages are asked for: no parcels in 12 (logged by `odoo.addons.parcels`)",
+            ],
+        ),
+    ];
+    for (files, words) in all {
+        let release = project.release(&files).await.unwrap();
+        project.start(Color::Green, live, &release).await.unwrap();
+        let refused = prove(Color::Green).await.expect_err(words[0]);
+        let summary = refused.to_string();
+        assert!(summary.starts_with("the new Odoo started, but ") && words.iter().any(|words| summary.contains(words)), "{summary}");
+        for words in words {
+            assert!(refused.excerpt().contains(words), "{words}: {}", refused.excerpt());
+        }
+        project.host.stop_slot(project.instance, Color::Green, project.fence()).await.unwrap();
+        // What serves has its own styles and scripts.
+        for bundle in ["web.assets_frontend.min.css", "web.assets_web.min.js"] {
+            let (status, text) = page(blue.http, &format!("/web/assets/any/{bundle}")).await;
+            assert!(status == 200 && !text.contains("css_error_message {") && !text.contains("Invalid XML template: Opening"), "{bundle}");
+        }
+        prove(Color::Blue).await.unwrap();
+    }
 }

@@ -144,3 +144,23 @@ async fn pruning_keeps_what_is_asked_for_and_what_is_young() {
     assert_eq!(project.host.find_release(&kept.id).await.unwrap(), Some(kept.clone()));
     assert!(project.host.find_source(&kept.source).await.unwrap().is_some());
 }
+
+#[tokio::test]
+async fn code_that_nobody_imports_does_not_keep_a_release_from_being_built() {
+    let project = Project::new().await;
+    let mut files = parcels();
+    files.insert("parcels/scripts/old.py".to_owned(), "print 'python 2'\n".to_owned());
+    files.insert("parcels/skeleton/{{name}}/models.py".to_owned(), "class {{name}}:\n".to_owned());
+    let release = project.release(&files).await.unwrap();
+    let tree = project.host.layout.releases().join(&release.id.0).join("source");
+    assert!(tree.join("parcels/scripts/old.py").is_file() && tree.join("parcels/models/__pycache__/parcel.cpython-311.pyc").is_file());
+    for (path, place) in [("parcels/models/wrong.py", "parcels/models/__init__.py"), ("parcels/hooks.py", "parcels/__init__.py")] {
+        let mut files = files.clone();
+        files.insert(path.to_owned(), "\ndef x(:\n".to_owned());
+        assert!(project.release(&files).await.is_ok(), "nothing imports {path} yet");
+        let name = path.rsplit(['/', '.']).nth(1).unwrap();
+        files.get_mut(place).unwrap().extend(["def late():\n    from . import ", name, "\n"]);
+        let error = project.release(&files).await.unwrap_err().to_string();
+        assert!(error.starts_with(&format!("syntax error in {path}, line 2: ")), "{error}");
+    }
+}

@@ -17,7 +17,7 @@ const MANIFEST: &str = r#"{
     "license": "LGPL-3",
     "depends": ["base", "web"],
     "data": ["security/ir.model.access.csv", "views.xml"],
-    "assets": {"web.assets_frontend": ["shop/static/src/shop.js"]},
+    "assets": {"web.assets_frontend": ["shop/static/src/shop.js", "shop/static/src/shop.scss"]},
 }
 "#;
 
@@ -37,6 +37,7 @@ async fn other_code_takes_over_beside_the_old_one_and_nobody_notices() -> Result
     write_module(&scene.repository, "shop", "unused")?;
     scene.repository.write("shop/__manifest__.py", MANIFEST)?;
     scene.repository.write("shop/static/src/shop.js", "window.shop = 'first script';\n")?;
+    scene.repository.write("shop/static/src/shop.scss", "$hull: #0a5078;\n.o_shop { color: $hull; }\n")?;
     write_code(&scene.repository, "first code")?;
     scene.repository.commit("The first")?;
     let push = scene.push("main")?;
@@ -70,6 +71,22 @@ async fn other_code_takes_over_beside_the_old_one_and_nobody_notices() -> Result
     is_reload(&scene.last_deployment("main").await?)?;
     bundles_say(&scene, "second script").await?;
     crons_run_in_the_live_slot(&scene).await?;
+
+    // Odoo answers with it, and the page has no styles.
+    scene.repository.write("shop/static/src/shop.scss", "$hull: #0a5078;\n.o_shop { color: $hul; }\n")?;
+    under_load(&user, "breaking the styles", async || {
+        scene.repository.commit("A slip")?;
+        let scene = Arc::clone(&scene);
+        let push = tokio::task::spawn_blocking(move || scene.push("main")).await??;
+        let words = "shop/static/src/shop.scss, line 2: Undefined variable: \"$hul\"";
+        ensure!(!push.output.contains("live at") && push.output.contains(words), "{}", push.output);
+        Ok(())
+    })
+    .await?;
+    let styles = scene.page("main", "/web/assets/0000000/web.assets_frontend.min.css").await;
+    ensure!(!styles.unwrap_or_default().contains("css_error_message {"));
+    bundles_say(&scene, "second script").await?;
+    scene.repository.write("shop/static/src/shop.scss", "$hull: #0a5078;\n.o_shop { color: $hull; }\n")?;
 
     // It compiles, and fails when Odoo loads it.
     let before = scene.environment("main").await?;

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use backon::{ExponentialBuilder, Retryable};
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
-use ocore_host::{Fence, HostError, ReleaseId, RunningSlot, SlotSpec, SourceId};
+use ocore_host::{Fence, HostError, Proof, ReleaseId, RunningSlot, SlotSpec, SourceId};
 use ocore_model::{
     deployment::{DataOrigin, StepName},
     ids::SnapshotId,
@@ -27,8 +27,6 @@ use crate::{
     store::{self, deploy::NewLive},
 };
 
-/// With a version that none has, so that Odoo compares, and builds what is not there.
-const BACKEND_BUNDLES: &[&str] = &["/web/assets/0000000/web.assets_web.min.js", "/web/assets/0000000/web.assets_web.min.css"];
 /// How often the edge is asked for the new slot, at growing distances.
 const VERIFY_TRIES: usize = 8;
 
@@ -79,23 +77,16 @@ async fn goes_on(step: &Step, live: &Live) -> Result<(Addresses, String), Failur
     Ok((Addresses { http: running.http, websocket: running.websocket }, format!("{} runs and goes on", live.color)))
 }
 
-/// The pages that every Odoo has, and the project's own, on the new slot while nobody is sent to it. Where nobody waits, also the scripts and styles of
-/// the backend, which are built at the first request.
+/// The project's own pages on the new slot while nobody is sent to it, and the styles and scripts that the release can have broken.
 async fn prove(step: &Step) -> Result<(), Failure> {
     let parameters = &step.parameters;
     let host = &step.control().host;
-    let mut paths = Vec::new();
+    let mut proof = Proof { pages: Vec::new(), nobody_waits: step.beside };
     if step.has(StepName::Checkout) {
         let source: SourceId = step.context.output("deploy::checkout")?;
-        paths.extend(host.find_source(&source).await?.map(|source| source.deploy.smoke_paths).unwrap_or_default());
+        proof.pages = host.find_source(&source).await?.map(|source| source.deploy.smoke_paths).unwrap_or_default();
     }
-    if step.beside {
-        paths.extend(BACKEND_BUNDLES.iter().map(|path| (*path).to_owned()));
-    }
-    if paths.is_empty() {
-        return Ok(());
-    }
-    for page in host.probe_slot(parameters.instance, parameters.color, &paths, step.progress()).await? {
+    for page in host.probe_slot(parameters.instance, parameters.color, &proof, step.progress()).await? {
         step.say(&format!("{} answers {} in {:.2} s", page.path, page.status, page.seconds));
     }
     Ok(())

@@ -10,10 +10,10 @@ use chrono::{DateTime, Utc};
 use ocore_host::{
     Administrator, BuildRelease, ByteStream, CheckImport, DataSource, Distribution, Egress, EgressReport, ExportedFile, Fence, Host,
     HostError, HostFacts, ImportFacts, Inspect, Inspected, InstalledModule, InstanceObservation, KeepTemplate, MailStream, MakeTemplate,
-    NeutralizationReport, Neutralize, Neutralized, NewDataSet, NewUpload, PoolFacts, ProbedPage, Progress, Quarantined, Release, ReleaseId,
-    Result, RunModules, RunningSlot, ScheduledActions, ServableDataSet, SetAside, SlotSpec, Snapshot, SnapshotEstimate, Source, SourceId,
-    SourceModule, SpaceReport, Standing, TakeSnapshot, TarStream, Template, TemplateContent, TemplateLimits, UploadPart, UploadedPart,
-    Usage, Verification, WriteExport,
+    NeutralizationReport, Neutralize, Neutralized, NewDataSet, NewUpload, PoolFacts, ProbedPage, Progress, Proof, Quarantined, Release,
+    ReleaseId, Result, RunModules, RunningSlot, ScheduledActions, ServableDataSet, SetAside, SlotSpec, Snapshot, SnapshotEstimate, Source,
+    SourceId, SourceModule, SpaceReport, Standing, TakeSnapshot, TarStream, Template, TemplateContent, TemplateLimits, UploadPart,
+    UploadedPart, Usage, Verification, WriteExport,
 };
 use ocore_model::{
     edge::{EdgeStatus, RouteTraffic, Wanted},
@@ -312,10 +312,10 @@ impl Host for World {
         Ok(self.state().rehearsal.clone())
     }
 
-    async fn probe_slot(&self, instance: InstanceId, color: Color, paths: &[String], progress: Progress) -> Result<Vec<ProbedPage>> {
+    async fn probe_slot(&self, instance: InstanceId, color: Color, proof: &Proof, progress: Progress) -> Result<Vec<ProbedPage>> {
         self.enter("probe_slot", false, Some(&progress.cancel)).await?;
         assert!(self.instance(instance).slots.contains_key(&color), "a slot that runs is asked");
-        Ok(paths.iter().map(|path| ProbedPage { path: path.clone(), status: 200, seconds: 0.0 }).collect())
+        Ok(proof.pages.iter().map(|path| ProbedPage { path: path.clone(), status: 200, seconds: 0.0 }).collect())
     }
 
     async fn start_slot(&self, instance: InstanceId, slot: SlotSpec, fence: Fence, progress: Progress) -> Result<RunningSlot> {

@@ -178,6 +178,12 @@ fn failed_import(raised: &Raised, source: &Path) -> String {
         }
         return format!("failed import in {at}: `{from}` has no `{name}`");
     }
+    if let Some((library, _)) = message.split_once(": cannot open shared object file") {
+        return format!(
+            "failed import in {at}: the library `{library}` of the system is missing on this server; ask its operator to install the package that has it \
+             (`apt-file search {library}` finds it)"
+        );
+    }
     format!("failed import in {at}: {}", clean(message, source))
 }
 
@@ -430,6 +436,20 @@ mod tests {
         ));
         let summary = explain(&log, source()).unwrap().summary;
         assert!(summary.starts_with("the memory was used up in shop/models.py, line 7: one process"), "{summary}");
+    }
+
+    #[test]
+    fn a_library_of_the_system_that_is_missing_is_named() {
+        let file = source().join("shop/models.py");
+        let log = Log::parse(&format!(
+            "2026-11-24 06:18:47,554 1 CRITICAL odoo odoo.service.server: Failed to initialize database `odoo`.\nTraceback (most recent call last):\n  File \"{}\", line 3, in <module>\n    import zbar\nImportError: libzbar.so.0: cannot open shared object file: No such file or directory\n",
+            file.display()
+        ));
+        let summary = explain(&log, source()).unwrap().summary;
+        assert!(
+            summary.starts_with("failed import in shop/models.py, line 3: the library `libzbar.so.0` of the system is missing"),
+            "{summary}"
+        );
     }
 
     #[test]

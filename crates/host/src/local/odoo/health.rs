@@ -44,6 +44,8 @@ pub(super) struct Got {
     pub(super) status: StatusCode,
     /// Where it leads, as it is written.
     pub(super) location: Option<String>,
+    /// Empty where nobody wants it.
+    pub(super) body: Vec<u8>,
 }
 
 pub(super) enum Page {
@@ -56,24 +58,34 @@ pub(super) enum Page {
 
 /// Asks for a page that has at most `limit` bytes, of which none are kept. There is no deadline: the caller has one.
 pub(super) async fn get(address: SocketAddr, path: &str, limit: u64) -> Page {
-    exchange(address, path, limit).await.unwrap_or(Page::Nothing)
+    exchange(address, path, limit, false).await.unwrap_or(Page::Nothing)
 }
 
-async fn exchange(address: SocketAddr, path: &str, limit: u64) -> Option<Page> {
+/// The same, and keeps what it answers.
+pub(super) async fn read(address: SocketAddr, path: &str, limit: u64) -> Page {
+    exchange(address, path, limit, true).await.unwrap_or(Page::Nothing)
+}
+
+async fn exchange(address: SocketAddr, path: &str, limit: u64, keep: bool) -> Option<Page> {
     let stream = TcpStream::connect(address).await.ok()?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.ok()?;
     let request = Request::get(path).header(header::HOST, address.to_string()).body(Empty::<Bytes>::new()).ok()?;
     let exchange = async {
         let response = sender.send_request(request).await.ok()?;
         let location = response.headers().get(header::LOCATION).and_then(|location| location.to_str().ok()).map(str::to_owned);
-        let got = Got { status: response.status(), location };
+        let mut got = Got { status: response.status(), location, body: Vec::new() };
         // To the end: an Odoo whose client goes away in the middle logs that.
         let mut body = response.into_body();
         let mut length = 0_u64;
         while let Some(frame) = body.frame().await {
-            length += frame.ok()?.data_ref().map_or(0, Bytes::len) as u64;
+            let frame = frame.ok()?;
+            let Some(piece) = frame.data_ref() else { continue };
+            length += piece.len() as u64;
             if length > limit {
                 return Some(Page::Endless);
+            }
+            if keep {
+                got.body.extend_from_slice(piece);
             }
         }
         Some(Page::Whole(got))

@@ -13,6 +13,8 @@ pub(crate) enum Level {
 /// One record with the lines that belong to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct LogRecord {
+    /// The process that wrote it.
+    pub(crate) pid: i32,
     pub(crate) level: Level,
     /// `odoo.modules.loading`.
     pub(crate) logger: String,
@@ -67,7 +69,7 @@ fn parse_line(line: &str) -> Option<LogRecord> {
         return None;
     }
     let mut words = rest.strip_prefix(' ')?.splitn(4, ' ');
-    let _pid: u32 = words.next()?.parse().ok()?;
+    let pid = words.next()?.parse().ok()?;
     let level = match words.next()? {
         "DEBUG" => Level::Debug,
         "INFO" | "TEST" | "RUNBOT" => Level::Info,
@@ -79,6 +81,7 @@ fn parse_line(line: &str) -> Option<LogRecord> {
     let _database = words.next()?;
     let (logger, message) = words.next()?.split_once(':')?;
     Some(LogRecord {
+        pid,
         level,
         logger: logger.to_owned(),
         message: message.trim().to_owned(),

@@ -61,14 +61,37 @@ pub(super) fn could_not_reach_index(output: &str) -> bool {
     .any(|words| output.contains(words))
 }
 
-/// The lines that say why pip failed, without what it says around them.
+/// The lines that say why pip failed, without what it says around them. Of an exception of pip's own, that is the last line of its traceback.
 pub(super) fn decisive_lines(output: &str) -> Vec<String> {
-    output.lines().filter_map(|line| line.trim().strip_prefix("ERROR: ")).map(str::to_owned).collect()
+    let mut decisive = Vec::new();
+    let mut lines = output.lines().peekable();
+    while let Some(line) = lines.next() {
+        let Some(said) = line.trim().strip_prefix("ERROR: ") else { continue };
+        if said.trim() != "Exception:" {
+            decisive.push(said.to_owned());
+            continue;
+        }
+        let mut last = said;
+        while let Some(more) = lines.next_if(|line| !line.trim_start().starts_with("ERROR: ")) {
+            // A traceback's own lines are indented; what is raised is not.
+            if !more.starts_with([' ', '\t']) && more.contains(": ") {
+                last = more;
+            }
+        }
+        decisive.push(last.to_owned());
+    }
+    decisive
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_exception_of_pip_is_told_by_its_last_line() {
+        let output = "ERROR: Exception:\nTraceback (most recent call last):\n  File \"/x/cli.py\", line 1, in run\n    raise\npip._vendor.requests.exceptions.InvalidURL: no host given\nERROR: more\n";
+        assert_eq!(decisive_lines(output), ["pip._vendor.requests.exceptions.InvalidURL: no host given", "more"]);
+    }
 
     #[test]
     fn names_and_passwords_in_urls_are_not_shown() {

@@ -20,7 +20,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    requirements::{Requirements, without_links},
+    missing,
+    requirements::{Call, Requirements},
     seal::{Kind, seal},
     tree,
 };
@@ -44,6 +45,7 @@ const SCRATCH: &str = "tmp";
 const TREE: &str = "tree";
 /// Packages without ready builds may be compiled.
 const INSTALL_TIME: Duration = Duration::from_mins(30);
+const LIST_TIME: Duration = Duration::from_mins(1);
 
 /// A whole environment.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -112,7 +114,7 @@ impl LocalHost {
         source: &Source,
         progress: &Progress,
     ) -> Result<()> {
-        let names: Vec<&str> = requirements.files.iter().map(|(path, _)| path.as_str()).collect();
+        let names = requirements.names();
         progress.log.line(&format!("Installing the Python packages of {}.", names.join(", ")));
         let [venv, home, scratch, tree] = ["venv", "home", SCRATCH, TREE].map(|name| place.join(name));
         for directory in [place, &venv, &home, &scratch] {
@@ -124,9 +126,8 @@ impl LocalHost {
         // A package is built where its source is, so the build gets directories of its own.
         let sealed = self.source_tree(&source.id)?;
         let hosts = requirements.hosts(&sealed);
-        let files: Vec<(PathBuf, String)> = requirements.files.iter().map(|(path, text)| (tree.join(path), without_links(text))).collect();
+        let written: Vec<(PathBuf, String)> = requirements.texts().into_iter().map(|(path, text)| (tree.join(path), text)).collect();
         let (target, owner) = (tree.clone(), user.uid);
-        let written = files.clone();
         blocking(move || {
             tree::link_tree(&sealed, &target, owner)?;
             written.iter().try_for_each(|(path, text)| replace(path, text))
@@ -137,34 +138,67 @@ impl LocalHost {
         program.run().await?.expect_success("the Python environment could not be made")?;
         stack(&venv, distribution, user.uid)?;
         let gateway = self.start_gateway(user, &hosts, progress).await?;
-        let program = files
-            .iter()
-            .fold(pip::install_without_settings(venv.join("bin/python")), |program, (path, _)| program.arg("--requirement").arg(path));
-        let finished = gateway
-            .told(program.arg("--no-warn-script-location").cwd(&tree))
-            .of_build(user, vec![gid])
-            .env("HOME", &home)
-            .env("TMPDIR", &scratch)
-            .lines(gateway.sink(&progress.log))
-            .cancel(progress.cancel.clone())
-            .time_limit(INSTALL_TIME)
-            .run()
-            .await?;
-        let refused = gateway.refused();
-        for place in &refused {
-            progress.log.line(&format!(
-                "A build reaches package indexes and the public hosts that the requirements name, and not {place}; an operator can allow it (builds.allow)."
-            ));
+        let python = venv.join("bin/python");
+        let calls = requirements.calls();
+        for (number, call) in calls.iter().enumerate() {
+            let mut program = pip::install_without_settings(&python).arg("--no-warn-script-location");
+            for path in &call.files {
+                program = program.arg("--requirement").arg(tree.join(path));
+            }
+            if number > 0 && !call.has_hashes {
+                // Which a later call may not change.
+                program = program.arg("--constraint").arg(installed(place, &python, user, gid).await?);
+            }
+            let finished = gateway
+                .told(program.cwd(&tree))
+                .of_build(user, vec![gid])
+                .env("HOME", &home)
+                .env("TMPDIR", &scratch)
+                .lines(gateway.sink(&progress.log))
+                .cancel(progress.cancel.clone())
+                .time_limit(INSTALL_TIME)
+                .run()
+                .await?;
+            let refused = gateway.refused();
+            for place in &refused {
+                progress.log.line(&format!(
+                    "A build reaches package indexes and the public hosts that the requirements name, and not {place}; an operator can allow it (builds.allow)."
+                ));
+            }
+            if finished.status.success() {
+                continue;
+            }
+            if let Some(reason) = gateway.unreachable(&hosts) {
+                return Err(unreachable(&reason));
+            }
+            let output = gateway.shown(&format!("{}\n{}", finished.stdout_text(), finished.stderr_text()));
+            return Err(explain(&output, &failed(&calls, number), &tree, &refused));
         }
-        if finished.status.success() {
-            return Ok(());
-        }
-        if let Some(reason) = gateway.unreachable(&hosts) {
-            return Err(unreachable(&reason));
-        }
-        let output = gateway.shown(&format!("{}\n{}", finished.stdout_text(), finished.stderr_text()));
-        Err(explain(&output, &names, &tree, &refused))
+        Ok(())
     }
+}
+
+/// Which files an error is about.
+fn failed(calls: &[Call], number: usize) -> String {
+    let names = calls[number].files.join(", ");
+    let before: Vec<&str> = calls[..number].iter().flat_map(|call| &call.files).map(String::as_str).collect();
+    if before.is_empty() {
+        return names;
+    }
+    format!("{names} (beside what {} has installed, which has hashes or options of its own)", before.join(", "))
+}
+
+/// A file that says what is installed until now, without what Odoo's distribution has.
+async fn installed(place: &Path, python: &Path, user: &BuildUser, gid: u32) -> Result<PathBuf> {
+    let script = "import sysconfig; from importlib.metadata import distributions\n\
+                  for found in distributions(path=[sysconfig.get_path('purelib')]): print(found.metadata['Name'], found.version, sep='==')";
+    let program = Program::new(python).args(["-I", "-c", script]).without_network().of_build(user, vec![gid]).time_limit(LIST_TIME);
+    let finished = program.run().await?.expect_success("what is installed could not be listed")?;
+    let is_name = |line: &&str| !line.is_empty() && line.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"=.-_+!".contains(&byte));
+    let text: String = finished.stdout_text().lines().filter(is_name).flat_map(|line| [line, "\n"]).collect();
+    let file = place.join("installed.txt");
+    fs::write(&file, text).map_err(|error| HostError::machine_from(format!("{} could not be written", file.display()), error))?;
+    Ok(file)
 }
 
 /// Takes away what only the build needed, and makes the rest root's.
@@ -174,6 +208,7 @@ async fn finish(place: &Path, owner: u32) -> Result<()> {
         for directory in ["home", SCRATCH, TREE] {
             durable::remove_tree(&place.join(directory))?;
         }
+        let _ = fs::remove_file(place.join("installed.txt"));
         seal(&place.join("venv"), owner, Kind::Environment)?;
         let synced = fs::File::open(&place).and_then(|directory| Ok(rustix::fs::syncfs(directory)?));
         synced.map_err(|error| HostError::machine_from("the Python environment could not be written to the disk", error))
@@ -238,7 +273,7 @@ fn unreachable(reason: &str) -> HostError {
 }
 
 /// Why pip failed, in the developer's words.
-fn explain(output: &str, names: &[&str], tree: &Path, refused: &[String]) -> HostError {
+fn explain(output: &str, names: &str, tree: &Path, refused: &[String]) -> HostError {
     let output = output.replace(&format!("{}/", tree.display()), "");
     if output.contains("No space left on device") {
         return HostError::machine("the disk of the storage pool is full; make room or enlarge the pool");
@@ -253,18 +288,24 @@ fn explain(output: &str, names: &[&str], tree: &Path, refused: &[String]) -> Hos
     if output.contains("exit code: -9") {
         lines.insert(0, "a program of the build was ended by SIGKILL; it has probably taken more memory than a build may".to_owned());
     }
+    let compiler = missing::decisive_lines(&output);
     // pip says what it looked for first, and in the last line what it did not find; a failed build ends with where it failed.
     let reason = lines.iter().rev().find(|line| {
         line.starts_with("No matching distribution") || line.starts_with("Cannot install") || line.starts_with("Failed building")
     });
-    let reason = reason.or(lines.last()).map_or("pip did not say why", |reason| reason.trim_end_matches('.'));
+    let said = reason.or(lines.last()).map_or("pip did not say why", |reason| reason.trim_end_matches('.'));
+    let reason = match (missing::of_the_system(&compiler), compiler.first()) {
+        (Some(missing), _) => format!("{said}: {missing}"),
+        // What pip says is that a build has failed; why stands in what it built.
+        (None, Some(first)) if reason.is_none_or(|said| said.starts_with("Failed building")) => format!("{said}: {first}"),
+        _ => said.to_owned(),
+    };
     let conflicts = output.lines().skip_while(|line| !line.starts_with("The conflict is caused by")).take(12);
     let refused: Vec<String> = refused.iter().map(|place| format!("not reached from a build: {place}")).collect();
-    let excerpt: Vec<&str> = lines.iter().map(String::as_str).chain(conflicts).chain(refused.iter().map(String::as_str)).collect();
-    HostError::Rejected {
-        summary: format!("the requirements in {} cannot be met: {reason}", names.join(", ")),
-        excerpt: excerpt.join("\n"),
-    }
+    let compiler = compiler.iter().map(String::as_str);
+    let excerpt: Vec<&str> =
+        compiler.chain(lines.iter().map(String::as_str)).chain(conflicts).chain(refused.iter().map(String::as_str)).collect();
+    HostError::Rejected { summary: format!("the requirements in {names} cannot be met: {reason}"), excerpt: excerpt.join("\n") }
 }
 
 #[cfg(test)]
@@ -274,10 +315,19 @@ mod tests {
     #[test]
     fn a_requirement_that_cannot_be_met_is_named() {
         let output = "ERROR: Could not find a version that satisfies the requirement nope==9 (from versions: none)\nERROR: No matching distribution found for nope==9\n";
-        let error = explain(output, &["requirements.txt"], Path::new("/x"), &[]);
+        let error = explain(output, "requirements.txt", Path::new("/x"), &[]);
         assert_eq!(error.to_string(), "the requirements in requirements.txt cannot be met: No matching distribution found for nope==9");
         assert_eq!(error.excerpt().lines().count(), 2);
         let offline = "WARNING: Retrying after connection broken by 'NewConnectionError(…)'\nERROR: No matching distribution found for a\n";
-        assert!(matches!(explain(offline, &["requirements.txt"], Path::new("/x"), &[]), HostError::Machine { .. }));
+        // The lines of pip 25 about python-ldap, shortened.
+        let output = "  Building wheel for python-ldap (pyproject.toml): finished with status 'error'\n  error: subprocess-exited-with-error\n  \n  × Building wheel for python-ldap (pyproject.toml) did not run successfully.\n  │ exit code: 1\n  ╰─> [30 lines of output]\n      creating build\n      In file included from Modules/LDAPObject.c:3:\n      Modules/common.h:15:10: fatal error: lber.h: No such file or directory\n         15 | #include <lber.h>\n      compilation terminated.\n      error: command '/usr/bin/gcc' failed with exit code 1\n      [end of output]\n  \n  note: This error originates from a subprocess, and is likely not a problem with pip.\n  ERROR: Failed building wheel for python-ldap\nERROR: Could not build wheels for python-ldap, which is required to install pyproject.toml-based projects\n";
+        let error = explain(output, "requirements.txt", Path::new("/x"), &[]);
+        assert_eq!(
+            error.to_string(),
+            "the requirements in requirements.txt cannot be met: Failed building wheel for python-ldap: `lber.h` is missing, which belongs to a library of the \
+             system; ask the operator of this server to install Debian's package `libldap-dev`"
+        );
+        assert!(error.excerpt().starts_with("Modules/common.h:15:10: fatal error: lber.h: No such file"), "{}", error.excerpt());
+        assert!(matches!(explain(offline, "requirements.txt", Path::new("/x"), &[]), HostError::Machine { .. }));
     }
 }

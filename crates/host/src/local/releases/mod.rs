@@ -13,6 +13,7 @@
 
 mod environment;
 mod gateway;
+mod missing;
 mod requirements;
 mod seal;
 mod tree;
@@ -75,6 +76,13 @@ pub(super) struct ReleaseRecord {
     isolation_key: Option<String>,
 }
 
+impl ReleaseRecord {
+    /// Where its modules are, relative to its source tree.
+    pub(super) fn modules(&self) -> BTreeMap<ModuleName, String> {
+        self.module_paths.clone()
+    }
+}
+
 /// One file that Python cannot read.
 #[derive(Debug, Deserialize)]
 struct CompileError {
@@ -82,6 +90,8 @@ struct CompileError {
     line: Option<u32>,
     message: String,
     text: Option<String>,
+    /// Whether Odoo would import it.
+    imported: bool,
 }
 
 /// What goes into a release.
@@ -192,6 +202,7 @@ impl LocalHost {
             let anew = anew.clone();
             blocking(move || {
                 tree::link_tree(&sealed, &target, 0)?;
+                tree::replace_links(&sealed, &target, &tree::picking_links(&sealed, modules.iter().map(|(path, _)| path.as_str())))?;
                 let made = anew.iter().map(|path| tree::make_room(&target.join(path), owner)).collect::<Result<Vec<_>>>()?;
                 for (path, from) in &modules {
                     if let Some(from) = from {
@@ -204,7 +215,7 @@ impl LocalHost {
         };
         let compiled = compile(&anew, tree, gid, &user, distribution, progress).await;
         user.release().await?;
-        compiled?;
+        judge_code(compiled?, source, progress)?;
         blocking(move || made.iter().try_for_each(|directory| seal(directory, owner, Kind::ByteCode))).await
     }
 
@@ -317,9 +328,9 @@ async fn compile(
     user: &BuildUser,
     distribution: &InstalledDistribution,
     progress: &Progress,
-) -> Result<()> {
+) -> Result<Vec<CompileError>> {
     if modules.is_empty() {
-        return Ok(());
+        return Ok(Vec::new());
     }
     let input = serde_json::json!({ "root": tree, "modules": modules }).to_string();
     let finished = Program::new(&distribution.python)
@@ -334,8 +345,22 @@ async fn compile(
         .run()
         .await?
         .expect_success("the byte code of the modules could not be compiled")?;
-    let errors: Vec<CompileError> = serde_json::from_slice(&finished.stdout)
-        .map_err(|error| HostError::machine_from("the answer of the byte code compiler could not be read", error))?;
+    serde_json::from_slice(&finished.stdout)
+        .map_err(|error| HostError::machine_from("the answer of the byte code compiler could not be read", error))
+}
+
+/// Refuses code that Python cannot read and Odoo would import. Scripts, templates and fixtures that nobody imports are said; so is what modules of submodules
+/// import, which are installed only when something needs them: Odoo says the same when it does.
+fn judge_code(errors: Vec<CompileError>, source: &Source, progress: &Progress) -> Result<()> {
+    let in_submodule = |error: &CompileError| {
+        let is_in = |module: &&crate::api::SourceModule| error.path.strip_prefix(&module.path).is_some_and(|rest| rest.starts_with('/'));
+        source.modules.iter().find(is_in).is_some_and(|module| module.in_submodule)
+    };
+    let (errors, left): (Vec<_>, Vec<_>) = errors.into_iter().partition(|error| error.imported && !in_submodule(error));
+    for error in &left {
+        let why = if error.imported { "its module is a submodule's" } else { "nothing imports it" };
+        progress.log.line(&format!("Python cannot read {}; {why}, so it stays as it is.", place_and_reason(error)));
+    }
     let Some(first) = errors.first() else { return Ok(()) };
     let more = if errors.len() > 1 { format!(" (and {} more)", errors.len() - 1) } else { String::new() };
     let excerpt: Vec<String> = errors.iter().map(show).collect();

@@ -1,6 +1,7 @@
 //! The source tree of a release: the sealed files under new directories, so that byte code can lie beside them.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, DirBuilder},
     io,
     os::unix::fs::{DirBuilderExt, lchown},
@@ -33,6 +34,53 @@ pub(super) fn link_tree(source: &Path, target: &Path, owner: u32) -> Result<()> 
         made.map_err(at(&place))?;
     }
     Ok(())
+}
+
+/// How deep links of a picked directory may lead to further ones.
+const DEEPEST: usize = 16;
+
+/// Puts directories in the place of links by which modules are picked from elsewhere in the tree, so that each module lies where its path says, with room for
+/// byte code of its own. `target` is [`link_tree`]'s; `links` are paths in it.
+pub(super) fn replace_links(source: &Path, target: &Path, links: &BTreeSet<PathBuf>) -> Result<()> {
+    let root = fs::canonicalize(source).map_err(at(source))?;
+    for link in links {
+        let place = target.join(link);
+        let from = fs::canonicalize(source.join(link)).map_err(at(&place))?;
+        fs::remove_file(&place).map_err(at(&place))?;
+        bring(&root, &from, &place, 0)?;
+    }
+    Ok(())
+}
+
+/// The file or directory at a real path of the sealed tree, anew at another place. What its links lead to is brought along.
+fn bring(root: &Path, from: &Path, place: &Path, depth: usize) -> Result<()> {
+    if depth > DEEPEST || !from.starts_with(root) {
+        return Err(HostError::rejected(format!(
+            "the link {} leads to links in a circle; let it lead to the directory of a module",
+            from.strip_prefix(root).unwrap_or(from).display()
+        )));
+    }
+    if !from.is_dir() {
+        return fs::hard_link(from, place).map_err(at(place));
+    }
+    DirBuilder::new().mode(0o755).create(place).map_err(at(place))?;
+    for entry in fs::read_dir(from).map_err(at(from))? {
+        let entry = entry.map_err(at(from))?;
+        if entry.file_name() == BYTE_CODE {
+            continue;
+        }
+        let is_link = entry.file_type().map_err(at(from))?.is_symlink();
+        // What leads to nothing is left out.
+        let Ok(real) = fs::canonicalize(entry.path()) else { continue };
+        bring(root, &real, &place.join(entry.file_name()), if is_link { depth + 1 } else { depth })?;
+    }
+    Ok(())
+}
+
+/// The links on the way to these modules.
+pub(super) fn picking_links<'a>(source: &Path, modules: impl Iterator<Item = &'a str>) -> BTreeSet<PathBuf> {
+    let is_link = |path: &Path| fs::symlink_metadata(source.join(path)).is_ok_and(|found| found.is_symlink());
+    modules.filter_map(|module| Path::new(module).ancestors().filter(|path| is_link(path)).last().map(Path::to_owned)).collect()
 }
 
 /// Takes over the byte code of a module from another release's tree that has the very same module.
@@ -132,6 +180,33 @@ mod tests {
         assert_eq!(made, [to.join("a/__pycache__"), to.join("a/models/__pycache__")]);
         assert!(made.iter().all(|place| fs::read_dir(place).unwrap().count() == 0));
         assert_eq!(fs::read_dir(to.join("elsewhere")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_picked_module_lies_where_its_link_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let (from, to) = (directory.path().join("from"), directory.path().join("to"));
+        fs::create_dir_all(from.join(".vendor/ropes/coil/models")).unwrap();
+        fs::create_dir_all(from.join(".vendor/shared")).unwrap();
+        fs::write(from.join(".vendor/ropes/coil/models/m.py"), "1").unwrap();
+        fs::write(from.join(".vendor/shared/s.py"), "2").unwrap();
+        std::os::unix::fs::symlink("../../shared", from.join(".vendor/ropes/coil/shared")).unwrap();
+        std::os::unix::fs::symlink(".vendor/ropes/coil", from.join("coil")).unwrap();
+        std::os::unix::fs::symlink(".vendor/ropes", from.join("all")).unwrap();
+        let links = picking_links(&from, ["coil", "all/coil", ".vendor/ropes/coil"].into_iter());
+        assert_eq!(links, BTreeSet::from(["coil", "all"].map(PathBuf::from)));
+        link_tree(&from, &to, 0).unwrap();
+        replace_links(&from, &to, &links).unwrap();
+        for path in ["coil/models/m.py", "coil/shared/s.py", "all/coil/shared/s.py"] {
+            assert!(fs::symlink_metadata(to.join(path)).unwrap().is_file(), "{path}");
+        }
+        assert!(fs::symlink_metadata(to.join("coil/shared")).unwrap().is_dir());
+        // In a circle.
+        std::os::unix::fs::symlink("..", from.join(".vendor/ropes/coil/up")).unwrap();
+        assert!(replace_links(&from, &directory.path().join("to"), &BTreeSet::new()).is_ok());
+        let again = directory.path().join("again");
+        link_tree(&from, &again, 0).unwrap();
+        assert!(replace_links(&from, &again, &links).unwrap_err().to_string().contains("in a circle"));
     }
 
     #[test]

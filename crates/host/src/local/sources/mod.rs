@@ -12,6 +12,7 @@
 
 mod archive;
 mod describe;
+pub(super) mod required;
 mod scan;
 mod settings;
 

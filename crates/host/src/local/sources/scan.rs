@@ -1,15 +1,22 @@
 //! What a source tree holds: its modules, its requirements, its size, and the fingerprints of its content.
+//!
+//! A directory whose name begins with a dot is not searched for modules; what a link leads to counts where the link is. So a repository can hold others, of
+//! which it picks some modules by links (Odoo.sh documents it).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
-    os::unix::{ffi::OsStrExt, fs::PermissionsExt},
+    os::unix::{
+        ffi::{OsStrExt, OsStringExt},
+        fs::PermissionsExt,
+    },
     path::{Path, PathBuf},
 };
 
 use sha2::{Digest, Sha256};
 use walkdir::WalkDir;
 
+use super::required::Required;
 use crate::error::{HostError, Result};
 
 const MANIFEST: &str = "__manifest__.py";
@@ -43,7 +50,7 @@ impl Candidate {
 pub(super) struct Scan {
     pub(super) candidates: Vec<Candidate>,
     pub(super) requirements: Vec<String>,
-    /// Over what they say.
+    /// Over what they say, and over what they name in the tree.
     pub(super) requirements_digest: String,
     pub(super) bytes: u64,
     /// Over the whole tree.
@@ -59,6 +66,7 @@ pub(super) fn scan(tree: &Path) -> Result<Scan> {
     let mut bytes = 0;
     let mut whole = Sha256::new();
     let mut modules: BTreeMap<PathBuf, Sha256> = BTreeMap::new();
+    let mut links = Vec::new();
     let mut current: Option<PathBuf> = None;
     for entry in WalkDir::new(&root).sort_by_file_name() {
         let entry = entry.map_err(|error| HostError::machine_from(format!("{} could not be read", root.display()), error))?;
@@ -67,29 +75,24 @@ pub(super) fn scan(tree: &Path) -> Result<Scan> {
             current = None;
         }
         if entry.file_type().is_dir() {
-            if path.join(MANIFEST).is_file() {
+            if is_module(path) {
                 if path == root {
                     return Err(HostError::rejected(
                         "the root of the repository is itself a module; put it into a directory that has the module's name",
                     ));
                 }
                 // A module within a module is not one for Odoo.
-                if current.is_none() {
+                if current.is_none() && !is_hidden(&root, path) && !is_template(path) {
                     modules.insert(path.to_owned(), Sha256::new());
                     current = Some(path.to_owned());
                 }
             }
             continue;
         }
-        let (kind, content) = if entry.file_type().is_symlink() {
-            (b'l', fs::read_link(path).map_err(at(path))?.into_os_string().as_bytes().to_vec())
-        } else {
-            let executable =
-                entry.metadata().map_err(|error| HostError::machine_from("a file could not be looked at", error))?.permissions().mode()
-                    & 0o100
-                    != 0;
-            (if executable { b'x' } else { b'f' }, fs::read(path).map_err(at(path))?)
-        };
+        if entry.file_type().is_symlink() && current.is_none() && !is_hidden(&root, path) && path.is_dir() {
+            links.push(path.to_owned());
+        }
+        let (kind, content) = read_entry(&entry)?;
         bytes += content.len() as u64;
         let mut content = Sha256::digest(&content).to_vec();
         add(&mut whole, path.strip_prefix(&root).unwrap_or(path), kind, &content);
@@ -103,8 +106,13 @@ pub(super) fn scan(tree: &Path) -> Result<Scan> {
             add(hasher, path.strip_prefix(module).unwrap_or(path), kind, &content);
         }
     }
-    let mut candidates = Vec::new();
     let mut holders = BTreeSet::from([root.clone()]);
+    for (path, target) in picked(&root, &links, &modules)? {
+        // The files that it needs beside it lie where it is from.
+        holders.extend(target.parent().map(Path::to_owned));
+        modules.insert(path, digest_of(&root, &target)?);
+    }
+    let mut candidates = Vec::new();
     for (path, hasher) in modules {
         holders.extend(path.parent().map(Path::to_owned));
         candidates.push(Candidate {
@@ -116,12 +124,83 @@ pub(super) fn scan(tree: &Path) -> Result<Scan> {
     let requirements = holders.iter().map(|holder| holder.join(REQUIREMENTS)).filter(|path| path.is_file());
     let mut requirements = requirements.map(|path| relative(&root, &path)).collect::<Result<Vec<_>>>()?;
     requirements.sort();
-    let mut said = Sha256::new();
-    for path in &requirements {
-        add(&mut said, Path::new(path), b'f', &fs::read(root.join(path)).map_err(at(&root.join(path)))?);
-    }
-    let requirements_digest = hex::encode(said.finalize());
+    let requirements_digest = Required::read(&root, &requirements)?.digest(&root)?;
     Ok(Scan { candidates, requirements, requirements_digest, bytes, fingerprint: hex::encode(whole.finalize()), dangling })
+}
+
+/// Modules that links lead to, by the path that they have by the link, with where they are. What is a module where it lies is one there, and not once more.
+fn picked(root: &Path, links: &[PathBuf], modules: &BTreeMap<PathBuf, Sha256>) -> Result<Vec<(PathBuf, PathBuf)>> {
+    let mut found = Vec::new();
+    for link in links {
+        let target = fs::canonicalize(link).map_err(at(link))?;
+        // A link to a directory that it lies in leads around for ever, and to nothing new.
+        if !is_hidden(root, &target) || link.starts_with(&target) {
+            continue;
+        }
+        let mut walk = WalkDir::new(&target).sort_by_file_name().into_iter();
+        while let Some(entry) = walk.next() {
+            let entry = entry.map_err(|error| HostError::machine_from(format!("{} could not be read", target.display()), error))?;
+            let inside = entry.path().strip_prefix(&target).unwrap_or(entry.path());
+            let place = if inside.as_os_str().is_empty() { link.clone() } else { link.join(inside) };
+            let is_hidden_below = entry.depth() > 0 && entry.file_name().as_bytes().starts_with(b".");
+            if !entry.file_type().is_dir() {
+                continue;
+            }
+            if is_hidden_below {
+                walk.skip_current_dir();
+            } else if is_module(entry.path()) {
+                if !is_template(&place) && !modules.contains_key(entry.path()) {
+                    found.push((place, entry.path().to_owned()));
+                }
+                walk.skip_current_dir();
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn is_module(path: &Path) -> bool {
+    path.join(MANIFEST).is_file()
+}
+
+/// Whether a directory on the way to it, or it itself, has a name that begins with a dot.
+fn is_hidden(root: &Path, path: &Path) -> bool {
+    let inside = path.strip_prefix(root).unwrap_or(path);
+    inside.components().any(|part| part.as_os_str().as_bytes().starts_with(b"."))
+}
+
+/// A directory of which somebody makes modules: its name is to be filled in.
+fn is_template(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.as_bytes().iter().any(|byte| b"{}%$<>".contains(byte)))
+}
+
+/// The digest of a module that lies elsewhere than its path says.
+fn digest_of(root: &Path, module: &Path) -> Result<Sha256> {
+    let mut hasher = Sha256::new();
+    for entry in WalkDir::new(module).sort_by_file_name() {
+        let entry = entry.map_err(|error| HostError::machine_from(format!("{} could not be read", module.display()), error))?;
+        if entry.file_type().is_dir() {
+            continue;
+        }
+        let (kind, content) = read_entry(&entry)?;
+        let mut content = Sha256::digest(&content).to_vec();
+        if entry.file_type().is_symlink() {
+            content.extend(behind(root, module, entry.path())?);
+        }
+        add(&mut hasher, entry.path().strip_prefix(module).unwrap_or(entry.path()), kind, &content);
+    }
+    Ok(hasher)
+}
+
+/// What kind of file it is, and what it holds.
+fn read_entry(entry: &walkdir::DirEntry) -> Result<(u8, Vec<u8>)> {
+    let path = entry.path();
+    if entry.file_type().is_symlink() {
+        return Ok((b'l', fs::read_link(path).map_err(at(path))?.into_os_string().into_vec()));
+    }
+    let metadata = entry.metadata().map_err(|error| HostError::machine_from("a file could not be looked at", error))?;
+    let kind = if metadata.permissions().mode() & 0o100 == 0 { b'f' } else { b'x' };
+    Ok((kind, fs::read(path).map_err(at(path))?))
 }
 
 /// The digest of all that a link of a module leads to outside of it; nothing for one that stays inside.
@@ -214,6 +293,42 @@ mod tests {
         assert_eq!(scan.requirements, ["libs/repo/requirements.txt", "requirements.txt"]);
         assert_eq!(scan.dangling, ["lost"]);
         assert!(fs::symlink_metadata(root.join("lost")).is_err());
+    }
+
+    #[test]
+    fn hidden_directories_hold_no_modules_and_links_pick_them() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path();
+        for module in [
+            ".vendor/ropes/coil_label",
+            ".vendor/ropes/coil_unwanted",
+            ".vendor/knots/coil_label",
+            ".vendor/many/a",
+            ".vendor/many/.old/b",
+            "coil",
+            "skeleton/{{name}}",
+        ] {
+            write(root, &format!("{module}/__manifest__.py"), "{}");
+        }
+        write(root, ".vendor/ropes/requirements.txt", "x");
+        for (link, target) in [
+            ("coil_label", ".vendor/ropes/coil_label"),
+            ("another", "coil_label"),
+            ("many", ".vendor/many"),
+            (".vendor/back", ".."),
+            ("twice", "coil"),
+        ] {
+            std::os::unix::fs::symlink(target, root.join(link)).unwrap();
+        }
+        let found = scan(root).unwrap();
+        let paths: Vec<&str> = found.candidates.iter().map(|found| found.path.as_str()).collect();
+        assert_eq!(paths, ["another", "coil", "coil_label", "many/a"]);
+        assert_eq!(found.requirements, [".vendor/ropes/requirements.txt"]);
+        let digest = found.candidates[2].digest.clone();
+        write(root, ".vendor/ropes/coil_unwanted/x.py", "1");
+        assert_eq!(scan(root).unwrap().candidates[2].digest, digest);
+        write(root, ".vendor/ropes/coil_label/x.py", "1");
+        assert_ne!(scan(root).unwrap().candidates[2].digest, digest);
     }
 
     #[test]

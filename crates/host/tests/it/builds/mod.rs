@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
 
 mod index;
+mod packages;
 
 use std::{
     collections::BTreeSet,
@@ -189,6 +190,25 @@ async fn byte_code_that_a_repository_brings_along_and_links_in_its_place_are_not
     let place = byte_code(&project, &release, "parcels/models/__pycache__");
     assert!(std::fs::symlink_metadata(&place).unwrap().is_dir() && place.join("parcel.cpython-311.pyc").is_file());
     assert_eq!(std::fs::read_dir(byte_code(&project, &release, "elsewhere")).unwrap().count(), 1);
+}
+
+#[tokio::test]
+async fn modules_of_a_hidden_directory_are_those_that_links_pick() {
+    let project = Project::new().await;
+    let mut files = parcels();
+    for module in ["ropes/coil_label", "ropes/coil_unwanted", "knots/coil_label"] {
+        files.insert(format!(".vendor/{module}/__manifest__.py"), "{'name': 'A', 'depends': ['base']}".to_owned());
+        files.insert(format!(".vendor/{module}/__init__.py"), format!("FROM = '{module}'\n"));
+    }
+    let source = source_with_links(&project, &files, &[("coil_label", ".vendor/ropes/coil_label")]).await;
+    let request = BuildRelease { source, odoo_version: "19.0".parse().unwrap(), isolation_key: "a".to_owned() };
+    let release = project.host.build_release(request, progress().0).await.unwrap();
+    let modules: Vec<&str> = release.modules.keys().map(AsRef::as_ref).collect();
+    assert_eq!(modules, ["coil_label", "parcels", "parcels_labels"]);
+    let module = byte_code(&project, &release, "coil_label");
+    assert!(std::fs::symlink_metadata(&module).unwrap().is_dir());
+    assert_eq!(std::fs::read_to_string(module.join("__init__.py")).unwrap(), "FROM = 'ropes/coil_label'\n");
+    assert!(module.join("__pycache__/__init__.cpython-311.pyc").is_file());
 }
 
 #[tokio::test]

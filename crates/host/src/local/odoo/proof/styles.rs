@@ -1,0 +1,132 @@
+//! What a bundle of styles says of its own failure: Odoo answers 200, with the styles of before and the error as a rule of CSS.
+
+use super::{Fault, files::Files};
+
+const ERROR: &str = "css_error_message {";
+/// Odoo has the styles of a bundle compiled as one text.
+const TEXT: &str = " of stdin";
+
+/// The errors of a bundle, as they were said; `None` for one that was built.
+pub(super) fn error(body: &str) -> Option<String> {
+    let (_, rest) = body.rsplit_once(ERROR)?;
+    let quoted = rest.split_once("content: \"")?.1;
+    let mut said = String::new();
+    let mut characters = quoted.chars();
+    while let Some(character) = characters.next() {
+        match character {
+            '"' => break,
+            '\\' => match characters.next() {
+                Some('A') => said.push('\n'),
+                Some(other) => said.push(other),
+                None => break,
+            },
+            other => said.push(other),
+        }
+    }
+    Some(said)
+}
+
+/// The sentence for it.
+pub(super) fn explain(bundle: &str, said: &str, files: &Files) -> Fault {
+    let reason = said.lines().next().unwrap_or_default().trim().trim_start_matches("Error: ").trim_end_matches('.').to_owned();
+    let missing = ["Could not find ", "File "].iter().find_map(|words| reason.strip_prefix(words)?.split(' ').next());
+    let place = match missing.filter(|address| address.starts_with('/')) {
+        Some(address) => files.named_by(address),
+        None => place(said, files),
+    };
+    // Styles that somebody has written in Odoo's own editor lie in the database; no deployment brings them, and none mends them.
+    let foreign = place.is_none() && parts(said).iter().any(|part| part.starts_with("/_custom/") || part.starts_with('<'));
+    let place = place.map_or_else(String::new, |place| format!("{place}: "));
+    Fault { summary: format!("the styles `{bundle}` cannot be built: {place}{reason}"), excerpt: said.trim().to_owned(), foreign }
+}
+
+/// Addresses of the files that were compiled together, in their order.
+fn parts(said: &str) -> Vec<&str> {
+    said.lines().filter_map(|line| line.strip_prefix("    - ")).map(str::trim).collect()
+}
+
+/// The file and the line of an error in the text of all files.
+fn place(said: &str, files: &Files) -> Option<String> {
+    let (line, position) = said.lines().find_map(|line| {
+        let (number, name) = line.trim().strip_prefix("on line ")?.split_once(" of ")?;
+        let number: usize = number.split(':').next()?.parse().ok()?;
+        Some((line, (number, name)))
+    })?;
+    let text = said.lines().find_map(|line| line.strip_prefix(">> ")).unwrap_or_default().trim();
+    let (number, name) = position;
+    let found = if line.ends_with(TEXT) { in_parts(said, number, text, files) } else { Some((name.to_owned(), number)) };
+    let (address, line) = found?;
+    Some(format!("{}, line {line}", files.own(&address).unwrap_or_else(|| address.trim_start_matches('/').to_owned())))
+}
+
+/// Before each file stands a line with a mark of its own. Where one of them cannot be read, the line is looked for in the files of the repository.
+fn in_parts(said: &str, number: usize, text: &str, files: &Files) -> Option<(String, usize)> {
+    let is_there = |content: &str, line: usize| content.lines().nth(line - 1).is_some_and(|found| text.is_empty() || found.contains(text));
+    let mut before = 0;
+    for address in parts(said) {
+        let Some(content) = files.read(address) else { break };
+        let lines = content.matches('\n').count() + 1;
+        if number <= before + 1 + lines {
+            let line = number.checked_sub(before + 1).filter(|line| *line > 0)?;
+            if is_there(&content, line) {
+                return Some((address.to_owned(), line));
+            }
+            break;
+        }
+        before += 1 + lines;
+    }
+    let holds = |address: &&str| {
+        let content = files.own(address).and_then(|_| files.read(address))?;
+        let line = content.lines().position(|line| !text.is_empty() && line.contains(text))?;
+        Some(((*address).to_owned(), line + 1))
+    };
+    parts(said).iter().find_map(holds)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::files::tests::of, *};
+
+    const SAID: &str = "Error: Undefined variable: \\\"$hul\\\".\\A        on line 7:20 of stdin\\A>> .o_paint { color: $hul; }\\A\\A   -------------------^\\AThis error occurred while compiling the bundle 'web.assets_frontend' containing:\\A    - /paint/static/first.scss\\A    - /paint/static/front.scss";
+
+    #[test]
+    fn an_error_is_read_out_of_its_rule_and_has_its_file_and_line() {
+        let directory = tempfile::tempdir().unwrap();
+        let files = of(
+            directory.path(),
+            &[("paint/static/first.scss", "\n$a: 1;\n"), ("paint/static/front.scss", "$hull: #0a5078;\n.o_paint { color: $hul; }\n")],
+        );
+        let body = format!(
+            "/* before */\n/* ## CSS error message ##*/\nbody::before {{\n  content: \"A css error occured\";\n}}\n\ncss_error_message {{\n  content: \"{SAID}\";\n}}\n"
+        );
+        let said = error(&body).unwrap();
+        let fault = explain("web.assets_frontend", &said, &files);
+        assert_eq!(
+            fault.summary,
+            "the styles `web.assets_frontend` cannot be built: addons/paint/static/front.scss, line 2: Undefined variable: \"$hul\""
+        );
+        assert!(fault.excerpt.contains(">> .o_paint") && !fault.foreign);
+        assert_eq!(error("body{color:red}"), None);
+    }
+
+    #[test]
+    fn behind_a_file_that_is_not_there_the_line_is_looked_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let files = of(directory.path(), &[("paint/static/front.scss", "$hull: 1;\n.o_paint { color: $hul; }\n")]);
+        let said = "Error: Undefined variable: \"$hul\".\n        on line 70:20 of stdin\n>> .o_paint { color: $hul; }\ncontaining:\n    - <inline sass>\n    - /_custom/web.assets_frontend/x.scss\n    - /paint/static/front.scss";
+        assert!(explain("b.c", said, &files).summary.contains("addons/paint/static/front.scss, line 2: Undefined"));
+        let elsewhere = said.replace("$hul; }", "$other; }");
+        assert!(explain("b.c", &elsewhere, &files).foreign, "of the database");
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_is_named_by_who_names_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let files = of(directory.path(), &[("paint/__manifest__.py", "{\n'assets': {'b.c': ['paint/static/lost.css']},\n}")]);
+        let fault = explain("b.c", "Could not find /paint/static/lost.css", &files);
+        assert_eq!(
+            fault.summary,
+            "the styles `b.c` cannot be built: addons/paint/__manifest__.py, line 2: Could not find /paint/static/lost.css"
+        );
+    }
+}
