@@ -50,6 +50,7 @@ pub(crate) struct CommitsSince {
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct CommitsSinceQuery {
     /// A full commit id.

@@ -25,7 +25,6 @@ pub(crate) struct CloneEnvironment {
     /// Without one, a free name like the source's.
     target_branch: Option<String>,
     /// `staging`, or `development` when it is not given.
-    #[schema(value_type = Option<String>)]
     target_type: Option<Stage>,
     /// The clone goes when its branch is merged into the source's, or deleted.
     auto_destroy: Option<bool>,

@@ -21,6 +21,7 @@ use ocore_model::{
     names::InvalidName,
 };
 use serde::{Deserialize, Serialize};
+use serde_with::skip_serializing_none;
 use tokio_stream::wrappers::ReceiverStream;
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
@@ -31,6 +32,7 @@ use crate::{
     environments::Message,
     events,
     extract::{Confirmation, FromPath, FromQuery, Input},
+    wire::{Sort, begun},
 };
 
 const TAG: &str = "Instances";
@@ -38,6 +40,7 @@ const LINES: usize = 100;
 const LINES_MOST: usize = 10_000;
 
 /// One Odoo: its data, its two slots, its settings.
+#[skip_serializing_none]
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = Instance)]
@@ -123,16 +126,24 @@ pub(crate) struct InstanceList {
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct InstancesQuery {
     /// Those of this server only.
     server_id: Option<Uuid>,
+    /// Those of this project
+    project_id: Option<Uuid>,
+    /// Those that are so
+    status: Option<InstanceStatus>,
+    /// default `createdAt`, the oldest first
+    #[serde(default)]
+    #[param(value_type = Option<Sort>)]
+    sort: Sort,
 }
 
 /// List instances
 ///
-/// Every instance of the caller's organization, the oldest first.
+/// Every instance of the caller's organization that is wanted.
 #[utoipa::path(get, path = "/instances", tag = TAG, params(InstancesQuery),
     responses((status = 200, description = "All of them", body = InstanceList)))]
 pub(crate) async fn list(
@@ -140,7 +151,11 @@ pub(crate) async fn list(
     State(state): State<AppState>,
     FromQuery(query): FromQuery<InstancesQuery>,
 ) -> Result<Json<InstanceList>, Problem> {
-    let instances = instances::list(&state.control, &grant, query.server_id.map(Into::into)).await?;
+    let mut instances = instances::list(&state.control, &grant, query.server_id.map(Into::into)).await?;
+    instances.retain(|instance| {
+        query.project_id.is_none_or(|project| instance.project_id.as_uuid() == project) && query.status.is_none_or(|status| instance.status == status)
+    });
+    query.sort.apply(&mut instances, |instance| &instance.name, |instance| instance.updated_at);
     let instances: Vec<_> = instances.into_iter().map(|instance| InstanceBody::new(instance, &state.control.settings)).collect();
     Ok(Json(InstanceList { total: instances.len(), instances }))
 }
@@ -197,7 +212,7 @@ pub(crate) async fn create(
     Authorized(grant): Authorized<ManageInstances>,
     State(state): State<AppState>,
     Input(body): Input<CreateInstance>,
-) -> Result<(StatusCode, Json<InstanceBody>), Problem> {
+) -> Result<Response, Problem> {
     let request = InstanceRequest {
         project: body.project_id.into(),
         name: body.name,
@@ -217,7 +232,7 @@ pub(crate) async fn create(
         },
     };
     let instance = instances::create(&state.control, &grant, request).await?;
-    Ok((StatusCode::ACCEPTED, Json(InstanceBody::new(instance, &state.control.settings))))
+    Ok(begun(StatusCode::ACCEPTED, &format!("/instances/{}", instance.id), InstanceBody::new(instance, &state.control.settings)))
 }
 
 fn invalid(field: &'static str) -> impl Fn(InvalidName) -> Error {
@@ -312,9 +327,11 @@ pub(crate) async fn control(
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct InstanceLogQuery {
     /// How many of the last lines; default 100, max 10000
+    #[param(minimum = 0, maximum = 10000)]
     lines: Option<usize>,
     /// Goes on with new lines as they come.
     #[serde(default)]

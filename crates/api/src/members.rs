@@ -66,6 +66,7 @@ pub(crate) struct MemberRole {
     #[schema(value_type = Uuid)]
     id: RoleId,
     name: String,
+    #[schema(value_type = Vec<crate::wire::PermissionWord>)]
     permissions: Vec<String>,
 }
 

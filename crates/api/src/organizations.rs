@@ -8,6 +8,7 @@ use ocore_control::{
 };
 use ocore_model::ids::OrganizationId;
 use serde::{Deserialize, Serialize};
+use serde_with::skip_serializing_none;
 use utoipa::ToSchema;
 
 use crate::{
@@ -40,6 +41,7 @@ pub(crate) struct UpdateOrganization {
 }
 
 /// An organization as the caller sees it.
+#[skip_serializing_none]
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Organization {
@@ -51,6 +53,7 @@ pub(crate) struct Organization {
     /// The name of the caller's role in it.
     role: String,
     /// What the caller may do in it.
+    #[schema(value_type = Vec<crate::wire::PermissionWord>)]
     permissions: Vec<String>,
     /// It is being removed since then: it goes when the last snapshots of its productions have gone, and its owners can bring it back until then.
     removal_requested_at: Option<DateTime<Utc>>,

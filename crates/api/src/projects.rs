@@ -1,6 +1,6 @@
 //! Projects of the organization.
 
-use axum::{Json, extract::State, http::StatusCode};
+use axum::{Json, extract::State, http::StatusCode, response::Response};
 use chrono::{DateTime, Utc};
 use ocore_control::{
     Settings,
@@ -12,13 +12,16 @@ use ocore_model::{
     project::{ModuleSelection, RepositoryKind},
 };
 use serde::{Deserialize, Serialize};
+use serde_with::skip_serializing_none;
 use utoipa::{IntoParams, ToSchema};
 
 use crate::{
     AppState,
     authorized::Authorized,
     extract::{Confirmation, FromPath, FromQuery, Input},
+    json,
     problem::Problem,
+    wire::begun,
 };
 
 #[derive(Deserialize, IntoParams)]
@@ -26,7 +29,7 @@ use crate::{
 #[into_params(parameter_in = Query)]
 pub(crate) struct ListProjects {
     /// Archived ones too.
-    #[serde(default, alias = "include_archived")]
+    #[serde(default)]
     include_archived: bool,
 }
 
@@ -42,6 +45,7 @@ pub(crate) struct CreateProject {
     /// Such as `19.0`; the newest that is installed on the server when left out.
     odoo_version: Option<String>,
     /// Which modules a fresh database gets: `own` when left out.
+    #[serde(default, deserialize_with = "json::object")]
     module_selection: Option<ModuleSelection>,
     /// Loads demo data into fresh databases: no when left out.
     #[serde(default)]
@@ -58,6 +62,7 @@ pub(crate) struct UpdateProject {
     name: Option<String>,
     description: Option<String>,
     odoo_version: Option<String>,
+    #[serde(default, deserialize_with = "json::object")]
     module_selection: Option<ModuleSelection>,
     with_demo: Option<bool>,
     create_environment_on_push: Option<bool>,
@@ -87,6 +92,7 @@ pub(crate) struct SetBranchMapping {
 }
 
 /// A repository of Odoo modules and how its branches become environments.
+#[skip_serializing_none]
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Project {
@@ -112,6 +118,7 @@ pub(crate) struct Project {
 }
 
 /// Where a project's commits come from.
+#[skip_serializing_none]
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = ProjectRepository)]
@@ -230,7 +237,7 @@ pub(crate) async fn create(
     State(state): State<AppState>,
     Authorized(grant): Authorized<ManageProjects>,
     Input(body): Input<CreateProject>,
-) -> Result<(StatusCode, Json<Project>), Problem> {
+) -> Result<Response, Problem> {
     let new = NewProject {
         name: body.name,
         slug: body.slug,
@@ -242,7 +249,8 @@ pub(crate) async fn create(
         protects_production: body.protects_production.unwrap_or_default(),
     };
     let project = projects::create(&state.control, &grant, new).await?;
-    Ok((StatusCode::CREATED, Json(Project::of(project, &grant.organization_slug, &state.control.settings))))
+    let project = Project::of(project, &grant.organization_slug, &state.control.settings);
+    Ok(begun(StatusCode::CREATED, &format!("/projects/{}", project.id), project))
 }
 
 /// Show a project.

@@ -1,6 +1,6 @@
 //! Roles of the organization, and the permissions that they are made of.
 
-use axum::{Json, extract::State, http::StatusCode};
+use axum::{Json, extract::State, http::StatusCode, response::Response};
 use ocore_control::{
     authorization::{ManageRoles, ViewRoles},
     roles::{self, NewRole, RolePatch},
@@ -17,7 +17,7 @@ use crate::{
     authorized::Authorized,
     extract::{FromPath, Input},
     problem::Problem,
-    wire::{Message, permission_words},
+    wire::{Message, begun, permission_words},
 };
 
 #[derive(Deserialize, ToSchema)]
@@ -27,6 +27,7 @@ pub(crate) struct CreateRole {
     #[serde(default)]
     description: String,
     /// Words such as `view:projects`.
+    #[schema(value_type = Vec<crate::wire::PermissionWord>)]
     permission_ids: Vec<String>,
 }
 
@@ -35,6 +36,7 @@ pub(crate) struct CreateRole {
 pub(crate) struct UpdateRole {
     name: Option<String>,
     description: Option<String>,
+    #[schema(value_type = Option<Vec<crate::wire::PermissionWord>>)]
     permission_ids: Option<Vec<String>>,
 }
 
@@ -48,6 +50,7 @@ pub(crate) struct Role {
     description: String,
     /// Every organization has it and nobody changes it.
     is_system: bool,
+    #[schema(value_type = Vec<crate::wire::PermissionWord>)]
     permissions: Vec<String>,
     member_count: i64,
 }
@@ -113,9 +116,10 @@ pub(crate) async fn create(
     State(state): State<AppState>,
     Authorized(grant): Authorized<ManageRoles>,
     Input(body): Input<CreateRole>,
-) -> Result<(StatusCode, Json<Role>), Problem> {
+) -> Result<Response, Problem> {
     let new = NewRole { name: body.name, description: body.description, permissions: body.permission_ids };
-    Ok((StatusCode::CREATED, Json(roles::create(&state.control, &grant, new).await?.into())))
+    let role: Role = roles::create(&state.control, &grant, new).await?.into();
+    Ok(begun(StatusCode::CREATED, &format!("/roles/{}", role.id), role))
 }
 
 /// Change a role.

@@ -3,8 +3,8 @@
 use axum::{
     Json,
     extract::State,
-    http::{HeaderValue, StatusCode, header},
-    response::{IntoResponse, Response},
+    http::StatusCode,
+    response::Response,
 };
 use chrono::{DateTime, Utc};
 use ocore_control::{
@@ -17,6 +17,7 @@ use ocore_model::{
     snapshot::{FailurePolicy, SnapshotKind, SnapshotStatus},
 };
 use serde::{Deserialize, Serialize};
+use serde_with::skip_serializing_none;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -25,12 +26,13 @@ use crate::{
     authorized::Authorized,
     deployments::PageQuery,
     extract::{FromPath, FromQuery, Input},
-    wire::Message,
+    wire::{Message, begun},
 };
 
 const TAG: &str = "Snapshots";
 
 /// Database and file store of an environment at one moment.
+#[skip_serializing_none]
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = Snapshot)]
@@ -86,6 +88,7 @@ pub(crate) struct SnapshotBody {
 }
 
 /// What reading all of a snapshot found.
+#[skip_serializing_none]
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = SnapshotVerification)]
@@ -258,12 +261,7 @@ pub(crate) async fn create(
 
 /// 202, with where to ask for it again.
 fn accepted(snapshot: Snapshot) -> Response {
-    let location = HeaderValue::from_str(&format!("/api/snapshots/{}", snapshot.id)).ok();
-    let mut response = (StatusCode::ACCEPTED, Json(SnapshotBody::new(snapshot))).into_response();
-    if let Some(location) = location {
-        response.headers_mut().insert(header::LOCATION, location);
-    }
-    response
+    begun(StatusCode::ACCEPTED, &format!("/snapshots/{}", snapshot.id), SnapshotBody::new(snapshot))
 }
 
 /// What of a snapshot is changed; what is not given stays.

@@ -78,11 +78,12 @@ pub async fn update(
     control: &Control,
     grant: &Grant<ManageEnvironments>,
     id: EnvironmentId,
-    minutes: Option<i32>,
+    minutes: Option<Option<i32>>,
     wakes_for_actions: Option<bool>,
 ) -> Result<EnvironmentSleep> {
     let mut transaction = control.pool.begin().await?;
     let row = store::sleep::find(&mut transaction, grant, id).await?.ok_or(Error::NotFound { what: "environment" })?;
+    let minutes = minutes.unwrap_or(row.after_minutes);
     if row.stage == Stage::Production && minutes.is_some_and(|minutes| minutes > 0) {
         return Err(Error::conflict("production_awake", "a production environment never sleeps"));
     }

@@ -1,6 +1,7 @@
 //! The API, whole, on a real PostgreSQL.
 
 mod accounts;
+mod answers;
 mod authorization;
 mod contract;
 mod deployments;

@@ -12,6 +12,7 @@ mod records;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use serde_with::skip_serializing_none;
 use utoipa::ToSchema;
 
 pub use self::{
@@ -47,6 +48,7 @@ impl Way {
 }
 
 /// One change, and what it asks for.
+#[skip_serializing_none]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Change {
     pub way: Way,
