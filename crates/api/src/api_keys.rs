@@ -22,9 +22,11 @@ use crate::{
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct CreateApiKey {
+    #[schema(min_length = 1, max_length = 100)]
     name: String,
     /// Words such as `manage:instances`; no more than the caller has.
     #[schema(value_type = Vec<crate::wire::PermissionWord>)]
+    #[schema(min_items = 1)]
     permissions: Vec<String>,
     /// Never when left out; with an API key as caller no later than that one, and when left out with it.
     expires_at: Option<DateTime<Utc>>,

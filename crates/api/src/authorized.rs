@@ -78,7 +78,9 @@ pub(crate) async fn scope_of(identity: &Identity, parts: &Parts, state: &AppStat
     if let (Some(header), Some(query)) = (header, &query)
         && header != query
     {
-        return Err(Error::invalid(parameters::ORGANIZATION, "the header X-Org-Slug names another organization; send one of the two").into());
+        return Err(
+            Error::invalid(parameters::ORGANIZATION, "the header X-Org-Slug names another organization; send one of the two").into()
+        );
     }
     let named = header.or(query.as_deref());
     if let (None, true, Some((thing, id))) = (named, identity.belongs_to_several(), thing_of(parts)) {

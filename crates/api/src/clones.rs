@@ -23,6 +23,7 @@ use crate::{
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct CloneEnvironment {
     /// Without one, a free name like the source's.
+    #[schema(min_length = 1, max_length = 255)]
     target_branch: Option<String>,
     /// `staging`, or `development` when it is not given.
     target_type: Option<Stage>,

@@ -127,7 +127,11 @@ fn unchanged(headers: &HeaderMap, now: &Response) -> Result<(), Refusal> {
 async fn tagged(response: Response, wanted: &[HeaderValue]) -> Response {
     let is_json = response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind == "application/json");
     let size = response.body().size_hint().exact();
-    if response.status() != StatusCode::OK || !is_json || response.headers().contains_key(header::ETAG) || size.is_none_or(|size| size > LARGEST) {
+    if response.status() != StatusCode::OK
+        || !is_json
+        || response.headers().contains_key(header::ETAG)
+        || size.is_none_or(|size| size > LARGEST)
+    {
         return response;
     }
     let (mut parts, body) = response.into_parts();
@@ -155,9 +159,12 @@ fn tag(bytes: &Bytes) -> HeaderValue {
 /// Whether a list of tags has this one, or is `*`. A proxy that packs answers makes ours weak: that says nothing against it.
 fn matches(wanted: &[HeaderValue], tag: &HeaderValue) -> bool {
     let tag = tag.to_str().unwrap_or_default();
-    wanted.iter().filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(',')).map(str::trim).any(|wanted| {
-        wanted == "*" || wanted.strip_prefix("W/").unwrap_or(wanted) == tag
-    })
+    wanted
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+        .any(|wanted| wanted == "*" || wanted.strip_prefix("W/").unwrap_or(wanted) == tag)
 }
 
 #[cfg(test)]

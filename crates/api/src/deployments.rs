@@ -336,9 +336,12 @@ pub(crate) async fn get(
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct Deploy {
     /// Its newest commit, unless a commit or a tag is given; and the environment that follows it.
+    #[schema(min_length = 1, max_length = 255)]
     branch: Option<String>,
     /// A full commit id.
+    #[schema(pattern = "^[0-9a-f]{40}$")]
     commit_sha: Option<String>,
+    #[schema(min_length = 1, max_length = 255)]
     tag: Option<String>,
     /// The instance, when it is not that of the branch. With neither, the project's production.
     instance_id: Option<Uuid>,

@@ -12,6 +12,7 @@ use utoipa::{OpenApi, openapi::OpenApi as Document};
 use crate::{
     idempotent, parameters,
     problem::{ProblemBody, ProblemField},
+    wire::{ByTime, Sort},
 };
 
 #[derive(OpenApi)]
@@ -26,7 +27,7 @@ use crate::{
         license(name = "Apache-2.0", identifier = "Apache-2.0")
     ),
     servers((url = "/api")),
-    components(schemas(ProblemBody, ProblemField))
+    components(schemas(ProblemBody, ProblemField, ByTime, Sort))
 )]
 struct Skeleton;
 
@@ -105,11 +106,18 @@ fn complete_operation(method: &str, operation: &mut Value, readable: bool) {
     let own = operation["operationId"].as_str().unwrap_or_default();
     let id = format!("{tag}_{own}");
     operation["operationId"] = id.as_str().into();
-    let open = operation["security"].as_array().is_some_and(|security| security.iter().all(|one| one.as_object().is_some_and(Map::is_empty)));
+    let open =
+        operation["security"].as_array().is_some_and(|security| security.iter().all(|one| one.as_object().is_some_and(Map::is_empty)));
     if operation["security"].is_null() {
         operation["security"] = json!([{ "bearer": [] }, { "cookie": [] }]);
     }
     let mut parameters = operation["parameters"].as_array().cloned().unwrap_or_default();
+    for parameter in &mut parameters {
+        // A parameter is there or not; there is no null in an address or a header.
+        let mut schema = json!({ "properties": { "it": parameter["schema"] } });
+        without_null(&mut schema);
+        parameter["schema"] = schema["properties"]["it"].clone();
+    }
     let mut takes = |name: &str| parameters.push(json!({ "$ref": format!("#/components/parameters/{name}") }));
     if !open {
         takes("Organization");

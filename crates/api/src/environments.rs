@@ -253,6 +253,7 @@ pub(crate) fn answer(status: StatusCode, environment: &environments::Environment
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct CreateEnvironment {
     #[schema(value_type = Option<String>)]
+    #[schema(min_length = 1, max_length = 255)]
     branch: Option<String>,
     /// `development` when it is not given.
     environment_type: Option<Stage>,
@@ -285,7 +286,9 @@ pub(crate) async fn create(
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct UpdateEnvironment {
+    #[schema(min_length = 1, max_length = 100)]
     name: Option<String>,
+    #[schema(max_length = 2000)]
     description: Option<String>,
 }
 

@@ -67,7 +67,8 @@ async fn carry_out(state: &AppState, request: Request, next: Next) -> Result<Res
     let identity = identity(&parts, state).await?;
     // A call about no organization, or about one that is not the caller's: its handler says what is wrong.
     let scope = scope_of(&identity, &parts, state).await.ok();
-    let too_large = |_| Problem::http(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", "the body is larger than the API takes, or broke off");
+    let too_large =
+        |_| Problem::http(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", "the body is larger than the API takes, or broke off");
     let body = to_bytes(body, mail::INJECT_LIMIT).await.map_err(too_large)?;
     let caller = Caller::new(&identity, scope.as_ref());
     let claim = match idempotency::begin(&state.control, &caller, &key, &digest(&parts, &body)).await? {

@@ -39,10 +39,13 @@ const UPLOAD_TYPE: &str = "application/offset+octet-stream";
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct AnnouncedFile {
+    #[schema(min_length = 1, max_length = 255)]
     file_name: String,
     /// In bytes.
+    #[schema(minimum = 1)]
     size: u64,
     /// 64 hexadecimal digits; what arrives is compared with it.
+    #[schema(pattern = "^[0-9a-fA-F]{64}$")]
     sha256: Option<String>,
 }
 
@@ -264,7 +267,11 @@ async fn append(
     body: Body,
 ) -> Result<Response, Problem> {
     if headers.get(header::CONTENT_TYPE).is_none_or(|kind| kind != UPLOAD_TYPE) {
-        return Err(Problem::http(StatusCode::UNSUPPORTED_MEDIA_TYPE, "upload_type_required", format!("send the bytes with content-type: {UPLOAD_TYPE}")));
+        return Err(Problem::http(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "upload_type_required",
+            format!("send the bytes with content-type: {UPLOAD_TYPE}"),
+        ));
     }
     let offset = headers.get(OFFSET).and_then(|value| value.to_str().ok()?.parse().ok());
     let stream = StreamReader::new(Box::pin(body.into_data_stream().map_err(std::io::Error::other)));

@@ -153,7 +153,8 @@ pub(crate) async fn list(
 ) -> Result<Json<InstanceList>, Problem> {
     let mut instances = instances::list(&state.control, &grant, query.server_id.map(Into::into)).await?;
     instances.retain(|instance| {
-        query.project_id.is_none_or(|project| instance.project_id.as_uuid() == project) && query.status.is_none_or(|status| instance.status == status)
+        query.project_id.is_none_or(|project| instance.project_id.as_uuid() == project)
+            && query.status.is_none_or(|status| instance.status == status)
     });
     query.sort.apply(&mut instances, |instance| &instance.name, |instance| instance.updated_at);
     let instances: Vec<_> = instances.into_iter().map(|instance| InstanceBody::new(instance, &state.control.settings)).collect();
@@ -176,26 +177,34 @@ pub(crate) async fn get(
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct CreateInstance {
+    #[schema(min_length = 1, max_length = 100)]
     name: String,
     project_id: Uuid,
     /// The first label of its host name, 3 to 50 of `a-z`, `0-9`, `-`; made from the name when it is not given.
+    #[schema(min_length = 3, max_length = 50, pattern = "^[a-z0-9](?:[a-z0-9-]*[a-z0-9])?$")]
     slug: Option<String>,
     /// Makes an environment of this branch on it.
+    #[schema(min_length = 1, max_length = 255)]
     branch: Option<String>,
     /// Of that environment; `development` when it is not given.
     environment_type: Option<Stage>,
     /// The project's when it is not given.
+    #[schema(pattern = "^[0-9]{1,2}[.][0-9]$")]
     odoo_version: Option<String>,
     /// 0: one process with threads. Production starts with 2, others with 0.
+    #[schema(maximum = 64)]
     workers: Option<u16>,
+    #[schema(maximum = 16)]
     max_cron_threads: Option<u16>,
     /// Bytes.
     limit_memory_soft: Option<u64>,
     /// Bytes.
     limit_memory_hard: Option<u64>,
     /// Seconds.
+    #[schema(minimum = 10, maximum = 86400)]
     limit_time_cpu: Option<u32>,
     /// Seconds.
+    #[schema(minimum = 10, maximum = 86400)]
     limit_time_real: Option<u32>,
     log_level: Option<String>,
     /// Added to the environment of its processes.
@@ -243,16 +252,21 @@ fn invalid(field: &'static str) -> impl Fn(InvalidName) -> Error {
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct UpdateInstance {
+    #[schema(min_length = 1, max_length = 100)]
     name: Option<String>,
+    #[schema(maximum = 64)]
     workers: Option<u16>,
+    #[schema(maximum = 16)]
     max_cron_threads: Option<u16>,
     /// Bytes.
     limit_memory_soft: Option<u64>,
     /// Bytes.
     limit_memory_hard: Option<u64>,
     /// Seconds.
+    #[schema(minimum = 10, maximum = 86400)]
     limit_time_cpu: Option<u32>,
     /// Seconds.
+    #[schema(minimum = 10, maximum = 86400)]
     limit_time_real: Option<u32>,
     log_level: Option<String>,
     /// Replaces all of them.

@@ -82,7 +82,9 @@ pub(crate) fn plainly(message: &str) -> String {
         "provided string was not `true` or `false`" => "use true or false".to_owned(),
         "invalid digit found in string" | "cannot parse integer from empty string" => "use a whole number".to_owned(),
         message if message.starts_with("number too ") => "the number is out of range".to_owned(),
-        message if message.starts_with("UUID parsing failed") || message.contains("to be an optional prefix of `urn:uuid:`") => "use a UUID".to_owned(),
+        message if message.starts_with("UUID parsing failed") || message.contains("to be an optional prefix of `urn:uuid:`") => {
+            "use a UUID".to_owned()
+        }
         message => message.to_owned(),
     }
 }
@@ -318,13 +320,9 @@ mod tests {
 
     #[test]
     fn a_list_is_never_taken_for_an_object() {
-        for (body, field) in [
-            ("[]", "body"),
-            (r#"["19.0"]"#, "body"),
-            (r#"{"mappings": [[1]]}"#, "mappings[0]"),
-            ("null", "body"),
-            ("\"x\"", "body"),
-        ] {
+        for (body, field) in
+            [("[]", "body"), (r#"["19.0"]"#, "body"), (r#"{"mappings": [[1]]}"#, "mappings[0]"), ("null", "body"), ("\"x\"", "body")]
+        {
             let (found, message) = refusal(body);
             assert_eq!(found, field, "{body}");
             assert!(message.ends_with("expected an object"), "{message}");

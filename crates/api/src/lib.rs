@@ -56,7 +56,7 @@ mod wire;
 
 pub use problem::{Problem, ProblemBody};
 pub use router::{openapi, router};
-pub use service::serve;
+pub use service::{Patience, serve};
 
 /// What every handler gets.
 #[derive(Clone)]

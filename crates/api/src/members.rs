@@ -27,6 +27,7 @@ use crate::{
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct Invite {
     #[schema(format = Email)]
+    #[schema(min_length = 3, max_length = 254)]
     email: String,
     #[schema(value_type = Uuid)]
     role_id: RoleId,

@@ -23,18 +23,23 @@ use crate::{
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct CreateOrganization {
     /// 2 to 100 characters.
+    #[schema(min_length = 2, max_length = 100)]
     name: String,
     /// 3 to 50 of `a-z`, `0-9` and `-`, unique in the installation; made from the name when left out.
+    #[schema(min_length = 3, max_length = 50, pattern = "^[a-z0-9](?:[a-z0-9-]*[a-z0-9])?$")]
     slug: Option<String>,
 }
 
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct UpdateOrganization {
+    #[schema(min_length = 2, max_length = 100)]
     name: Option<String>,
     /// Changes the addresses of the built-in repositories too.
+    #[schema(min_length = 3, max_length = 50, pattern = "^[a-z0-9](?:[a-z0-9-]*[a-z0-9])?$")]
     slug: Option<String>,
     /// An http or https address; empty for none.
+    #[schema(max_length = 2000)]
     logo_url: Option<String>,
     /// False brings one back that is being removed; its projects are brought back one by one.
     removed: Option<bool>,

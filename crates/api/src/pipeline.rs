@@ -124,7 +124,7 @@ impl<'a> Pipeline<'a> {
 #[into_params(parameter_in = Query)]
 pub(crate) struct PipelineQuery {
     /// per environment, default 1, max 10
-    #[param(value_type = Option<i64>)]
+    #[param(value_type = Option<i64>, minimum = 0, maximum = 10)]
     recent_deployments: Option<i64>,
 }
 

@@ -37,12 +37,16 @@ pub(crate) struct ListProjects {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct CreateProject {
     /// Unique in the organization.
+    #[schema(min_length = 1, max_length = 100)]
     name: String,
     /// In the address of the built-in repository; made from the name when left out. Never changes.
+    #[schema(min_length = 3, max_length = 50, pattern = "^[a-z0-9](?:[a-z0-9-]*[a-z0-9])?$")]
     slug: Option<String>,
     #[serde(default)]
+    #[schema(max_length = 2000)]
     description: String,
     /// Such as `19.0`; the newest that is installed on the server when left out.
+    #[schema(pattern = "^[0-9]{1,2}[.][0-9]$")]
     odoo_version: Option<String>,
     /// Which modules a fresh database gets: `own` when left out.
     #[serde(default, deserialize_with = "json::object")]
@@ -59,8 +63,11 @@ pub(crate) struct CreateProject {
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct UpdateProject {
+    #[schema(min_length = 1, max_length = 100)]
     name: Option<String>,
+    #[schema(max_length = 2000)]
     description: Option<String>,
+    #[schema(pattern = "^[0-9]{1,2}[.][0-9]$")]
     odoo_version: Option<String>,
     #[serde(default, deserialize_with = "json::object")]
     module_selection: Option<ModuleSelection>,
@@ -75,6 +82,7 @@ pub(crate) struct UpdateProject {
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct SetBranchMappings {
+    #[schema(max_items = 100)]
     branch_mappings: Vec<SetBranchMapping>,
 }
 
@@ -82,6 +90,7 @@ pub(crate) struct SetBranchMappings {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct SetBranchMapping {
     /// `*` matches any run of characters.
+    #[schema(min_length = 1, max_length = 255)]
     branch_pattern: String,
     /// Of this project.
     #[schema(value_type = Uuid)]

@@ -98,6 +98,7 @@ pub(crate) async fn quarantine(
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct QuarantineQuery {
     /// One statement that gives rows: `SELECT`, `VALUES`, `TABLE`, or `WITH` … of these.
+    #[schema(min_length = 1)]
     sql: String,
 }
 

@@ -250,6 +250,7 @@ async fn renew_deploy_key(
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct HostKeyAccept {
     /// As `ssh-keygen -l` and the forges write it: `SHA256:` and 43 characters.
+    #[schema(pattern = "^SHA256:[A-Za-z0-9+/]{43}$")]
     fingerprint: String,
     /// The address of a submodule, when it is its host whose key has changed, and not that of the connected repository.
     #[serde(default)]

@@ -23,8 +23,10 @@ use crate::{
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct CreateRole {
+    #[schema(min_length = 1, max_length = 50)]
     name: String,
     #[serde(default)]
+    #[schema(max_length = 500)]
     description: String,
     /// Words such as `view:projects`.
     #[schema(value_type = Vec<crate::wire::PermissionWord>)]
@@ -34,7 +36,9 @@ pub(crate) struct CreateRole {
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct UpdateRole {
+    #[schema(min_length = 1, max_length = 50)]
     name: Option<String>,
+    #[schema(max_length = 500)]
     description: Option<String>,
     #[schema(value_type = Option<Vec<crate::wire::PermissionWord>>)]
     permission_ids: Option<Vec<String>>,

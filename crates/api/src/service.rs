@@ -33,16 +33,28 @@ use uuid::Uuid;
 
 use crate::problem::{Problem, ProblemBody};
 
-/// From the connection, or the last answer, to the end of a request's headers.
-const HEADERS_WITHIN: Duration = Duration::from_secs(30);
-/// Between two pieces of a body. Git is silent for a while when it packs a large repository.
-const BODY_PIECE_WITHIN: Duration = Duration::from_secs(300);
+/// How long a client may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// From the connection, or the last answer, to the end of a request's headers.
+    pub headers: Duration,
+    /// Between two pieces of a body.
+    pub body_piece: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        // Git is silent for a while when it packs a large repository.
+        Self { headers: Duration::from_secs(30), body_piece: Duration::from_secs(300) }
+    }
+}
+
 /// Of request line and headers together.
 const HEADERS_LIMIT: usize = 64 << 10;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves until `stop` is cancelled and the answers under way have ended; streams that do not end are the caller's to cut.
-pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
+pub async fn serve(listener: TcpListener, router: Router, patience: Patience, stop: CancellationToken) {
     let connections = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
@@ -51,7 +63,7 @@ pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToke
         };
         match accepted {
             Ok((stream, peer)) => {
-                connections.spawn(connection(stream, peer, router.clone(), stop.clone()));
+                connections.spawn(connection(stream, peer, router.clone(), patience, stop.clone()));
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
@@ -63,7 +75,7 @@ pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToke
     connections.wait().await;
 }
 
-async fn connection(stream: TcpStream, peer: SocketAddr, router: Router, stop: CancellationToken) {
+async fn connection(stream: TcpStream, peer: SocketAddr, router: Router, patience: Patience, stop: CancellationToken) {
     // Only a socket that is already gone refuses this.
     let _ = stream.set_nodelay(true);
     let stream = Worded::new(stream);
@@ -71,11 +83,11 @@ async fn connection(stream: TcpStream, peer: SocketAddr, router: Router, stop: C
     let service = service_fn(move |request: Request<Incoming>| {
         answered.store(true, Ordering::Relaxed);
         let router = router.clone();
-        async move { answer(request, peer, router).await }
+        async move { answer(request, peer, router, patience.body_piece).await }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADERS_WITHIN)
+        .header_read_timeout(patience.headers)
         .max_buf_size(HEADERS_LIMIT)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
@@ -97,7 +109,12 @@ async fn connection(stream: TcpStream, peer: SocketAddr, router: Router, stop: C
     }
 }
 
-async fn answer(request: Request<Incoming>, peer: SocketAddr, router: Router) -> Result<Response, std::convert::Infallible> {
+async fn answer(
+    request: Request<Incoming>,
+    peer: SocketAddr,
+    router: Router,
+    body_piece: Duration,
+) -> Result<Response, std::convert::Infallible> {
     if !names_one_host(request.version(), request.headers()) {
         let id = crate::request_id::choose(request.headers());
         let problem = Problem::http(StatusCode::BAD_REQUEST, "host_required", "a request names one host, in one header Host (RFC 9112)");
@@ -107,7 +124,7 @@ async fn answer(request: Request<Incoming>, peer: SocketAddr, router: Router) ->
         }
         return Ok(response);
     }
-    let mut request = request.map(|body| Body::new(TimeoutBody::new(BODY_PIECE_WITHIN, body)));
+    let mut request = request.map(|body| Body::new(TimeoutBody::new(body_piece, body)));
     request.extensions_mut().insert(ConnectInfo(peer));
     router.oneshot(request).await
 }
@@ -186,7 +203,9 @@ fn worded(head: &[u8]) -> Option<Vec<u8>> {
     let (status, code, detail) = match status {
         b"400" => (StatusCode::BAD_REQUEST, "malformed_request", "this is not HTTP, or not as RFC 9112 has it"),
         b"414" => (StatusCode::URI_TOO_LONG, "address_too_long", "the address is longer than the API takes"),
-        b"431" => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "headers_too_large", "there are more headers, or larger ones, than the API takes"),
+        b"431" => {
+            (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "headers_too_large", "there are more headers, or larger ones, than the API takes")
+        }
         _ => return None,
     };
     let id = Uuid::now_v7().to_string();

@@ -1,11 +1,6 @@
 //! Snapshots: database and file store of an environment at one moment, kept.
 
-use axum::{
-    Json,
-    extract::State,
-    http::StatusCode,
-    response::Response,
-};
+use axum::{Json, extract::State, http::StatusCode, response::Response};
 use chrono::{DateTime, Utc};
 use ocore_control::{
     Error,
@@ -239,6 +234,7 @@ pub(crate) async fn get(
 #[serde(deny_unknown_fields)]
 pub(crate) struct CreateSnapshot {
     /// Branch and minute when it is not given.
+    #[schema(min_length = 1, max_length = 100)]
     name: Option<String>,
 }
 
@@ -268,6 +264,7 @@ fn accepted(snapshot: Snapshot) -> Response {
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct UpdateSnapshot {
+    #[schema(min_length = 1, max_length = 100)]
     name: Option<String>,
     pinned: Option<bool>,
 }
@@ -401,10 +398,13 @@ pub(crate) struct UpdateSnapshotSettings {
     #[schema(value_type = Option<FailurePolicy>)]
     failure_policy: Option<String>,
     /// 0 to 100
+    #[schema(minimum = 0, maximum = 100)]
     max_pinned: Option<i32>,
     /// 1 to 3650
+    #[schema(minimum = 1, maximum = 3650)]
     retention_days: Option<i32>,
     /// 10 to 86400
+    #[schema(minimum = 10, maximum = 86400)]
     timeout_seconds: Option<i32>,
 }
 

@@ -73,7 +73,10 @@ pub async fn create(control: &Control, grant: &Grant<ManageApiKeys>, new: NewApi
     }
     // RFC 3339 has four digits for a year: a later one could not be read back.
     if new.expires_at.is_some_and(|expires_at| expires_at.year() > 9999) {
-        fields.push(FieldError { field: "expiresAt".to_owned(), message: "use a year up to 9999, or leave it out for a key that does not expire".to_owned() });
+        fields.push(FieldError {
+            field: "expiresAt".to_owned(),
+            message: "use a year up to 9999, or leave it out for a key that does not expire".to_owned(),
+        });
     }
     if !fields.is_empty() {
         return Err(Error::Invalid { fields });

@@ -115,13 +115,17 @@ pub async fn begin(control: &Control, caller: &Caller, key: &str, digest: &[u8])
             return Err(named("this key was used for another call; take a new key for each".to_owned()));
         }
         if !caller.may_still(&earlier.permissions) {
-            return Err(Error::forbidden("permission_missing", "you have lost a right since the first call with this key; its answer is not given again"));
+            return Err(Error::forbidden(
+                "permission_missing",
+                "you have lost a right since the first call with this key; its answer is not given again",
+            ));
         }
         return match earlier.answer {
             Some(sealed) => Ok(Begun::Replay(open(control, earlier.id, &sealed)?)),
-            None if earlier.process == *PROCESS => {
-                Err(Error::conflict("idempotency_in_progress", "the first call with this key is still being carried out; send it again in a moment"))
-            }
+            None if earlier.process == *PROCESS => Err(Error::conflict(
+                "idempotency_in_progress",
+                "the first call with this key is still being carried out; send it again in a moment",
+            )),
             None => Err(Error::conflict(
                 "idempotency_interrupted",
                 "oCore was stopped in the middle of the first call with this key; look whether it took effect before you send it with a new key",

@@ -270,7 +270,9 @@ fn check_name(name: &str, fields: &mut Vec<FieldError>) {
 fn is_web_address(text: &str) -> bool {
     // As it is written it goes into pages of others: nothing that would end an attribute there, and no credentials.
     let plain = text.len() <= 2000 && !text.chars().any(|c| c.is_control() || c.is_whitespace() || "\"'<>`\\".contains(c));
-    plain && url::Url::parse(text).is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.username().is_empty() && url.password().is_none())
+    plain
+        && url::Url::parse(text)
+            .is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.username().is_empty() && url.password().is_none())
 }
 
 /// The slug, or the slug with the lowest number that is not taken.

@@ -255,7 +255,15 @@ pub async fn set_settings(
         })
     };
     let detail = json!({ "before": written(&before), "after": written(&settings) });
-    audit::record(&mut transaction, control, grant, "environment.snapshot_settings_changed", &format!("environment:{}", environment.id), &detail).await?;
+    audit::record(
+        &mut transaction,
+        control,
+        grant,
+        "environment.snapshot_settings_changed",
+        &format!("environment:{}", environment.id),
+        &detail,
+    )
+    .await?;
     transaction.commit().await?;
     Ok(settings)
 }

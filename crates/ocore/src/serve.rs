@@ -3,7 +3,7 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
-use ocore_api::AppState;
+use ocore_api::{AppState, Patience};
 use ocore_control::{
     Control, Settings, accounts, authorization::System, operations::Engine, reconcilers::Reconcilers, secrets::Secret, servers,
     signals::Signals, store::pool_options,
@@ -77,7 +77,7 @@ pub async fn run(config: Config, config_file: Option<PathBuf>) -> Result<()> {
         tokio::spawn(catcher.patrol(shutdown.clone())),
     ];
     tracing::info!(address = %config.listen, "the API listens");
-    let serving = tokio::spawn(ocore_api::serve(listener, ocore_api::router(AppState { control }), shutdown.clone()));
+    let serving = tokio::spawn(ocore_api::serve(listener, ocore_api::router(AppState { control }), Patience::default(), shutdown.clone()));
 
     shutdown.cancelled().await;
     tracing::info!("stopping; what runs goes on");

@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeMap, sync::LazyLock};
 
+use chrono::DateTime;
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 /// Name, or `Schema.name` where the name alone says too little; a tab; a description; a tab; an example as JSON.
 const WORDS: &str = include_str!("words.tsv");
@@ -69,6 +71,14 @@ fn fill(schema: &mut Value, word: Option<&Word>) {
     }
 }
 
+fn has_format(format: Option<&str>, text: &str) -> bool {
+    match format {
+        Some("uuid") => text.parse::<Uuid>().is_ok(),
+        Some("date-time") => DateTime::parse_from_rfc3339(text).is_ok(),
+        _ => true,
+    }
+}
+
 /// The word's own example when it has the schema's type, else one that any value of the type could be.
 fn example(schema: &Value, word: Option<&Word>) -> Option<Value> {
     if let Some(first) = schema["enum"].as_array().and_then(|words| words.iter().find(|word| !word.is_null())) {
@@ -76,7 +86,7 @@ fn example(schema: &Value, word: Option<&Word>) -> Option<Value> {
     }
     let is = |kind: &str| schema["type"] == kind || schema["type"].as_array().is_some_and(|kinds| kinds.iter().any(|one| one == kind));
     let fits = |value: &Value| match value {
-        Value::String(_) => is("string"),
+        Value::String(text) => is("string") && has_format(schema["format"].as_str(), text),
         Value::Number(number) => is("number") || (is("integer") && !number.is_f64()),
         Value::Bool(_) => is("boolean"),
         Value::Array(_) => is("array"),

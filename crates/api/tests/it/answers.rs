@@ -156,7 +156,8 @@ fn look(place: &str, schema: &Value, faults: &mut Vec<String>) {
         if property["description"].as_str().is_none_or(str::is_empty) {
             faults.push(format!("{place}: no description"));
         }
-        let compound = ["$ref", "oneOf", "allOf", "items", "properties", "additionalProperties"].iter().any(|part| property.get(part).is_some());
+        let compound =
+            ["$ref", "oneOf", "allOf", "items", "properties", "additionalProperties"].iter().any(|part| property.get(part).is_some());
         let free = property.get("type").is_none() || property["type"] == "object";
         if !compound && !free && property.get("examples").is_none() && property.get("example").is_none() {
             faults.push(format!("{place}: no example"));

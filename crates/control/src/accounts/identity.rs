@@ -67,7 +67,10 @@ impl Identity {
                     let slugs: Vec<&str> = several.iter().map(|membership| membership.slug.as_str()).collect();
                     return Err(Error::Ambiguous {
                         code: "organization_required",
-                        message: format!("you belong to several organizations; name one in the header X-Org-Slug or with ?org=: {}", slugs.join(", ")),
+                        message: format!(
+                            "you belong to several organizations; name one in the header X-Org-Slug or with ?org=: {}",
+                            slugs.join(", ")
+                        ),
                     });
                 }
             },

@@ -42,7 +42,6 @@ impl Thing {
 
 /// The caller in the organization that has this thing. `NotFound` when there is none, or they do not belong to it: the two look alike.
 pub async fn scope_of(control: &Control, identity: &Identity, thing: Thing, id: Uuid) -> Result<Scope> {
-    let organization: Option<OrganizationId> =
-        store::organizations::that_has(&mut *control.pool.acquire().await?, thing, id).await?;
+    let organization: Option<OrganizationId> = store::organizations::that_has(&mut *control.pool.acquire().await?, thing, id).await?;
     organization.and_then(|organization| identity.scope_in(organization)).ok_or(Error::NotFound { what: thing.word() })
 }

@@ -139,37 +139,59 @@ pub(crate) async fn stands(connection: &mut PgConnection, id: OrganizationId) ->
 pub(crate) async fn that_has(connection: &mut PgConnection, thing: Thing, id: Uuid) -> Result<Option<OrganizationId>> {
     Ok(match thing {
         Thing::ApiKey => {
-            sqlx::query_scalar!(r#"select organization_id as "id: OrganizationId" from api_keys where id = $1"#, id).fetch_optional(connection).await?
+            sqlx::query_scalar!(r#"select organization_id as "id: OrganizationId" from api_keys where id = $1"#, id)
+                .fetch_optional(connection)
+                .await?
         }
         Thing::Deployment => {
-            sqlx::query_scalar!(r#"select organization_id as "id: OrganizationId" from deployments where id = $1"#, id).fetch_optional(connection).await?
+            sqlx::query_scalar!(r#"select organization_id as "id: OrganizationId" from deployments where id = $1"#, id)
+                .fetch_optional(connection)
+                .await?
         }
         Thing::Environment => {
-            sqlx::query_scalar!(r#"select organization_id as "id: OrganizationId" from environments where id = $1"#, id).fetch_optional(connection).await?
+            sqlx::query_scalar!(r#"select organization_id as "id: OrganizationId" from environments where id = $1"#, id)
+                .fetch_optional(connection)
+                .await?
         }
         Thing::Export => {
-            sqlx::query_scalar!(r#"select organization_id as "id: OrganizationId" from exports where id = $1"#, id).fetch_optional(connection).await?
+            sqlx::query_scalar!(r#"select organization_id as "id: OrganizationId" from exports where id = $1"#, id)
+                .fetch_optional(connection)
+                .await?
         }
         Thing::Import => {
-            sqlx::query_scalar!(r#"select organization_id as "id: OrganizationId" from imports where id = $1"#, id).fetch_optional(connection).await?
+            sqlx::query_scalar!(r#"select organization_id as "id: OrganizationId" from imports where id = $1"#, id)
+                .fetch_optional(connection)
+                .await?
         }
         Thing::Instance => {
-            sqlx::query_scalar!(r#"select organization_id as "id: OrganizationId" from instances where id = $1"#, id).fetch_optional(connection).await?
+            sqlx::query_scalar!(r#"select organization_id as "id: OrganizationId" from instances where id = $1"#, id)
+                .fetch_optional(connection)
+                .await?
         }
         Thing::Invitation => {
-            sqlx::query_scalar!(r#"select organization_id as "id: OrganizationId" from invitations where id = $1"#, id).fetch_optional(connection).await?
+            sqlx::query_scalar!(r#"select organization_id as "id: OrganizationId" from invitations where id = $1"#, id)
+                .fetch_optional(connection)
+                .await?
         }
         Thing::Member => {
-            sqlx::query_scalar!(r#"select organization_id as "id: OrganizationId" from members where id = $1"#, id).fetch_optional(connection).await?
+            sqlx::query_scalar!(r#"select organization_id as "id: OrganizationId" from members where id = $1"#, id)
+                .fetch_optional(connection)
+                .await?
         }
         Thing::Project => {
-            sqlx::query_scalar!(r#"select organization_id as "id: OrganizationId" from projects where id = $1"#, id).fetch_optional(connection).await?
+            sqlx::query_scalar!(r#"select organization_id as "id: OrganizationId" from projects where id = $1"#, id)
+                .fetch_optional(connection)
+                .await?
         }
         Thing::Role => {
-            sqlx::query_scalar!(r#"select organization_id as "id: OrganizationId" from roles where id = $1"#, id).fetch_optional(connection).await?
+            sqlx::query_scalar!(r#"select organization_id as "id: OrganizationId" from roles where id = $1"#, id)
+                .fetch_optional(connection)
+                .await?
         }
         Thing::Snapshot => {
-            sqlx::query_scalar!(r#"select organization_id as "id: OrganizationId" from snapshots where id = $1"#, id).fetch_optional(connection).await?
+            sqlx::query_scalar!(r#"select organization_id as "id: OrganizationId" from snapshots where id = $1"#, id)
+                .fetch_optional(connection)
+                .await?
         }
     })
 }
