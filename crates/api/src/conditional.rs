@@ -152,8 +152,9 @@ async fn tagged(response: Response, wanted: &[HeaderValue]) -> Response {
 
 fn tag(bytes: &Bytes) -> HeaderValue {
     let digest = Sha256::digest(bytes);
-    let digits: String = digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
-    HeaderValue::from_str(&format!("\"{digits}\"")).unwrap_or(HeaderValue::from_static("\"\""))
+    let (first, _) = digest.split_at(16);
+    let number = first.iter().fold(0_u128, |number, byte| (number << 8) | u128::from(*byte));
+    HeaderValue::from_str(&format!("\"{number:032x}\"")).unwrap_or(HeaderValue::from_static("\"\""))
 }
 
 /// Whether a list of tags has this one, or is `*`. A proxy that packs answers makes ours weak: that says nothing against it.

@@ -339,7 +339,7 @@ pub(crate) struct Deploy {
     #[schema(min_length = 1, max_length = 255)]
     branch: Option<String>,
     /// A full commit id.
-    #[schema(pattern = "^[0-9a-f]{40}$")]
+    #[schema(pattern = "^(?:[0-9a-f]{40}|[0-9a-f]{64})$")]
     commit_sha: Option<String>,
     #[schema(min_length = 1, max_length = 255)]
     tag: Option<String>,

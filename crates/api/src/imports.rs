@@ -267,6 +267,7 @@ async fn append(
     body: Body,
 ) -> Result<Response, Problem> {
     if headers.get(header::CONTENT_TYPE).is_none_or(|kind| kind != UPLOAD_TYPE) {
+        imports::must_take(&state.control, grant, id.into()).await?;
         return Err(Problem::http(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
             "upload_type_required",

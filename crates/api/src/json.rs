@@ -90,6 +90,7 @@ pub(crate) fn plainly(message: &str) -> String {
 }
 
 /// For `deserialize_with`, of a field that tells "left out" (with `default`: `None`) from `null` (`Some(None)`).
+#[expect(clippy::option_option, reason = "left out, null and a value are three things")]
 pub(crate) fn given<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<Option<T>>, D::Error> {
     Option::deserialize(deserializer).map(Some)
 }
@@ -173,7 +174,7 @@ impl<'de> Visitor<'de> for SoundVisitor {
 /// Gives a value to the type that asks for it, and only as what it is.
 struct Strict(Value);
 
-impl<'de> IntoDeserializer<'de, serde_json::Error> for Strict {
+impl IntoDeserializer<'_, serde_json::Error> for Strict {
     type Deserializer = Self;
 
     fn into_deserializer(self) -> Self {
@@ -248,13 +249,11 @@ impl<'de> Deserializer<'de> for Strict {
         words: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, Self::Error> {
-        match self.0 {
-            Value::String(word) => visitor.visit_enum(word.into_deserializer()),
-            _ => {
-                let words = words.iter().map(|word| format!("`{word}`")).collect::<Vec<_>>().join(", ");
-                Err(Self::Error::invalid_type(self.unexpected(), &format!("one of {words}").as_str()))
-            }
+        if let Value::String(word) = self.0 {
+            return visitor.visit_enum(word.into_deserializer());
         }
+        let words = words.iter().map(|word| format!("`{word}`")).collect::<Vec<_>>().join(", ");
+        Err(Self::Error::invalid_type(self.unexpected(), &format!("one of {words}").as_str()))
     }
 
     forward_to_deserialize_any! {
@@ -271,7 +270,6 @@ mod tests {
 
     #[derive(Debug, Default, Deserialize)]
     #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
-    #[expect(dead_code, reason = "only its shape is used")]
     struct Body {
         odoo_version: String,
         mappings: Vec<Mapping>,

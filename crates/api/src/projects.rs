@@ -29,7 +29,7 @@ use crate::{
 #[into_params(parameter_in = Query)]
 pub(crate) struct ListProjects {
     /// Archived ones too.
-    #[serde(default)]
+    #[serde(default, alias = "include_archived")]
     include_archived: bool,
 }
 
@@ -225,7 +225,8 @@ fn mappings(mappings: Vec<projects::BranchMapping>) -> Json<BranchMappings> {
 }
 
 /// List the projects.
-#[utoipa::path(get, path = "/projects", tag = "Projects", params(ListProjects), responses((status = 200, description = "By name.", body = Projects)))]
+#[utoipa::path(get, path = "/projects", tag = "Projects",
+    params(ListProjects, ("include_archived" = Option<bool>, Query, deprecated, description = "As `includeArchived`")), responses((status = 200, description = "By name.", body = Projects)))]
 pub(crate) async fn list(
     State(state): State<AppState>,
     Authorized(grant): Authorized<ViewProjects>,

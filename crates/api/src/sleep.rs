@@ -72,6 +72,7 @@ pub(crate) async fn show(
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct UpdateSleep {
     /// 1 to 10080 minutes without a request; 0: never; null: what its stage does; absent: as before.
+    #[expect(clippy::option_option, reason = "left out, null and a value are three things")]
     #[serde(default, deserialize_with = "json::given")]
     #[schema(value_type = Option<i32>, minimum = 0, maximum = 10080)]
     own_minutes: Option<Option<i32>>,

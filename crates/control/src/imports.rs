@@ -267,11 +267,17 @@ pub async fn start(control: &Control, grant: &Grant<ManageDeployments>, id: Impo
     written.ok_or_else(|| Error::broken("a deployment that was just written is not there"))
 }
 
-/// Gives it up; the upload goes. Gone already is done.
-pub async fn delete(control: &Control, grant: &Grant<ManageDeployments>, id: ImportId) -> Result<()> {
+/// Whether the caller may bring bytes to this import.
+pub async fn must_take(control: &Control, grant: &Grant<ManageDeployments>, id: ImportId) -> Result<()> {
     let import = find(control, grant, id).await?;
     let of = store::environments::find(&mut *control.pool.acquire().await?, grant, import.environment_id).await?;
-    must_be_allowed(grant, &of.ok_or(Error::NotFound { what: "import" })?)?;
+    must_be_allowed(grant, &of.ok_or(Error::NotFound { what: "import" })?)
+}
+
+/// Gives it up; the upload goes. Gone already is done.
+pub async fn delete(control: &Control, grant: &Grant<ManageDeployments>, id: ImportId) -> Result<()> {
+    must_take(control, grant, id).await?;
+    let import = find(control, grant, id).await?;
     match import.status {
         ImportStatus::Importing => Err(Error::conflict("importing", "a deployment brings it in; cancel that first")),
         ImportStatus::Done | ImportStatus::Expired => Ok(()),

@@ -72,7 +72,7 @@ pub async fn show(control: &Control, grant: &Grant<ViewEnvironments>, id: Enviro
     Ok(describe(control, &row.ok_or(Error::NotFound { what: "environment" })?))
 }
 
-/// Gives an environment a rule of its own, in minutes (0: never), or with `None` that of its stage; and says whether scheduled actions wake it,
+/// Changes what is given. Gives an environment a rule of its own, in minutes (0: never), or with `None` that of its stage; and says whether scheduled actions wake it,
 /// with `None` as before. May run twice.
 pub async fn update(
     control: &Control,

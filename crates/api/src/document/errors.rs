@@ -136,6 +136,7 @@ const OWN: &[(&str, u16, &[&str])] = &[
             "still_asleep",
         ],
     ),
+    ("mail_settings", 409, &["production_sends"]),
     ("mail_update_settings", 409, &["production_sends"]),
     ("repositories_connect_repository", 409, &["project_archived"]),
     ("repositories_connect_repository", 503, &["ssh_missing"]),

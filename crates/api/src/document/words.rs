@@ -49,10 +49,11 @@ pub(super) fn describe_parameters(document: &mut Value) {
                 if let (None, Some(word)) = (parameter["description"].as_str().filter(|text| !text.is_empty()), word) {
                     parameter["description"] = word.description.into();
                 }
-                if parameter.get("example").is_none() && parameter["schema"].get("examples").is_none() {
-                    if let Some(example) = example(&parameter["schema"], word) {
-                        parameter["schema"]["examples"] = json!([example]);
-                    }
+                if parameter.get("example").is_none()
+                    && parameter["schema"].get("examples").is_none()
+                    && let Some(example) = example(&parameter["schema"], word)
+                {
+                    parameter["schema"]["examples"] = json!([example]);
                 }
             }
         }
@@ -64,10 +65,10 @@ fn fill(schema: &mut Value, word: Option<&Word>) {
     if let (None, Some(word)) = (schema["description"].as_str().filter(|text| !text.is_empty()), word) {
         schema["description"] = word.description.into();
     }
-    if schema.get("$ref").is_none() && schema.get("examples").is_none() && schema.get("example").is_none() {
-        if let Some(example) = example(schema, word) {
-            schema["examples"] = json!([example]);
-        }
+    if ["$ref", "examples", "example"].iter().all(|one| schema.get(one).is_none())
+        && let Some(example) = example(schema, word)
+    {
+        schema["examples"] = json!([example]);
     }
 }
 

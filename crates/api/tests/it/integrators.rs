@@ -14,7 +14,9 @@ const KEY: &str = "idempotency-key";
 async fn a_call_with_a_key_is_carried_out_once_and_answered_alike() -> Result<()> {
     let api = TestApi::new().await?;
     let owner = api.store.organization("acme").await?;
-    let make = |name: &str, key: &str| api.post("/projects", &json!({ "name": name })).token(owner.token()).header(KEY, key).send();
+    let make = |name: &str, key: &str| {
+        api.post("/projects", &json!({ "name": name, "odooVersion": "19.0" })).token(owner.token()).header(KEY, key).send()
+    };
     let first = make("Shop", "a").await?;
     assert_eq!(first.status, StatusCode::CREATED, "{}", first.text);
     assert!(!first.headers.contains_key("idempotency-replayed"));
@@ -54,7 +56,7 @@ async fn a_call_with_a_key_is_carried_out_once_and_answered_alike() -> Result<()
 async fn a_key_is_its_callers_alone() -> Result<()> {
     let api = TestApi::new().await?;
     let (acme, other) = (api.store.organization("acme").await?, api.store.organization("other").await?);
-    let body = json!({ "name": "Shop" });
+    let body = json!({ "name": "Shop", "odooVersion": "19.0" });
     let of = async |token: &str| api.post("/projects", &body).token(token).header(KEY, "same").send().await;
     let (one, two) = (of(acme.token()).await?, of(other.token()).await?);
     assert_eq!((one.status, two.status), (StatusCode::CREATED, StatusCode::CREATED));
@@ -65,7 +67,7 @@ async fn a_key_is_its_callers_alone() -> Result<()> {
     assert_eq!(of(key["key"].as_str().context("a key")?).await?.body["code"], "project_name_taken");
     // Whoever has lost a right does not get the answer that took it.
     let member = api.store.member(&acme.scope, "dev@acme.example", "Developer").await?;
-    let body = json!({ "name": "Theirs" });
+    let body = json!({ "name": "Theirs", "odooVersion": "19.0" });
     let of_member = || api.post("/projects", &body).token(member.token()).header(KEY, "m");
     of_member().expect(StatusCode::CREATED).await?;
     sqlx::query("update members set role_id = (select id from roles where name = 'Viewer' and organization_id = members.organization_id) where user_id = $1")
@@ -80,7 +82,7 @@ async fn a_key_is_its_callers_alone() -> Result<()> {
 async fn two_at_once_with_one_key_are_one_call() -> Result<()> {
     let api = TestApi::new().await?;
     let owner = api.store.organization("acme").await?;
-    let body = json!({ "name": "Shop" });
+    let body = json!({ "name": "Shop", "odooVersion": "19.0" });
     let calls = (0..8).map(|_| api.post("/projects", &body).token(owner.token()).header(KEY, "k").send());
     let mut made = 0;
     for answer in futures::future::try_join_all(calls).await? {
@@ -97,11 +99,11 @@ async fn two_at_once_with_one_key_are_one_call() -> Result<()> {
     let call = api.post("/projects", &body).token(owner.token()).header(KEY, "k");
     assert_eq!(call.problem(StatusCode::CONFLICT).await?, "idempotency_interrupted");
     // Another process, which is what is left after kill -9, gives the answers of the one before.
-    let call = api.post("/projects", &json!({ "name": "Second" })).token(owner.token()).header(KEY, "k2");
+    let call = api.post("/projects", &json!({ "name": "Second", "odooVersion": "19.0" })).token(owner.token()).header(KEY, "k2");
     let first = call.expect(StatusCode::CREATED).await?;
     sqlx::query("update idempotency_keys set process = gen_random_uuid()").execute(pool).await?;
     let later = TestApi::on(api.store.clone());
-    let call = later.post("/projects", &json!({ "name": "Second" })).token(owner.token()).header(KEY, "k2");
+    let call = later.post("/projects", &json!({ "name": "Second", "odooVersion": "19.0" })).token(owner.token()).header(KEY, "k2");
     assert_eq!(call.expect(StatusCode::CREATED).await?, first);
     Ok(())
 }
@@ -270,7 +272,8 @@ async fn a_member_of_two_organizations_says_which_by_the_things_id_or_in_the_que
         let answer = api.get(&format!("/environments/{id}")).token(token).send().await?;
         strangers.push((answer.status, answer.body["detail"].clone()));
     }
-    let foreign = api.post("/projects", &json!({ "name": "Theirs" })).token(other.token()).expect(StatusCode::CREATED).await?;
+    let foreign =
+        api.post("/projects", &json!({ "name": "Theirs", "odooVersion": "19.0" })).token(other.token()).expect(StatusCode::CREATED).await?;
     let answer = api.get(&format!("/projects/{}", foreign["id"].as_str().context("an id")?)).token(token).send().await?;
     assert_eq!((answer.status, &answer.body["detail"]), (StatusCode::NOT_FOUND, &json!("there is no such project")));
     assert_eq!(strangers[0], strangers[1]);
@@ -370,7 +373,8 @@ async fn what_is_left_out_of_a_sleep_rule_stays() -> Result<()> {
 async fn times_are_the_same_at_once_and_later_and_can_be_read_by_everybody() -> Result<()> {
     let api = TestApi::new().await?;
     let owner = api.store.organization("acme").await?;
-    let made = api.post("/projects", &json!({ "name": "Shop" })).token(owner.token()).expect(StatusCode::CREATED).await?;
+    let made =
+        api.post("/projects", &json!({ "name": "Shop", "odooVersion": "19.0" })).token(owner.token()).expect(StatusCode::CREATED).await?;
     let read = api.get(&format!("/projects/{}", made["id"].as_str().context("an id")?)).token(owner.token()).expect(StatusCode::OK).await?;
     assert_eq!(made, read);
     for bad in ["+262000-12-31T23:59:59Z", "+010000-01-01T00:00:00Z", "2000-01-01T00:00:00Z"] {

@@ -1,6 +1,7 @@
 //! Calls that carry an idempotency key, and their answers.
 
 use chrono::{DateTime, Utc};
+use ocore_model::ids::{ApiKeyId, OrganizationId};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
@@ -35,8 +36,8 @@ pub(crate) async fn claim(
          values ($1, $2, $3, $4, $5, $6, $7, $8, $9) on conflict do nothing",
         id,
         caller.user_id.as_uuid(),
-        caller.api_key_id.map(|key| key.as_uuid()),
-        caller.organization_id.map(|organization| organization.as_uuid()),
+        caller.api_key_id.map(ApiKeyId::as_uuid),
+        caller.organization_id.map(OrganizationId::as_uuid),
         key,
         digest,
         &caller.permission_words(),
@@ -54,8 +55,8 @@ pub(crate) async fn earlier(connection: &mut PgConnection, caller: &Caller, key:
         "select id, digest, permissions, process, answer from idempotency_keys
          where user_id = $1 and api_key_id is not distinct from $2 and organization_id is not distinct from $3 and key = $4",
         caller.user_id.as_uuid(),
-        caller.api_key_id.map(|key| key.as_uuid()),
-        caller.organization_id.map(|organization| organization.as_uuid()),
+        caller.api_key_id.map(ApiKeyId::as_uuid),
+        caller.organization_id.map(OrganizationId::as_uuid),
         key,
     )
     .fetch_optional(connection)
