@@ -28,10 +28,13 @@ use crate::{
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct SignUp {
     #[schema(format = Email)]
+    #[schema(min_length = 3, max_length = 254)]
     email: String,
     /// At least 8 characters with a letter and a number.
     #[schema(format = Password)]
+    #[schema(min_length = 8, max_length = 200)]
     password: String,
+    #[schema(min_length = 1, max_length = 100)]
     name: String,
     /// The token of an invitation; its organization is joined at once.
     invitation: Option<String>,
@@ -61,6 +64,7 @@ pub(crate) struct ChangePassword {
     #[schema(format = Password)]
     current_password: String,
     #[schema(format = Password)]
+    #[schema(min_length = 8, max_length = 200)]
     new_password: String,
     /// Ends every other session of the user; true when left out.
     #[serde(default = "yes")]

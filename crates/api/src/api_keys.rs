@@ -1,6 +1,6 @@
 //! API keys of the organization.
 
-use axum::{Json, extract::State, http::StatusCode};
+use axum::{Json, extract::State, http::StatusCode, response::Response};
 use chrono::{DateTime, Utc};
 use ocore_control::{
     api_keys::{self, NewApiKey},
@@ -8,6 +8,7 @@ use ocore_control::{
 };
 use ocore_model::ids::{ApiKeyId, UserId};
 use serde::{Deserialize, Serialize};
+use serde_with::skip_serializing_none;
 use utoipa::ToSchema;
 
 use crate::{
@@ -15,20 +16,24 @@ use crate::{
     authorized::Authorized,
     extract::{FromPath, Input},
     problem::Problem,
-    wire::{Message, permission_words},
+    wire::{Message, begun, permission_words},
 };
 
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct CreateApiKey {
+    #[schema(min_length = 1, max_length = 100)]
     name: String,
     /// Words such as `manage:instances`; no more than the caller has.
+    #[schema(value_type = Vec<crate::wire::PermissionWord>)]
+    #[schema(min_items = 1)]
     permissions: Vec<String>,
     /// Never when left out; with an API key as caller no later than that one, and when left out with it.
     expires_at: Option<DateTime<Utc>>,
 }
 
 /// A key for programs.
+#[skip_serializing_none]
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ApiKey {
@@ -38,6 +43,7 @@ pub(crate) struct ApiKey {
     /// Its first characters.
     prefix: String,
     /// What it is limited to. It never has more than its maker has at the moment of its use.
+    #[schema(value_type = Vec<crate::wire::PermissionWord>)]
     permissions: Vec<String>,
     /// Its maker.
     #[schema(value_type = Uuid)]
@@ -98,10 +104,11 @@ pub(crate) async fn create(
     State(state): State<AppState>,
     Authorized(grant): Authorized<ManageApiKeys>,
     Input(body): Input<CreateApiKey>,
-) -> Result<(StatusCode, Json<CreatedApiKey>), Problem> {
+) -> Result<Response, Problem> {
     let new = NewApiKey { name: body.name, permissions: body.permissions, expires_at: body.expires_at };
     let created = api_keys::create(&state.control, &grant, new).await?;
-    Ok((StatusCode::CREATED, Json(CreatedApiKey { api_key: created.key.into(), key: created.plaintext })))
+    let location = format!("/api-keys/{}", created.key.id);
+    Ok(begun(StatusCode::CREATED, &location, CreatedApiKey { api_key: created.key.into(), key: created.plaintext }))
 }
 
 /// Revoke an API key.

@@ -4,17 +4,19 @@
 //! with every request that any page makes, so with a cookie a request that changes something must come from a page of oCore itself.
 
 use axum::{
-    extract::FromRequestParts,
+    extract::{FromRequestParts, OriginalUri},
     http::{HeaderMap, Method, StatusCode, header, request::Parts},
 };
 use ocore_control::{
     Error,
-    accounts::{self, Identity, Person},
+    accounts::{self, Identity, Person, Thing},
     authorization::{Grant, Right, Scope},
     secrets::same_token,
 };
 
-use crate::{AppState, cookies, problem::Problem};
+use uuid::Uuid;
+
+use crate::{AppState, cookies, parameters, problem::Problem};
 
 /// Chooses among several organizations.
 pub(crate) const ORGANIZATION_HEADER: &str = "x-org-slug";
@@ -63,16 +65,52 @@ impl FromRequestParts<AppState> for SignedIn {
     }
 }
 
-async fn scope(parts: &Parts, state: &AppState) -> Result<Scope, Problem> {
+/// The caller in the organization that the request is about: the one that it names, else the one that has the thing of the path, else their only one.
+pub(crate) async fn scope(parts: &Parts, state: &AppState) -> Result<Scope, Problem> {
     let identity = identity(parts, state).await?;
-    let slug = match parts.headers.get(ORGANIZATION_HEADER) {
-        Some(value) => Some(value.to_str().map_err(|_| Error::NotFound { what: "organization" })?),
-        None => None,
-    };
-    Ok(identity.scope(slug)?)
+    scope_of(&identity, parts, state).await
 }
 
-async fn identity(parts: &Parts, state: &AppState) -> Result<Identity, Problem> {
+pub(crate) async fn scope_of(identity: &Identity, parts: &Parts, state: &AppState) -> Result<Scope, Problem> {
+    let not_there = || Error::NotFound { what: "organization" };
+    let header = parts.headers.get(ORGANIZATION_HEADER).map(|value| value.to_str().map_err(|_| not_there())).transpose()?;
+    let query = parameters::organization(&parts.uri);
+    if let (Some(header), Some(query)) = (header, &query)
+        && header != query
+    {
+        return Err(
+            Error::invalid(parameters::ORGANIZATION, "the header X-Org-Slug names another organization; send one of the two").into()
+        );
+    }
+    let named = header.or(query.as_deref());
+    if let (None, true, Some((thing, id))) = (named, identity.belongs_to_several(), thing_of(parts)) {
+        return Ok(accounts::scope_of(&state.control, identity, thing, id).await?);
+    }
+    Ok(identity.scope(named)?)
+}
+
+/// The thing whose id stands in the path, behind the name of its kind.
+fn thing_of(parts: &Parts) -> Option<(Thing, Uuid)> {
+    let path = parts.extensions.get::<OriginalUri>().map_or(parts.uri.path(), |uri| uri.path());
+    let mut segments = path.strip_prefix("/api/").unwrap_or(path).split('/').filter(|segment| !segment.is_empty());
+    let thing = match segments.next()? {
+        "api-keys" => Thing::ApiKey,
+        "deployments" => Thing::Deployment,
+        "environments" => Thing::Environment,
+        "exports" => Thing::Export,
+        "imports" => Thing::Import,
+        "instances" => Thing::Instance,
+        "invitations" => Thing::Invitation,
+        "members" => Thing::Member,
+        "projects" => Thing::Project,
+        "roles" => Thing::Role,
+        "snapshots" => Thing::Snapshot,
+        _ => return None,
+    };
+    Some((thing, segments.next()?.parse().ok()?))
+}
+
+pub(crate) async fn identity(parts: &Parts, state: &AppState) -> Result<Identity, Problem> {
     let token = presented_token(&parts.method, &parts.headers, state)?;
     Ok(accounts::identify(&state.control, &token).await?)
 }

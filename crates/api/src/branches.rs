@@ -50,10 +50,13 @@ pub(crate) struct CommitsSince {
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct CommitsSinceQuery {
     /// A full commit id.
+    #[param(pattern = "^(?:[0-9a-f]{40}|[0-9a-f]{64})$")]
     since: String,
+    #[param(min_length = 1, max_length = 255)]
     branch: String,
 }
 

@@ -23,9 +23,9 @@ use crate::{
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct CloneEnvironment {
     /// Without one, a free name like the source's.
+    #[schema(min_length = 1, max_length = 255)]
     target_branch: Option<String>,
     /// `staging`, or `development` when it is not given.
-    #[schema(value_type = Option<String>)]
     target_type: Option<Stage>,
     /// The clone goes when its branch is merged into the source's, or deleted.
     auto_destroy: Option<bool>,

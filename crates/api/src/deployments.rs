@@ -12,7 +12,7 @@ use ocore_control::{
     authorization::{Grant, ManageDeployments, ViewDeployments},
     deployments::{self, Cursor, DeployRequest, Evidence, LogRange},
     plans,
-    store::deployments::{Deployment, Page, Step},
+    store::deployments::{Deployment, DeploymentFilter, Page, Step},
 };
 use ocore_model::{
     deployment::{DataMode, DataOrigin, DeploymentStatus, ModulePlan, StepName, StepStatus, Trigger},
@@ -21,6 +21,7 @@ use ocore_model::{
     names::InvalidName,
 };
 use serde::{Deserialize, Serialize};
+use serde_with::skip_serializing_none;
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
@@ -29,6 +30,7 @@ use crate::{
     authorized::Authorized,
     events,
     extract::{FromPath, FromQuery, Input},
+    wire::{ByTime, begun},
 };
 
 pub(crate) const TAG: &str = "Deployments";
@@ -38,6 +40,7 @@ const LINES: i64 = 1000;
 const LINES_MOST: i64 = 5000;
 
 /// One try to bring one commit live.
+#[skip_serializing_none]
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = Deployment)]
@@ -127,7 +130,8 @@ impl DeploymentBody {
             started_at: deployment.started_at,
             completed_at: deployment.completed_at,
             duration_ms: duration_ms(deployment.started_at, deployment.completed_at),
-            updated_at: deployment.updated_at,
+            // The row is made in a transaction that began before the moment that it notes.
+            updated_at: deployment.updated_at.max(deployment.created_at),
             steps: deployment.steps.iter().map(StepBody::new).collect(),
             plan: None,
             evidence: Vec::new(),
@@ -168,9 +172,11 @@ fn gate_evidence(deployment: &Deployment, found: Evidence) -> GateEvidence {
 }
 
 pub(crate) fn duration_ms(started_at: Option<DateTime<Utc>>, completed_at: Option<DateTime<Utc>>) -> Option<i64> {
-    Some((completed_at? - started_at?).num_milliseconds())
+    // Rounded, as the events do.
+    Some(((completed_at? - started_at?).num_microseconds()? + 500) / 1000)
 }
 
+#[skip_serializing_none]
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = DeploymentStep)]
@@ -235,23 +241,71 @@ impl DeploymentList {
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct PageQuery {
     /// default 20, max 100
+    #[param(minimum = 1, maximum = 100)]
     limit: Option<i64>,
+    #[param(minimum = 0)]
     offset: Option<i64>,
 }
 
 impl PageQuery {
     pub(crate) fn page(&self) -> Result<Page, Problem> {
-        let page = Page { limit: self.limit.unwrap_or(PAGE), offset: self.offset.unwrap_or(0) };
-        if !(1..=PAGE_MOST).contains(&page.limit) {
-            return Err(Error::invalid("limit", format!("use 1 to {PAGE_MOST}")).into());
-        }
-        if page.offset < 0 {
-            return Err(Error::invalid("offset", "use 0 or more").into());
-        }
-        Ok(page)
+        page(self.limit, self.offset)
+    }
+}
+
+/// A page of a list that can grow.
+pub(crate) fn page(limit: Option<i64>, offset: Option<i64>) -> Result<Page, Problem> {
+    let page = Page { limit: limit.unwrap_or(PAGE), offset: offset.unwrap_or(0) };
+    if !(1..=PAGE_MOST).contains(&page.limit) {
+        return Err(Error::invalid("limit", format!("use 1 to {PAGE_MOST}")).into());
+    }
+    if page.offset < 0 {
+        return Err(Error::invalid("offset", "use 0 or more").into());
+    }
+    Ok(page)
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct DeploymentsQuery {
+    /// default 20, max 100
+    #[param(minimum = 1, maximum = 100)]
+    limit: Option<i64>,
+    #[param(minimum = 0)]
+    offset: Option<i64>,
+    /// Those with this status
+    status: Option<DeploymentStatus>,
+    /// Those that began so
+    trigger_type: Option<Trigger>,
+    /// Those of this branch
+    branch: Option<String>,
+    /// Those that were asked for from this moment on
+    since: Option<DateTime<Utc>>,
+    /// Those that were asked for before this moment
+    until: Option<DateTime<Utc>>,
+    /// default `-createdAt`, the newest first
+    #[serde(default)]
+    #[param(value_type = Option<ByTime>)]
+    sort: ByTime,
+}
+
+impl DeploymentsQuery {
+    pub(crate) fn read(self) -> Result<(DeploymentFilter, Page), Problem> {
+        let page = page(self.limit, self.offset)?;
+        let filter = DeploymentFilter {
+            status: self.status,
+            trigger: self.trigger_type,
+            branch: self.branch,
+            since: self.since,
+            until: self.until,
+            oldest_first: self.sort.oldest_first(),
+        };
+        Ok((filter, page))
     }
 }
 
@@ -259,16 +313,16 @@ impl PageQuery {
 ///
 /// The newest first.
 #[utoipa::path(get, path = "/projects/{projectId}/deployments", tag = TAG,
-    params(("projectId" = Uuid, Path, description = "The project"), PageQuery),
+    params(("projectId" = Uuid, Path, description = "The project"), DeploymentsQuery),
     responses((status = 200, description = "A page of them", body = DeploymentList)))]
 pub(crate) async fn list_of_project(
     Authorized(grant): Authorized<ViewDeployments>,
     State(state): State<AppState>,
     FromPath(project): FromPath<Uuid>,
-    FromQuery(query): FromQuery<PageQuery>,
+    FromQuery(query): FromQuery<DeploymentsQuery>,
 ) -> Result<Json<DeploymentList>, Problem> {
-    let page = query.page()?;
-    let (deployments, total) = deployments::list_of_project(&state.control, &grant, project.into(), page).await?;
+    let (filter, page) = query.read()?;
+    let (deployments, total) = deployments::list_of_project(&state.control, &grant, project.into(), &filter, page).await?;
     Ok(Json(DeploymentList::new(&state, &grant, &deployments, total, page).await?))
 }
 
@@ -292,9 +346,12 @@ pub(crate) async fn get(
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct Deploy {
     /// Its newest commit, unless a commit or a tag is given; and the environment that follows it.
+    #[schema(min_length = 1, max_length = 255)]
     branch: Option<String>,
     /// A full commit id.
+    #[schema(pattern = "^(?:[0-9a-f]{40}|[0-9a-f]{64})$")]
     commit_sha: Option<String>,
+    #[schema(min_length = 1, max_length = 255)]
     tag: Option<String>,
     /// The instance, when it is not that of the branch. With neither, the project's production.
     instance_id: Option<Uuid>,
@@ -322,9 +379,14 @@ pub(crate) async fn deploy(
     State(state): State<AppState>,
     FromPath(project): FromPath<Uuid>,
     Input(body): Input<Deploy>,
-) -> Result<(StatusCode, Json<DeploymentBody>), Problem> {
+) -> Result<Response, Problem> {
     let deployment = deployments::deploy(&state.control, &grant, project.into(), body.request()?).await?;
-    Ok((StatusCode::ACCEPTED, Json(DeploymentBody::new(&deployment, &state.control.settings))))
+    Ok(accepted(&deployment, &state.control.settings))
+}
+
+/// 202, with where the deployment is followed.
+pub(crate) fn accepted(deployment: &Deployment, settings: &Settings) -> Response {
+    begun(StatusCode::ACCEPTED, &format!("/deployments/{}", deployment.id), DeploymentBody::new(deployment, settings))
 }
 
 fn invalid(field: &'static str) -> impl Fn(InvalidName) -> Error {
@@ -364,6 +426,7 @@ pub(crate) struct DeploymentLines {
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct LinesQuery {
     /// Of this step only.
@@ -371,6 +434,7 @@ pub(crate) struct LinesQuery {
     /// The lines after the one with this id.
     after: Option<i64>,
     /// default 1000, max 5000
+    #[param(minimum = 1, maximum = 5000)]
     limit: Option<i64>,
 }
 

@@ -11,7 +11,6 @@ use axum::{
 };
 use bytes::Bytes;
 use ocore_control::Error;
-use utoipa::openapi::OpenApi;
 use utoipa_swagger_ui::Config;
 
 use crate::{AppState, problem::Problem};
@@ -21,7 +20,7 @@ static CONFIG: LazyLock<Arc<Config<'static>>> = LazyLock::new(|| {
     Arc::new(Config::from("../openapi.json").validator_url("none").try_it_out_enabled(true).display_request_duration(true).filter(true))
 });
 
-pub(crate) fn routes(document: &OpenApi) -> Router<AppState> {
+pub(crate) fn routes(document: &serde_json::Value) -> Router<AppState> {
     let json = Bytes::from(serde_json::to_vec(document).unwrap_or_default());
     Router::new()
         .route("/openapi.json", get(async move || ([(header::CONTENT_TYPE, "application/json")], json.clone())))

@@ -6,6 +6,7 @@ use ocore_control::{
     egress::{self, EgressPatch, EnvironmentEgress},
 };
 use serde::{Deserialize, Serialize};
+use serde_with::skip_serializing_none;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -17,6 +18,7 @@ use crate::{
 };
 
 /// An environment's network policy, and what came of it.
+#[skip_serializing_none]
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = Egress)]

@@ -14,20 +14,23 @@ use ocore_model::{
     instance::InstanceStatus,
 };
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use serde_with::skip_serializing_none;
+use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use crate::{
     AppState, Problem,
     authorized::Authorized,
-    deployments::{DeploymentBody, DeploymentList, PageQuery},
+    deployments::{self as wire_deployments, DeploymentBody, DeploymentList, DeploymentsQuery},
     extract::{Confirmation, FromPath, FromQuery, Input},
     large::{LargeRead, LargeReads, body_of},
+    wire::{Sort, at},
 };
 
 pub(crate) const TAG: &str = "Environments";
 
 /// One branch of a project at one stage, with the instance that runs it.
+#[skip_serializing_none]
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = Environment)]
@@ -125,18 +128,75 @@ pub(crate) struct Message {
     pub(crate) message: String,
 }
 
+/// Which environments of the organization are wanted, and in which order.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Deserialize, IntoParams)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct EnvironmentsQuery {
+    /// Those of this project
+    project_id: Option<Uuid>,
+    /// Those at this stage
+    environment_type: Option<Stage>,
+    /// Those of this branch
+    branch: Option<String>,
+    /// Those whose instance is so
+    instance_status: Option<InstanceStatus>,
+    /// default `createdAt`, the oldest first
+    #[serde(default)]
+    #[param(value_type = Option<Sort>)]
+    sort: Sort,
+}
+
+/// The same in a project.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Deserialize, IntoParams)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct ProjectEnvironmentsQuery {
+    /// Those at this stage
+    environment_type: Option<Stage>,
+    /// Those of this branch
+    branch: Option<String>,
+    /// Those whose instance is so
+    instance_status: Option<InstanceStatus>,
+    /// default `createdAt`, the oldest first
+    #[serde(default)]
+    #[param(value_type = Option<Sort>)]
+    sort: Sort,
+}
+
+impl From<ProjectEnvironmentsQuery> for EnvironmentsQuery {
+    fn from(query: ProjectEnvironmentsQuery) -> Self {
+        let ProjectEnvironmentsQuery { environment_type, branch, instance_status, sort } = query;
+        Self { project_id: None, environment_type, branch, instance_status, sort }
+    }
+}
+
+impl EnvironmentsQuery {
+    fn choose(&self, mut environments: Vec<environments::Environment>) -> Vec<environments::Environment> {
+        environments.retain(|environment| {
+            self.project_id.is_none_or(|project| environment.project_id.as_uuid() == project)
+                && self.environment_type.is_none_or(|stage| environment.stage == stage)
+                && self.branch.as_ref().is_none_or(|branch| environment.branch == *branch)
+                && self.instance_status.is_none_or(|status| environment.instance_status == status)
+        });
+        self.sort.apply(&mut environments, |environment| &environment.name, |environment| environment.updated_at);
+        environments
+    }
+}
+
 /// List all environments
 ///
-/// Every environment of every project of the caller's organization, the oldest first.
-#[utoipa::path(get, path = "/environments", tag = TAG, responses((status = 200, description = "All of them", body = EnvironmentList)))]
+/// Every environment of every project of the caller's organization that is wanted.
+#[utoipa::path(get, path = "/environments", tag = TAG, params(EnvironmentsQuery), responses((status = 200, description = "All of them", body = EnvironmentList)))]
 pub(crate) async fn list(
     Authorized(grant): Authorized<ViewEnvironments>,
     State(state): State<AppState>,
     Extension(reads): Extension<LargeReads>,
+    FromQuery(query): FromQuery<EnvironmentsQuery>,
 ) -> Result<Response, Problem> {
     reads
-        .answer(LargeRead::Environments { organization: grant.organization_id }, async || {
-            let environments = environments::list(&state.control, &grant).await?;
+        .answer(LargeRead::Environments { organization: grant.organization_id, query: query.clone() }, async || {
+            let environments = query.choose(environments::list(&state.control, &grant).await?);
             body_of(&EnvironmentList {
                 total: environments.len(),
                 environments: environments.iter().map(|environment| EnvironmentBody::new(environment, &state.control.settings)).collect(),
@@ -147,20 +207,22 @@ pub(crate) async fn list(
 
 /// List project environments
 ///
-/// A bare array, the oldest first.
+/// A bare array of those that are wanted.
 #[utoipa::path(get, path = "/projects/{projectId}/environments", tag = TAG,
-    params(("projectId" = Uuid, Path, description = "The project")),
+    params(("projectId" = Uuid, Path, description = "The project"), ProjectEnvironmentsQuery),
     responses((status = 200, description = "All of them", body = [EnvironmentBody<'static>])))]
 pub(crate) async fn list_of_project(
     Authorized(grant): Authorized<ViewEnvironments>,
     State(state): State<AppState>,
     Extension(reads): Extension<LargeReads>,
     FromPath(project): FromPath<Uuid>,
+    FromQuery(query): FromQuery<ProjectEnvironmentsQuery>,
 ) -> Result<Response, Problem> {
     let project = ProjectId(project);
+    let query = EnvironmentsQuery::from(query);
     reads
-        .answer(LargeRead::ProjectEnvironments { organization: grant.organization_id, project }, async || {
-            let environments = environments::list_of_project(&state.control, &grant, project).await?;
+        .answer(LargeRead::ProjectEnvironments { organization: grant.organization_id, project, query: query.clone() }, async || {
+            let environments = query.choose(environments::list_of_project(&state.control, &grant, project).await?);
             let bodies: Vec<_> =
                 environments.iter().map(|environment| EnvironmentBody::new(environment, &state.control.settings)).collect();
             body_of(&bodies)
@@ -183,7 +245,7 @@ pub(crate) async fn get(
 pub(crate) fn answer(status: StatusCode, environment: &environments::Environment, state: &AppState) -> Result<Response, Problem> {
     let mut response = crate::large::json_response(body_of(&EnvironmentBody::new(environment, &state.control.settings))?);
     *response.status_mut() = status;
-    Ok(response)
+    Ok(if status == StatusCode::OK { response } else { at(&format!("/environments/{}", environment.id), response) })
 }
 
 /// A new environment. `branch` must be given.
@@ -191,6 +253,7 @@ pub(crate) fn answer(status: StatusCode, environment: &environments::Environment
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct CreateEnvironment {
     #[schema(value_type = Option<String>)]
+    #[schema(min_length = 1, max_length = 255)]
     branch: Option<String>,
     /// `development` when it is not given.
     environment_type: Option<Stage>,
@@ -223,7 +286,9 @@ pub(crate) async fn create(
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct UpdateEnvironment {
+    #[schema(min_length = 1, max_length = 100)]
     name: Option<String>,
+    #[schema(max_length = 2000)]
     description: Option<String>,
 }
 
@@ -304,16 +369,16 @@ pub(crate) async fn update_commit_behavior(
 ///
 /// The newest first.
 #[utoipa::path(get, path = "/environments/{id}/deployments", tag = TAG,
-    params(("id" = Uuid, Path, description = "The environment"), PageQuery),
+    params(("id" = Uuid, Path, description = "The environment"), DeploymentsQuery),
     responses((status = 200, description = "A page of them", body = DeploymentList)))]
 pub(crate) async fn list_deployments(
     Authorized(grant): Authorized<ViewDeployments>,
     State(state): State<AppState>,
     FromPath(id): FromPath<Uuid>,
-    FromQuery(query): FromQuery<PageQuery>,
+    FromQuery(query): FromQuery<DeploymentsQuery>,
 ) -> Result<Json<DeploymentList>, Problem> {
-    let page = query.page()?;
-    let (deployments, total) = deployments::list_of_environment(&state.control, &grant, id.into(), page).await?;
+    let (filter, page) = query.read()?;
+    let (deployments, total) = deployments::list_of_environment(&state.control, &grant, id.into(), &filter, page).await?;
     Ok(Json(DeploymentList::new(&state, &grant, &deployments, total, page).await?))
 }
 
@@ -327,7 +392,7 @@ pub(crate) async fn trigger_build(
     Authorized(grant): Authorized<ManageDeployments>,
     State(state): State<AppState>,
     FromPath(id): FromPath<Uuid>,
-) -> Result<(StatusCode, Json<DeploymentBody>), Problem> {
+) -> Result<Response, Problem> {
     let deployment = environments::trigger_build(&state.control, &grant, id.into()).await?;
-    Ok((StatusCode::ACCEPTED, Json(DeploymentBody::new(&deployment, &state.control.settings))))
+    Ok(wire_deployments::accepted(&deployment, &state.control.settings))
 }

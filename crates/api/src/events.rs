@@ -52,19 +52,23 @@ fn until_error<T: Send + 'static>(items: impl Stream<Item = Result<T>> + Send + 
         .filter_map(|item| futures::future::ready(item.ok()))
 }
 
-fn event(id: &impl ToString, kind: &str, data: &Value) -> Event {
+/// What has no value is left out, as everywhere.
+fn event(id: &impl ToString, kind: &str, mut data: Value) -> Event {
+    if let Some(members) = data.as_object_mut() {
+        members.retain(|_, value| !value.is_null());
+    }
     Event::default().id(id.to_string()).event(kind).data(data.to_string())
 }
 
 pub(crate) fn of_deployment(progress: impl Stream<Item = Result<ProgressEvent>> + Send + 'static) -> Response {
     stream(until_error(progress).map(|ProgressEvent { cursor, progress }| match progress {
         Progress::Status { status, message, excerpt } => {
-            event(&cursor, "status", &json!({ "status": status, "message": message, "excerpt": excerpt }))
+            event(&cursor, "status", json!({ "status": status, "message": message, "excerpt": excerpt }))
         }
         Progress::Step { name, status, summary, duration_ms } => {
-            event(&cursor, "step", &json!({ "name": name, "status": status, "summary": summary, "durationMs": duration_ms }))
+            event(&cursor, "step", json!({ "name": name, "status": status, "summary": summary, "durationMs": duration_ms }))
         }
-        Progress::Line { step, text } => event(&cursor, "line", &json!({ "step": step, "text": text })),
+        Progress::Line { step, text } => event(&cursor, "line", json!({ "step": step, "text": text })),
     }))
 }
 
@@ -85,5 +89,5 @@ pub(crate) async fn of_organization(
     let (begin, events) = events::follow(&state.control, &grant, after).await?;
     // Without data it is no event for the client, but the id that it comes back with.
     let begin = futures::stream::once(futures::future::ready(Event::default().id(begin.to_string())));
-    Ok(stream(begin.chain(until_error(events).map(|OrganizationEvent { cursor, kind, body }| event(&cursor, &kind, &body)))))
+    Ok(stream(begin.chain(until_error(events).map(|OrganizationEvent { cursor, kind, body }| event(&cursor, &kind, body)))))
 }

@@ -15,6 +15,7 @@ use ocore_control::{
 };
 use ocore_model::export::{ExportFormat, ExportStatus};
 use serde::{Deserialize, Serialize};
+use serde_with::skip_serializing_none;
 use tokio::io::AsyncReadExt;
 use tokio_util::io::ReaderStream;
 use utoipa::ToSchema;
@@ -24,6 +25,7 @@ use crate::{
     AppState, Problem,
     authorized::Authorized,
     extract::{FromPath, Input},
+    wire::begun,
 };
 
 const TAG: &str = "Exports";
@@ -52,6 +54,7 @@ fn yes() -> bool {
 }
 
 /// An export.
+#[skip_serializing_none]
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = Export)]
@@ -133,10 +136,10 @@ pub(crate) async fn create(
     State(state): State<AppState>,
     FromPath(id): FromPath<Uuid>,
     Input(body): Input<CreateExport>,
-) -> Result<(StatusCode, Json<ExportBody>), Problem> {
+) -> Result<Response, Problem> {
     let request = ExportRequest { format: body.format, neutralized: body.neutralized, with_file_store: body.with_filestore };
     let export = exports::create(&state.control, &grant, id.into(), request).await?;
-    Ok((StatusCode::ACCEPTED, Json(ExportBody::new(&export))))
+    Ok(begun(StatusCode::ACCEPTED, &format!("/exports/{}", export.id), ExportBody::new(&export)))
 }
 
 /// Show an export
@@ -151,6 +154,7 @@ pub(crate) async fn show(
 }
 
 /// How to log in to what is restored from an export.
+#[skip_serializing_none]
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct ExportCredentials {
     /// Of Odoo's `admin`; null when the export was not neutralized and has its own.

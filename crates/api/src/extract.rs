@@ -4,20 +4,28 @@
 //! A body's type says `#[serde(deny_unknown_fields)]`: a field that oCore does not know is refused (422, with the field's name) and never
 //! dropped in silence, since it is a slip of the pen or meant for another version.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    time::Duration,
+};
 
 use axum::{
     body::Bytes,
-    extract::{ConnectInfo, FromRequest, FromRequestParts, OptionalFromRequest, Path, Query, Request, rejection::BytesRejection},
+    extract::{
+        ConnectInfo, FromRequest, FromRequestParts, OptionalFromRequest, Path, Query, RawPathParams, Request, rejection::BytesRejection,
+    },
     http::{HeaderMap, StatusCode, header, request::Parts},
 };
 use ocore_control::{Error, accounts::Client};
 use ocore_model::network::client_behind;
 use serde::{Deserialize, de::DeserializeOwned};
 use utoipa::IntoParams;
+use uuid::Uuid;
 
-use crate::{AppState, problem::Problem};
+use crate::{AppState, json, parameters, problem::Problem};
 
+/// From the end of the headers to the end of a JSON body.
+const BODY_WITHIN: Duration = Duration::from_secs(60);
 const FORWARDED_FOR: &str = "x-forwarded-for";
 
 /// A JSON body. 415 when it is not sent as JSON, 400 when it is not JSON, 413 when it is too large, 422 when it does not fit `T`.
@@ -30,21 +38,31 @@ impl<T: DeserializeOwned> FromRequest<AppState> for Input<T> {
         if !is_json(request.headers()) {
             return Err(json_required());
         }
-        let bytes = Bytes::from_request(request, state).await.map_err(unreadable)?;
-        parse(&bytes).map(Self)
+        json::parse(&whole(request, state).await?).map(Self)
     }
 }
 
-/// A JSON body that need not be there: `None` when the request says no content type.
+/// A JSON body that need not be there: `None` when there is none, or `null`.
 impl<T: DeserializeOwned> OptionalFromRequest<AppState> for Input<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, state: &AppState) -> Result<Option<Self>, Self::Rejection> {
-        if !request.headers().contains_key(header::CONTENT_TYPE) {
+        let (named, json) = (request.headers().contains_key(header::CONTENT_TYPE), is_json(request.headers()));
+        let bytes = whole(request, state).await?;
+        if bytes.is_empty() && (json || !named) {
             return Ok(None);
         }
-        <Self as FromRequest<AppState>>::from_request(request, state).await.map(Some)
+        if !json {
+            return Err(json_required());
+        }
+        json::parse::<Option<T>>(&bytes).map(|value| value.map(Self))
     }
+}
+
+/// A body to its end, which comes in time or not at all.
+async fn whole(request: Request, state: &AppState) -> Result<Bytes, Problem> {
+    let late = |_| Problem::http(StatusCode::REQUEST_TIMEOUT, "body_timeout", "the body did not come in time");
+    tokio::time::timeout(BODY_WITHIN, Bytes::from_request(request, state)).await.map_err(late)?.map_err(unreadable)
 }
 
 fn json_required() -> Problem {
@@ -53,43 +71,6 @@ fn json_required() -> Problem {
         "json_required",
         "send the body as JSON, with the header content-type: application/json",
     )
-}
-
-fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
-    let malformed =
-        |error: &dyn std::fmt::Display| Problem::http(StatusCode::BAD_REQUEST, "malformed_json", format!("the body is not JSON: {error}"));
-    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
-    let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
-        let path = error.path().to_string();
-        let inner = error.into_inner();
-        if !inner.is_data() {
-            return malformed(&inner);
-        }
-        // serde_json adds "at line 1 column 5": the field's name says it better.
-        let message = inner.to_string();
-        let message = message.split(" at line ").next().unwrap_or_default().to_owned();
-        let field = field_of(&path, &message);
-        Error::invalid(field, message).into()
-    })?;
-    deserializer.end().map_err(|error| malformed(&error))?;
-    Ok(value)
-}
-
-/// The field that a message of serde is about: the path to it, and the name that only the message has.
-fn field_of(path: &str, message: &str) -> String {
-    let path = if path == "." { "" } else { path };
-    let named = ["missing field `", "unknown field `"]
-        .iter()
-        .find_map(|start| message.strip_prefix(start))
-        .and_then(|rest| rest.split('`').next())
-        .unwrap_or_default();
-    match (path, named) {
-        ("", "") => "body".to_owned(),
-        ("", named) => named.to_owned(),
-        (path, "") => path.to_owned(),
-        (path, named) if path == named || path.ends_with(&format!(".{named}")) => path.to_owned(),
-        (path, named) => format!("{path}.{named}"),
-    }
 }
 
 fn unreadable(rejection: BytesRejection) -> Problem {
@@ -115,25 +96,40 @@ impl<T: DeserializeOwned + Send> FromRequestParts<AppState> for FromPath<T> {
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, Self::Rejection> {
         match Path::<T>::from_request_parts(parts, state).await {
             Ok(Path(value)) => Ok(Self(value)),
-            Err(rejection) => Err(Error::invalid("path", rejection.body_text()).into()),
+            Err(rejection) => {
+                let Ok(parameters) = RawPathParams::from_request_parts(parts, state).await else {
+                    return Err(Error::invalid("path", "it is not UTF-8 behind its percent signs").into());
+                };
+                let unfit = parameters.iter().find(|(name, value)| is_id(name) && value.parse::<Uuid>().is_err());
+                Err(match unfit {
+                    Some((name, _)) => Error::invalid(name, "an id is a UUID, such as 0198c5a2-7d3e-7c11-9f6b-3a5f0c2d1e4b"),
+                    None => Error::invalid("path", rejection.body_text()),
+                }
+                .into())
+            }
         }
     }
 }
 
-/// The query string. What does not fit is 422.
+fn is_id(parameter: &str) -> bool {
+    parameter == "id" || parameter.ends_with("Id")
+}
+
+/// The query string. What does not fit is 422. [`crate::parameters`] has refused the parameters that the operation does not have, and takes care of those
+/// that all have.
 pub(crate) struct FromQuery<T>(pub(crate) T);
 
 impl<T: DeserializeOwned> FromRequestParts<AppState> for FromQuery<T> {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _state: &AppState) -> Result<Self, Self::Rejection> {
-        match Query::<T>::try_from_uri(&parts.uri) {
+        match Query::<T>::try_from_uri(&parameters::own(&parts.uri)) {
             Ok(Query(value)) => Ok(Self(value)),
             Err(rejection) => {
                 let text = rejection.body_text();
                 let text = text.strip_prefix("Failed to deserialize query string: ").unwrap_or(&text);
-                let (field, message) = text.split_once(": ").unwrap_or(("query", text));
-                Err(Error::invalid(field_of(field, message), message).into())
+                let (field, message) = text.split_once(": ").unwrap_or(("", text));
+                Err(Error::invalid(json::field_of(field, message), json::plainly(message)).into())
             }
         }
     }
@@ -162,53 +158,5 @@ impl FromRequestParts<AppState> for Peer {
         let address = Some(client_behind(peer, forwarded_for, &state.control.settings.trusted_proxies));
         let user_agent = parts.headers.get(header::USER_AGENT).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
         Ok(Self(Client { address, user_agent }))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[derive(Debug, Deserialize)]
-    #[serde(rename_all = "camelCase", deny_unknown_fields)]
-    #[expect(dead_code, reason = "only its shape is used")]
-    struct Body {
-        odoo_version: String,
-        #[serde(default)]
-        mappings: Vec<Mapping>,
-    }
-
-    #[derive(Debug, Deserialize)]
-    #[serde(deny_unknown_fields)]
-    #[expect(dead_code, reason = "only its shape is used")]
-    struct Mapping {
-        priority: i32,
-    }
-
-    fn field(body: &str) -> String {
-        match parse::<Body>(body.as_bytes()).unwrap_err() {
-            Problem::Control(Error::Invalid { fields }) => fields[0].field.clone(),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn an_input_that_does_not_fit_names_its_field() {
-        assert_eq!(field("{}"), "odooVersion");
-        assert_eq!(field(r#"{"odooVersion": 19}"#), "odooVersion");
-        assert_eq!(field(r#"{"odooVersion": "19.0", "colour": 1}"#), "colour");
-        assert_eq!(field(r#"{"odooVersion": "19.0", "mappings": [{"priority": "x"}]}"#), "mappings[0].priority");
-        assert_eq!(field(r#"{"odooVersion": "19.0", "mappings": [{"priority": 1, "more": 2}]}"#), "mappings[0].more");
-        assert_eq!(field("[]"), "body");
-    }
-
-    #[test]
-    fn what_is_not_json_is_malformed() {
-        for body in ["", "{", "{} x"] {
-            match parse::<serde_json::Value>(body.as_bytes()).unwrap_err() {
-                Problem::Http { code, .. } => assert_eq!(code, "malformed_json", "{body}"),
-                other @ Problem::Control(_) => panic!("{other:?}"),
-            }
-        }
     }
 }

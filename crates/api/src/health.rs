@@ -8,6 +8,7 @@ use axum::{
 };
 use ocore_control::health::{self, Check};
 use serde::Serialize;
+use serde_with::skip_serializing_none;
 
 use crate::{AppState, authorized::has_metrics_token};
 
@@ -34,6 +35,7 @@ pub(crate) struct Health {
     checks: Vec<CheckView>,
 }
 
+#[skip_serializing_none]
 #[derive(Serialize)]
 struct CheckView {
     name: &'static str,

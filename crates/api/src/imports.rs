@@ -7,7 +7,7 @@ use axum::{
     Json,
     body::Body,
     extract::State,
-    http::{HeaderMap, HeaderValue, StatusCode},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use chrono::{DateTime, Utc};
@@ -18,6 +18,7 @@ use ocore_control::{
 };
 use ocore_model::{ids::ImportId, import::ImportStatus};
 use serde::{Deserialize, Serialize};
+use serde_with::skip_serializing_none;
 use tokio_util::io::StreamReader;
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -26,20 +27,25 @@ use crate::{
     AppState, Problem,
     authorized::Authorized,
     extract::{FromPath, Input},
+    wire::begun,
 };
 
 const TAG: &str = "Imports";
 const OFFSET: &str = "upload-offset";
 const LENGTH: &str = "upload-length";
+const UPLOAD_TYPE: &str = "application/offset+octet-stream";
 
 /// A file that is going to be uploaded.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct AnnouncedFile {
+    #[schema(min_length = 1, max_length = 255)]
     file_name: String,
     /// In bytes.
+    #[schema(minimum = 1)]
     size: u64,
     /// 64 hexadecimal digits; what arrives is compared with it.
+    #[schema(pattern = "^[0-9a-fA-F]{64}$")]
     sha256: Option<String>,
 }
 
@@ -91,6 +97,7 @@ pub(crate) struct PartBody {
 }
 
 /// An import.
+#[skip_serializing_none]
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = Import)]
@@ -176,9 +183,10 @@ pub(crate) async fn create(
     State(state): State<AppState>,
     FromPath(id): FromPath<Uuid>,
     Input(body): Input<AnnouncedFile>,
-) -> Result<(StatusCode, Json<UploadTarget>), Problem> {
-    let begun = imports::create(&state.control, &grant, id.into(), &body.into()).await?;
-    Ok((StatusCode::CREATED, Json(UploadTarget::new(&begun, UploadPart::Backup))))
+) -> Result<Response, Problem> {
+    let import = imports::create(&state.control, &grant, id.into(), &body.into()).await?;
+    let location = format!("/imports/{}", import.import.id);
+    Ok(begun(StatusCode::CREATED, &location, UploadTarget::new(&import, UploadPart::Backup)))
 }
 
 /// Announce a separate archive of the file store
@@ -191,9 +199,10 @@ pub(crate) async fn add_file_store(
     State(state): State<AppState>,
     FromPath(id): FromPath<Uuid>,
     Input(body): Input<AnnouncedFile>,
-) -> Result<(StatusCode, Json<UploadTarget>), Problem> {
-    let begun = imports::add_file_store(&state.control, &grant, id.into(), &body.into()).await?;
-    Ok((StatusCode::CREATED, Json(UploadTarget::new(&begun, UploadPart::FileStore))))
+) -> Result<Response, Problem> {
+    let import = imports::add_file_store(&state.control, &grant, id.into(), &body.into()).await?;
+    let location = format!("/imports/{}", import.import.id);
+    Ok(begun(StatusCode::CREATED, &location, UploadTarget::new(&import, UploadPart::FileStore)))
 }
 
 /// Show an import
@@ -257,6 +266,14 @@ async fn append(
     headers: &HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
+    if headers.get(header::CONTENT_TYPE).is_none_or(|kind| kind != UPLOAD_TYPE) {
+        imports::must_take(&state.control, grant, id.into()).await?;
+        return Err(Problem::http(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "upload_type_required",
+            format!("send the bytes with content-type: {UPLOAD_TYPE}"),
+        ));
+    }
     let offset = headers.get(OFFSET).and_then(|value| value.to_str().ok()?.parse().ok());
     let stream = StreamReader::new(Box::pin(body.into_data_stream().map_err(std::io::Error::other)));
     let appended = imports::append(&state.control, grant, id.into(), part, offset, Box::new(stream)).await?;
@@ -302,10 +319,11 @@ pub(crate) async fn start(
     State(state): State<AppState>,
     FromPath(id): FromPath<Uuid>,
     body: Option<Input<StartImport>>,
-) -> Result<(StatusCode, Json<StartedImport>), Problem> {
+) -> Result<Response, Problem> {
     let body = body.map(|Input(body)| body).unwrap_or_default();
     let deployment = imports::start(&state.control, &grant, id.into(), body.accept_warnings).await?;
-    Ok((StatusCode::ACCEPTED, Json(StartedImport { deployment_id: deployment.id.as_uuid() })))
+    let location = format!("/deployments/{}", deployment.id);
+    Ok(begun(StatusCode::ACCEPTED, &location, StartedImport { deployment_id: deployment.id.as_uuid() }))
 }
 
 /// Give an import up

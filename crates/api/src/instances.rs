@@ -21,6 +21,7 @@ use ocore_model::{
     names::InvalidName,
 };
 use serde::{Deserialize, Serialize};
+use serde_with::skip_serializing_none;
 use tokio_stream::wrappers::ReceiverStream;
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
@@ -31,6 +32,7 @@ use crate::{
     environments::Message,
     events,
     extract::{Confirmation, FromPath, FromQuery, Input},
+    wire::{Sort, begun},
 };
 
 const TAG: &str = "Instances";
@@ -38,6 +40,7 @@ const LINES: usize = 100;
 const LINES_MOST: usize = 10_000;
 
 /// One Odoo: its data, its two slots, its settings.
+#[skip_serializing_none]
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = Instance)]
@@ -123,16 +126,24 @@ pub(crate) struct InstanceList {
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct InstancesQuery {
     /// Those of this server only.
     server_id: Option<Uuid>,
+    /// Those of this project
+    project_id: Option<Uuid>,
+    /// Those that are so
+    status: Option<InstanceStatus>,
+    /// default `createdAt`, the oldest first
+    #[serde(default)]
+    #[param(value_type = Option<Sort>)]
+    sort: Sort,
 }
 
 /// List instances
 ///
-/// Every instance of the caller's organization, the oldest first.
+/// Every instance of the caller's organization that is wanted.
 #[utoipa::path(get, path = "/instances", tag = TAG, params(InstancesQuery),
     responses((status = 200, description = "All of them", body = InstanceList)))]
 pub(crate) async fn list(
@@ -140,7 +151,12 @@ pub(crate) async fn list(
     State(state): State<AppState>,
     FromQuery(query): FromQuery<InstancesQuery>,
 ) -> Result<Json<InstanceList>, Problem> {
-    let instances = instances::list(&state.control, &grant, query.server_id.map(Into::into)).await?;
+    let mut instances = instances::list(&state.control, &grant, query.server_id.map(Into::into)).await?;
+    instances.retain(|instance| {
+        query.project_id.is_none_or(|project| instance.project_id.as_uuid() == project)
+            && query.status.is_none_or(|status| instance.status == status)
+    });
+    query.sort.apply(&mut instances, |instance| &instance.name, |instance| instance.updated_at);
     let instances: Vec<_> = instances.into_iter().map(|instance| InstanceBody::new(instance, &state.control.settings)).collect();
     Ok(Json(InstanceList { total: instances.len(), instances }))
 }
@@ -161,26 +177,34 @@ pub(crate) async fn get(
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct CreateInstance {
+    #[schema(min_length = 1, max_length = 100)]
     name: String,
     project_id: Uuid,
     /// The first label of its host name, 3 to 50 of `a-z`, `0-9`, `-`; made from the name when it is not given.
+    #[schema(min_length = 3, max_length = 50, pattern = "^[a-z0-9](?:[a-z0-9-]*[a-z0-9])?$")]
     slug: Option<String>,
     /// Makes an environment of this branch on it.
+    #[schema(min_length = 1, max_length = 255)]
     branch: Option<String>,
     /// Of that environment; `development` when it is not given.
     environment_type: Option<Stage>,
     /// The project's when it is not given.
+    #[schema(pattern = "^[0-9]{1,2}[.][0-9]$")]
     odoo_version: Option<String>,
     /// 0: one process with threads. Production starts with 2, others with 0.
+    #[schema(maximum = 64)]
     workers: Option<u16>,
+    #[schema(maximum = 16)]
     max_cron_threads: Option<u16>,
     /// Bytes.
     limit_memory_soft: Option<u64>,
     /// Bytes.
     limit_memory_hard: Option<u64>,
     /// Seconds.
+    #[schema(minimum = 10, maximum = 86400)]
     limit_time_cpu: Option<u32>,
     /// Seconds.
+    #[schema(minimum = 10, maximum = 86400)]
     limit_time_real: Option<u32>,
     log_level: Option<String>,
     /// Added to the environment of its processes.
@@ -197,7 +221,7 @@ pub(crate) async fn create(
     Authorized(grant): Authorized<ManageInstances>,
     State(state): State<AppState>,
     Input(body): Input<CreateInstance>,
-) -> Result<(StatusCode, Json<InstanceBody>), Problem> {
+) -> Result<Response, Problem> {
     let request = InstanceRequest {
         project: body.project_id.into(),
         name: body.name,
@@ -217,7 +241,7 @@ pub(crate) async fn create(
         },
     };
     let instance = instances::create(&state.control, &grant, request).await?;
-    Ok((StatusCode::ACCEPTED, Json(InstanceBody::new(instance, &state.control.settings))))
+    Ok(begun(StatusCode::ACCEPTED, &format!("/instances/{}", instance.id), InstanceBody::new(instance, &state.control.settings)))
 }
 
 fn invalid(field: &'static str) -> impl Fn(InvalidName) -> Error {
@@ -228,16 +252,21 @@ fn invalid(field: &'static str) -> impl Fn(InvalidName) -> Error {
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct UpdateInstance {
+    #[schema(min_length = 1, max_length = 100)]
     name: Option<String>,
+    #[schema(maximum = 64)]
     workers: Option<u16>,
+    #[schema(maximum = 16)]
     max_cron_threads: Option<u16>,
     /// Bytes.
     limit_memory_soft: Option<u64>,
     /// Bytes.
     limit_memory_hard: Option<u64>,
     /// Seconds.
+    #[schema(minimum = 10, maximum = 86400)]
     limit_time_cpu: Option<u32>,
     /// Seconds.
+    #[schema(minimum = 10, maximum = 86400)]
     limit_time_real: Option<u32>,
     log_level: Option<String>,
     /// Replaces all of them.
@@ -312,9 +341,11 @@ pub(crate) async fn control(
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct InstanceLogQuery {
     /// How many of the last lines; default 100, max 10000
+    #[param(minimum = 0, maximum = 10000)]
     lines: Option<usize>,
     /// Goes on with new lines as they come.
     #[serde(default)]

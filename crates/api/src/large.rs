@@ -11,13 +11,13 @@ use bytes::Bytes;
 use ocore_model::ids::{OrganizationId, ProjectId};
 use serde::Serialize;
 
-use crate::{Problem, coalesce::Coalescer};
+use crate::{Problem, coalesce::Coalescer, environments::EnvironmentsQuery};
 
 /// What is read. Every right that it needs is checked before, for each caller.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum LargeRead {
-    Environments { organization: OrganizationId },
-    ProjectEnvironments { organization: OrganizationId, project: ProjectId },
+    Environments { organization: OrganizationId, query: EnvironmentsQuery },
+    ProjectEnvironments { organization: OrganizationId, project: ProjectId, query: EnvironmentsQuery },
     Space { organization: OrganizationId },
     Pipeline { organization: OrganizationId, project: ProjectId, recent_deployments: i64 },
 }

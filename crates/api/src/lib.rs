@@ -10,6 +10,7 @@ mod authorized;
 mod branches;
 mod clones;
 mod coalesce;
+mod conditional;
 mod cookies;
 mod deployments;
 mod docs;
@@ -23,8 +24,10 @@ mod extract;
 mod git;
 mod headers;
 mod health;
+mod idempotent;
 mod imports;
 mod instances;
+mod json;
 mod large;
 mod mail;
 mod members;
@@ -32,6 +35,7 @@ mod metrics;
 mod neutralizations;
 mod observe;
 mod organizations;
+mod parameters;
 mod pipeline;
 mod plans;
 mod problem;
@@ -44,6 +48,7 @@ mod roles;
 mod rollbacks;
 mod router;
 mod servers;
+mod service;
 mod sleep;
 mod snapshots;
 mod space;
@@ -51,6 +56,7 @@ mod wire;
 
 pub use problem::{Problem, ProblemBody};
 pub use router::{openapi, router};
+pub use service::{Patience, serve};
 
 /// What every handler gets.
 #[derive(Clone)]

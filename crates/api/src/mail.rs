@@ -20,6 +20,7 @@ use ocore_control::{
 use ocore_model::ids::InstanceId;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use serde_with::skip_serializing_none;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -296,6 +297,7 @@ pub(crate) struct Inject {
     in_reply_to: Option<String>,
 }
 
+#[skip_serializing_none]
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Injected {

@@ -27,6 +27,7 @@ use crate::{
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct Invite {
     #[schema(format = Email)]
+    #[schema(min_length = 3, max_length = 254)]
     email: String,
     #[schema(value_type = Uuid)]
     role_id: RoleId,
@@ -66,6 +67,7 @@ pub(crate) struct MemberRole {
     #[schema(value_type = Uuid)]
     id: RoleId,
     name: String,
+    #[schema(value_type = Vec<crate::wire::PermissionWord>)]
     permissions: Vec<String>,
 }
 

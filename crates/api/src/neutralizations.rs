@@ -12,6 +12,7 @@ use ocore_control::{
     neutralizations::{self, Change, ChangeKind, Coverage, Fact, Finding, FindingKind, FindingVerdict, ModuleCoverage},
 };
 use serde::{Deserialize, Serialize};
+use serde_with::skip_serializing_none;
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
@@ -23,6 +24,7 @@ use crate::{
 };
 
 /// What was checked and found before a copy was let out of quarantine. Values are never in it.
+#[skip_serializing_none]
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct NeutralizationBody {
@@ -49,6 +51,7 @@ pub(crate) struct NeutralizationBody {
     changes: Option<Vec<ChangeBody>>,
 }
 
+#[skip_serializing_none]
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = NeutralizationChange)]
@@ -104,6 +107,7 @@ pub(crate) enum Format {
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct FormatQuery {
     /// default `json`; `csv` has a line for each fact, module, finding, masked column, sampled table and change

@@ -8,6 +8,7 @@ use ocore_control::{
 };
 use ocore_model::ids::OrganizationId;
 use serde::{Deserialize, Serialize};
+use serde_with::skip_serializing_none;
 use utoipa::ToSchema;
 
 use crate::{
@@ -22,24 +23,30 @@ use crate::{
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct CreateOrganization {
     /// 2 to 100 characters.
+    #[schema(min_length = 2, max_length = 100)]
     name: String,
     /// 3 to 50 of `a-z`, `0-9` and `-`, unique in the installation; made from the name when left out.
+    #[schema(min_length = 3, max_length = 50, pattern = "^[a-z0-9](?:[a-z0-9-]*[a-z0-9])?$")]
     slug: Option<String>,
 }
 
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct UpdateOrganization {
+    #[schema(min_length = 2, max_length = 100)]
     name: Option<String>,
     /// Changes the addresses of the built-in repositories too.
+    #[schema(min_length = 3, max_length = 50, pattern = "^[a-z0-9](?:[a-z0-9-]*[a-z0-9])?$")]
     slug: Option<String>,
     /// An http or https address; empty for none.
+    #[schema(max_length = 2000)]
     logo_url: Option<String>,
     /// False brings one back that is being removed; its projects are brought back one by one.
     removed: Option<bool>,
 }
 
 /// An organization as the caller sees it.
+#[skip_serializing_none]
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Organization {
@@ -51,6 +58,7 @@ pub(crate) struct Organization {
     /// The name of the caller's role in it.
     role: String,
     /// What the caller may do in it.
+    #[schema(value_type = Vec<crate::wire::PermissionWord>)]
     permissions: Vec<String>,
     /// It is being removed since then: it goes when the last snapshots of its productions have gone, and its owners can bring it back until then.
     removal_requested_at: Option<DateTime<Utc>>,

@@ -13,6 +13,7 @@ use ocore_model::{
     ids::ProjectId,
 };
 use serde::{Deserialize, Serialize};
+use serde_with::skip_serializing_none;
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
@@ -48,6 +49,7 @@ pub(crate) struct StageBody<'a> {
     environments: Vec<PipelineEnvironmentBody<'a>>,
 }
 
+#[skip_serializing_none]
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = PipelineEnvironment)]
@@ -60,6 +62,7 @@ pub(crate) struct PipelineEnvironmentBody<'a> {
 }
 
 /// A deployment in short.
+#[skip_serializing_none]
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = RecentDeployment)]
@@ -117,11 +120,11 @@ impl<'a> Pipeline<'a> {
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct PipelineQuery {
     /// per environment, default 1, max 10
-    #[param(value_type = Option<i64>)]
+    #[param(value_type = Option<i64>, minimum = 0, maximum = 10)]
     recent_deployments: Option<i64>,
 }
 

@@ -4,6 +4,7 @@ use axum::{Json, extract::State};
 use ocore_control::{authorization::ManageDeployments, plans};
 use ocore_model::deployment::ModulePlan;
 use serde::Serialize;
+use serde_with::skip_serializing_none;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -15,6 +16,7 @@ use crate::{
 };
 
 /// The plan of a deployment that nobody has asked for.
+#[skip_serializing_none]
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = PlanPreview)]

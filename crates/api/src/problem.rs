@@ -11,6 +11,9 @@ use utoipa::ToSchema;
 
 use crate::request_id::current_request_id;
 
+/// For what is away for a moment.
+const RETRY_SECONDS: u64 = 5;
+
 /// `application/problem+json`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
@@ -91,6 +94,8 @@ impl IntoResponse for Problem {
                         errors = fields.into_iter().map(|field| ProblemField { field: field.field, message: field.message }).collect();
                     }
                     Error::TooMany { retry_after_seconds } => retry_after = Some(retry_after_seconds),
+                    // Room does not come by waiting.
+                    Error::Unavailable { code, .. } if code != "no_room" => retry_after = Some(RETRY_SECONDS),
                     Error::Internal { context, source } => {
                         let source = source.map(|source| chain(source.as_ref()));
                         tracing::error!(%context, source, "internal error");

@@ -1,6 +1,6 @@
 //! Projects of the organization.
 
-use axum::{Json, extract::State, http::StatusCode};
+use axum::{Json, extract::State, http::StatusCode, response::Response};
 use chrono::{DateTime, Utc};
 use ocore_control::{
     Settings,
@@ -12,13 +12,16 @@ use ocore_model::{
     project::{ModuleSelection, RepositoryKind},
 };
 use serde::{Deserialize, Serialize};
+use serde_with::skip_serializing_none;
 use utoipa::{IntoParams, ToSchema};
 
 use crate::{
     AppState,
     authorized::Authorized,
     extract::{Confirmation, FromPath, FromQuery, Input},
+    json,
     problem::Problem,
+    wire::begun,
 };
 
 #[derive(Deserialize, IntoParams)]
@@ -34,14 +37,19 @@ pub(crate) struct ListProjects {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct CreateProject {
     /// Unique in the organization.
+    #[schema(min_length = 1, max_length = 100)]
     name: String,
     /// In the address of the built-in repository; made from the name when left out. Never changes.
+    #[schema(min_length = 3, max_length = 50, pattern = "^[a-z0-9](?:[a-z0-9-]*[a-z0-9])?$")]
     slug: Option<String>,
     #[serde(default)]
+    #[schema(max_length = 2000)]
     description: String,
     /// Such as `19.0`; the newest that is installed on the server when left out.
+    #[schema(pattern = "^[0-9]{1,2}[.][0-9]$")]
     odoo_version: Option<String>,
     /// Which modules a fresh database gets: `own` when left out.
+    #[serde(default, deserialize_with = "json::object")]
     module_selection: Option<ModuleSelection>,
     /// Loads demo data into fresh databases: no when left out.
     #[serde(default)]
@@ -55,9 +63,13 @@ pub(crate) struct CreateProject {
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct UpdateProject {
+    #[schema(min_length = 1, max_length = 100)]
     name: Option<String>,
+    #[schema(max_length = 2000)]
     description: Option<String>,
+    #[schema(pattern = "^[0-9]{1,2}[.][0-9]$")]
     odoo_version: Option<String>,
+    #[serde(default, deserialize_with = "json::object")]
     module_selection: Option<ModuleSelection>,
     with_demo: Option<bool>,
     create_environment_on_push: Option<bool>,
@@ -70,6 +82,7 @@ pub(crate) struct UpdateProject {
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct SetBranchMappings {
+    #[schema(max_items = 100)]
     branch_mappings: Vec<SetBranchMapping>,
 }
 
@@ -77,6 +90,7 @@ pub(crate) struct SetBranchMappings {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct SetBranchMapping {
     /// `*` matches any run of characters.
+    #[schema(min_length = 1, max_length = 255)]
     branch_pattern: String,
     /// Of this project.
     #[schema(value_type = Uuid)]
@@ -87,6 +101,7 @@ pub(crate) struct SetBranchMapping {
 }
 
 /// A repository of Odoo modules and how its branches become environments.
+#[skip_serializing_none]
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Project {
@@ -112,6 +127,7 @@ pub(crate) struct Project {
 }
 
 /// Where a project's commits come from.
+#[skip_serializing_none]
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = ProjectRepository)]
@@ -209,7 +225,8 @@ fn mappings(mappings: Vec<projects::BranchMapping>) -> Json<BranchMappings> {
 }
 
 /// List the projects.
-#[utoipa::path(get, path = "/projects", tag = "Projects", params(ListProjects), responses((status = 200, description = "By name.", body = Projects)))]
+#[utoipa::path(get, path = "/projects", tag = "Projects",
+    params(ListProjects, ("include_archived" = Option<bool>, Query, deprecated, description = "As `includeArchived`")), responses((status = 200, description = "By name.", body = Projects)))]
 pub(crate) async fn list(
     State(state): State<AppState>,
     Authorized(grant): Authorized<ViewProjects>,
@@ -230,7 +247,7 @@ pub(crate) async fn create(
     State(state): State<AppState>,
     Authorized(grant): Authorized<ManageProjects>,
     Input(body): Input<CreateProject>,
-) -> Result<(StatusCode, Json<Project>), Problem> {
+) -> Result<Response, Problem> {
     let new = NewProject {
         name: body.name,
         slug: body.slug,
@@ -242,7 +259,8 @@ pub(crate) async fn create(
         protects_production: body.protects_production.unwrap_or_default(),
     };
     let project = projects::create(&state.control, &grant, new).await?;
-    Ok((StatusCode::CREATED, Json(Project::of(project, &grant.organization_slug, &state.control.settings))))
+    let project = Project::of(project, &grant.organization_slug, &state.control.settings);
+    Ok(begun(StatusCode::CREATED, &format!("/projects/{}", project.id), project))
 }
 
 /// Show a project.

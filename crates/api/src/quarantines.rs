@@ -8,6 +8,7 @@ use ocore_control::{
     quarantines::{self, Inspected, Quarantine},
 };
 use serde::{Deserialize, Serialize};
+use serde_with::skip_serializing_none;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -19,6 +20,7 @@ use crate::{
 };
 
 /// A raw copy that could not be made harmless. Nothing serves it; values are never in what it says of itself.
+#[skip_serializing_none]
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = Quarantine)]
@@ -96,6 +98,7 @@ pub(crate) async fn quarantine(
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct QuarantineQuery {
     /// One statement that gives rows: `SELECT`, `VALUES`, `TABLE`, or `WITH` … of these.
+    #[schema(min_length = 1)]
     sql: String,
 }
 

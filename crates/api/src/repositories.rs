@@ -17,6 +17,7 @@ use ocore_model::{
     project::RepositoryKind,
 };
 use serde::{Deserialize, Serialize};
+use serde_with::skip_serializing_none;
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -39,6 +40,7 @@ pub(crate) fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(receive_webhook))
 }
 
+#[skip_serializing_none]
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 struct RepositoryView {
@@ -145,6 +147,7 @@ struct FetchedView {
 }
 
 /// What came of a branch that moved.
+#[skip_serializing_none]
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 struct BranchOutcomeView {
@@ -165,7 +168,7 @@ struct WebhookSecretView {
 
 /// Where the project's commits come from.
 #[utoipa::path(get, path = "/projects/{projectId}/repository", tag = "Repositories", params(("projectId" = Uuid, Path)),
-    responses((status = 200, body = RepositoryView)))]
+    responses((status = 200, description = "Where they come from", body = RepositoryView)))]
 async fn get_repository(
     State(state): State<AppState>,
     Authorized(grant): Authorized<ViewProjects>,
@@ -176,7 +179,7 @@ async fn get_repository(
 
 /// Lets the project take its commits from another repository. The first fetch runs after the answer.
 #[utoipa::path(post, path = "/projects/{projectId}/repository", tag = "Repositories", params(("projectId" = Uuid, Path)),
-    request_body = RepositoryConnect, responses((status = 200, body = ConnectedView)))]
+    request_body = RepositoryConnect, responses((status = 200, description = "It is connected; the first fetch begins", body = ConnectedView)))]
 async fn connect_repository(
     State(state): State<AppState>,
     Authorized(grant): Authorized<ManageProjects>,
@@ -189,7 +192,7 @@ async fn connect_repository(
 
 /// Back to the built-in remote.
 #[utoipa::path(delete, path = "/projects/{projectId}/repository", tag = "Repositories", params(("projectId" = Uuid, Path)),
-    responses((status = 200, body = RepositoryView)))]
+    responses((status = 200, description = "The built-in remote", body = RepositoryView)))]
 async fn disconnect_repository(
     State(state): State<AppState>,
     Authorized(grant): Authorized<ManageProjects>,
@@ -200,7 +203,7 @@ async fn disconnect_repository(
 
 /// Asks whether the connected repository, or the one in the body, can be read. Changes nothing.
 #[utoipa::path(post, path = "/projects/{projectId}/repository/validate", tag = "Repositories", params(("projectId" = Uuid, Path)),
-    request_body = Option<RepositoryConnect>, responses((status = 200, body = AccessView)))]
+    request_body = Option<RepositoryConnect>, responses((status = 200, description = "Whether it can be read", body = AccessView)))]
 async fn validate_repository(
     State(state): State<AppState>,
     Authorized(grant): Authorized<ManageProjects>,
@@ -213,7 +216,7 @@ async fn validate_repository(
 
 /// Fetches the connected repository now; the branches that moved count as pushed.
 #[utoipa::path(post, path = "/projects/{projectId}/repository/fetch", tag = "Repositories", params(("projectId" = Uuid, Path)),
-    responses((status = 200, body = FetchedView)))]
+    responses((status = 200, description = "What moved", body = FetchedView)))]
 async fn fetch_repository(
     State(state): State<AppState>,
     Authorized(grant): Authorized<ManageDeployments>,
@@ -234,7 +237,7 @@ async fn fetch_repository(
 
 /// Makes another deploy key; the old one stops working.
 #[utoipa::path(post, path = "/projects/{projectId}/repository/deploy-key", tag = "Repositories", params(("projectId" = Uuid, Path)),
-    responses((status = 200, body = RepositoryView)))]
+    responses((status = 200, description = "With the new key", body = RepositoryView)))]
 async fn renew_deploy_key(
     State(state): State<AppState>,
     Authorized(grant): Authorized<ManageProjects>,
@@ -247,6 +250,7 @@ async fn renew_deploy_key(
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct HostKeyAccept {
     /// As `ssh-keygen -l` and the forges write it: `SHA256:` and 43 characters.
+    #[schema(pattern = "^SHA256:[A-Za-z0-9+/]{43}$")]
     fingerprint: String,
     /// The address of a submodule, when it is its host whose key has changed, and not that of the connected repository.
     #[serde(default)]
@@ -255,7 +259,7 @@ struct HostKeyAccept {
 
 /// Takes the key that an ssh host shows now in the place of the one that it was known by, when it has this fingerprint. Audited.
 #[utoipa::path(post, path = "/projects/{projectId}/repository/host-key", tag = "Repositories", params(("projectId" = Uuid, Path)),
-    request_body = HostKeyAccept, responses((status = 200, body = RepositoryView)))]
+    request_body = HostKeyAccept, responses((status = 200, description = "With the key that is known now", body = RepositoryView)))]
 async fn accept_host_key(
     State(state): State<AppState>,
     Authorized(grant): Authorized<ManageProjects>,
@@ -276,7 +280,7 @@ struct SubmoduleSources {
 /// Sets from where, beside the repository's own directory, submodules are fetched with the project's token or deploy key. Whoever may push then reads
 /// what the credentials open there. Audited.
 #[utoipa::path(put, path = "/projects/{projectId}/repository/submodule-sources", tag = "Repositories", params(("projectId" = Uuid, Path)),
-    request_body = SubmoduleSources, responses((status = 200, body = RepositoryView)))]
+    request_body = SubmoduleSources, responses((status = 200, description = "As it is now", body = RepositoryView)))]
 async fn set_submodule_sources(
     State(state): State<AppState>,
     Authorized(grant): Authorized<ManageProjects>,
@@ -288,7 +292,7 @@ async fn set_submodule_sources(
 
 /// Makes another webhook secret; the old one stops working.
 #[utoipa::path(post, path = "/projects/{projectId}/repository/webhook-secret", tag = "Repositories", params(("projectId" = Uuid, Path)),
-    responses((status = 200, body = WebhookSecretView)))]
+    responses((status = 200, description = "The new secret", body = WebhookSecretView)))]
 async fn renew_webhook_secret(
     State(state): State<AppState>,
     Authorized(grant): Authorized<ManageProjects>,

@@ -1,6 +1,6 @@
 //! Roles of the organization, and the permissions that they are made of.
 
-use axum::{Json, extract::State, http::StatusCode};
+use axum::{Json, extract::State, http::StatusCode, response::Response};
 use ocore_control::{
     authorization::{ManageRoles, ViewRoles},
     roles::{self, NewRole, RolePatch},
@@ -17,24 +17,30 @@ use crate::{
     authorized::Authorized,
     extract::{FromPath, Input},
     problem::Problem,
-    wire::{Message, permission_words},
+    wire::{Message, begun, permission_words},
 };
 
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct CreateRole {
+    #[schema(min_length = 1, max_length = 50)]
     name: String,
     #[serde(default)]
+    #[schema(max_length = 500)]
     description: String,
     /// Words such as `view:projects`.
+    #[schema(value_type = Vec<crate::wire::PermissionWord>)]
     permission_ids: Vec<String>,
 }
 
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct UpdateRole {
+    #[schema(min_length = 1, max_length = 50)]
     name: Option<String>,
+    #[schema(max_length = 500)]
     description: Option<String>,
+    #[schema(value_type = Option<Vec<crate::wire::PermissionWord>>)]
     permission_ids: Option<Vec<String>>,
 }
 
@@ -48,6 +54,7 @@ pub(crate) struct Role {
     description: String,
     /// Every organization has it and nobody changes it.
     is_system: bool,
+    #[schema(value_type = Vec<crate::wire::PermissionWord>)]
     permissions: Vec<String>,
     member_count: i64,
 }
@@ -113,9 +120,10 @@ pub(crate) async fn create(
     State(state): State<AppState>,
     Authorized(grant): Authorized<ManageRoles>,
     Input(body): Input<CreateRole>,
-) -> Result<(StatusCode, Json<Role>), Problem> {
+) -> Result<Response, Problem> {
     let new = NewRole { name: body.name, description: body.description, permissions: body.permission_ids };
-    Ok((StatusCode::CREATED, Json(roles::create(&state.control, &grant, new).await?.into())))
+    let role: Role = roles::create(&state.control, &grant, new).await?.into();
+    Ok(begun(StatusCode::CREATED, &format!("/roles/{}", role.id), role))
 }
 
 /// Change a role.

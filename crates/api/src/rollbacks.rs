@@ -15,6 +15,7 @@ use ocore_control::{
 };
 use ocore_model::deployment::{DeploymentStatus, Trigger};
 use serde::{Deserialize, Serialize};
+use serde_with::skip_serializing_none;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -24,6 +25,7 @@ use crate::{
     deployments::{TAG, duration_ms},
     events,
     extract::{FromPath, Input},
+    wire::begun,
 };
 
 /// What to go back to.
@@ -60,7 +62,7 @@ pub(crate) async fn roll_back(
     State(state): State<AppState>,
     FromPath(id): FromPath<Uuid>,
     Input(body): Input<RollBack>,
-) -> Result<(StatusCode, Json<RolledBack>), Problem> {
+) -> Result<Response, Problem> {
     let request = RollbackRequest {
         snapshot: body.snapshot_id.into(),
         create_safety_snapshot: body.create_safety_snapshot.unwrap_or(true),
@@ -73,7 +75,7 @@ pub(crate) async fn roll_back(
         message: rollback.message,
         snapshot_id: rollback.snapshot.as_uuid(),
     };
-    Ok((StatusCode::ACCEPTED, Json(body)))
+    Ok(begun(StatusCode::ACCEPTED, &format!("/deployments/{}", body.deployment_id), body))
 }
 
 /// Follow a rollback
@@ -103,6 +105,7 @@ pub(crate) async fn progress(
     Ok(events::of_deployment(deployments::follow(&state.control, deployment.id, after.unwrap_or_default())))
 }
 
+#[skip_serializing_none]
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = RollbackLog)]

@@ -13,9 +13,15 @@ use utoipa_axum::{
 };
 
 use crate::{
-    AppState, accounts, api_keys, audit, branches, clones, deployments, docs, document, egress, environments, events, exports, git,
-    headers, health, imports, instances, large::LargeReads, mail, members, metrics, neutralizations, observe, organizations, pipeline,
-    plans, problem, projects, quarantines, reports, repositories, roles, rollbacks, servers, sleep, snapshots, space,
+    AppState, accounts, api_keys, audit, branches, clones,
+    conditional::{self, Conditions},
+    deployments, docs, document, egress, environments, events, exports, git, headers, health,
+    idempotent::{self, Once},
+    imports, instances,
+    large::LargeReads,
+    mail, members, metrics, neutralizations, observe, organizations,
+    parameters::{self, Known},
+    pipeline, plans, problem, projects, quarantines, reports, repositories, roles, rollbacks, servers, sleep, snapshots, space,
 };
 
 /// The API takes no larger body. (A push is not a call of the API.)
@@ -129,8 +135,13 @@ fn api() -> OpenApiRouter<AppState> {
 pub fn router(state: AppState) -> Router {
     metrics::install();
     let (api, document) = api().split_for_parts();
-    let document = document::complete(document);
+    let document = document::complete(&document);
     let api = api.merge(docs::routes(&document)).layer(DefaultBodyLimit::max(BODY_LIMIT)).layer(Extension(LargeReads::default()));
+    let conditions = Conditions::new(api.clone().with_state(state.clone()));
+    let api = api
+        .layer(middleware::from_fn_with_state(conditions, conditional::conditional))
+        .layer(middleware::from_fn_with_state(Once::new(state.clone(), &document), idempotent::once))
+        .layer(middleware::from_fn_with_state(Known::of(&document), parameters::check));
     Router::new()
         .nest("/api", api)
         .nest("/git", git::routes())
@@ -147,6 +158,6 @@ pub fn router(state: AppState) -> Router {
 }
 
 /// The OpenAPI 3.1 document, for `ocore openapi` and the contract test.
-pub fn openapi() -> utoipa::openapi::OpenApi {
-    document::complete(api().into_openapi())
+pub fn openapi() -> serde_json::Value {
+    document::complete(&api().into_openapi())
 }

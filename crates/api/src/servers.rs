@@ -5,11 +5,13 @@ use chrono::{DateTime, Utc};
 use ocore_control::{authorization::ViewServers, servers};
 use ocore_model::ids::ServerId;
 use serde::Serialize;
+use serde_with::skip_serializing_none;
 use utoipa::ToSchema;
 
 use crate::{AppState, authorized::Authorized, extract::FromPath, problem::Problem};
 
 /// A machine that carries instances.
+#[skip_serializing_none]
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Server {

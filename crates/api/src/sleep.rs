@@ -7,6 +7,7 @@ use ocore_control::{
     sleep::{self, EnvironmentSleep},
 };
 use serde::{Deserialize, Serialize};
+use serde_with::skip_serializing_none;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -15,9 +16,11 @@ use crate::{
     authorized::Authorized,
     environments::TAG,
     extract::{FromPath, Input},
+    json,
 };
 
 /// When an environment sleeps, and whether it does.
+#[skip_serializing_none]
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = Sleep)]
@@ -68,8 +71,11 @@ pub(crate) async fn show(
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct UpdateSleep {
-    /// 1 to 10080 minutes without a request; 0: never; null: what its stage does.
-    own_minutes: Option<i32>,
+    /// 1 to 10080 minutes without a request; 0: never; null: what its stage does; absent: as before.
+    #[expect(clippy::option_option, reason = "left out, null and a value are three things")]
+    #[serde(default, deserialize_with = "json::given")]
+    #[schema(value_type = Option<i32>, minimum = 0, maximum = 10080)]
+    own_minutes: Option<Option<i32>>,
     /// Whether a scheduled action that is due wakes it, for five minutes when nobody asks for it meanwhile; absent: as before.
     #[serde(default)]
     wakes_for_scheduled_actions: Option<bool>,

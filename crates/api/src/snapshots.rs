@@ -1,11 +1,6 @@
 //! Snapshots: database and file store of an environment at one moment, kept.
 
-use axum::{
-    Json,
-    extract::State,
-    http::{HeaderValue, StatusCode, header},
-    response::{IntoResponse, Response},
-};
+use axum::{Json, extract::State, http::StatusCode, response::Response};
 use chrono::{DateTime, Utc};
 use ocore_control::{
     Error,
@@ -17,6 +12,7 @@ use ocore_model::{
     snapshot::{FailurePolicy, SnapshotKind, SnapshotStatus},
 };
 use serde::{Deserialize, Serialize};
+use serde_with::skip_serializing_none;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -25,12 +21,13 @@ use crate::{
     authorized::Authorized,
     deployments::PageQuery,
     extract::{FromPath, FromQuery, Input},
-    wire::Message,
+    wire::{Message, begun},
 };
 
 const TAG: &str = "Snapshots";
 
 /// Database and file store of an environment at one moment.
+#[skip_serializing_none]
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = Snapshot)]
@@ -86,6 +83,7 @@ pub(crate) struct SnapshotBody {
 }
 
 /// What reading all of a snapshot found.
+#[skip_serializing_none]
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = SnapshotVerification)]
@@ -236,6 +234,7 @@ pub(crate) async fn get(
 #[serde(deny_unknown_fields)]
 pub(crate) struct CreateSnapshot {
     /// Branch and minute when it is not given.
+    #[schema(min_length = 1, max_length = 100)]
     name: Option<String>,
 }
 
@@ -258,18 +257,14 @@ pub(crate) async fn create(
 
 /// 202, with where to ask for it again.
 fn accepted(snapshot: Snapshot) -> Response {
-    let location = HeaderValue::from_str(&format!("/api/snapshots/{}", snapshot.id)).ok();
-    let mut response = (StatusCode::ACCEPTED, Json(SnapshotBody::new(snapshot))).into_response();
-    if let Some(location) = location {
-        response.headers_mut().insert(header::LOCATION, location);
-    }
-    response
+    begun(StatusCode::ACCEPTED, &format!("/snapshots/{}", snapshot.id), SnapshotBody::new(snapshot))
 }
 
 /// What of a snapshot is changed; what is not given stays.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct UpdateSnapshot {
+    #[schema(min_length = 1, max_length = 100)]
     name: Option<String>,
     pinned: Option<bool>,
 }
@@ -403,10 +398,13 @@ pub(crate) struct UpdateSnapshotSettings {
     #[schema(value_type = Option<FailurePolicy>)]
     failure_policy: Option<String>,
     /// 0 to 100
+    #[schema(minimum = 0, maximum = 100)]
     max_pinned: Option<i32>,
     /// 1 to 3650
+    #[schema(minimum = 1, maximum = 3650)]
     retention_days: Option<i32>,
     /// 10 to 86400
+    #[schema(minimum = 10, maximum = 86400)]
     timeout_seconds: Option<i32>,
 }
 

@@ -4,6 +4,7 @@ mod deletion;
 mod first_account;
 mod identity;
 mod password;
+mod place;
 mod session;
 pub(crate) mod throttle;
 
@@ -11,16 +12,18 @@ use std::net::IpAddr;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use ocore_model::{ids::UserId, network::of_customer};
+use serde_json::json;
 
 pub use deletion::delete;
 pub use first_account::keep_first_account_file;
 pub(crate) use identity::Membership;
 pub use identity::{API_KEY_PREFIX, Identity, Person, authenticate, identify};
+pub use place::{Thing, scope_of};
 pub use session::{Tokens, log_out, log_out_by_refresh_token, refresh};
 
 use throttle::Attempt;
 
-use crate::{Control, Error, FieldError, Result, authorization::System, members, store};
+use crate::{Control, Error, FieldError, Result, audit, authorization::System, members, store};
 
 /// A person as they see themselves.
 #[derive(Debug, Clone)]
@@ -99,7 +102,7 @@ pub async fn sign_up(control: &Control, new: NewUser, client: &Client) -> Result
         return Err(Error::conflict("email_taken", "there is a user with this e-mail address already; log in instead"));
     }
     if let Some(invitation) = &new.invitation {
-        members::join(&mut transaction, &user, invitation, now).await?;
+        members::join(control, &mut transaction, &user, invitation).await?;
     }
     match admission {
         Admission::First => store::accounts::forget_first_account(&mut transaction).await?,
@@ -170,6 +173,10 @@ pub async fn log_in(control: &Control, email: &str, password: &str, client: &Cli
     throttle::forget(&mut transaction, &attempt).await?;
     take_back(&mut transaction, from_there.as_ref()).await?;
     let tokens = session::begin(control, &mut transaction, user.id, client).await?;
+    for own in store::organizations::of_user(&mut transaction, user.id).await? {
+        let detail = json!({ "email": user.email });
+        audit::record_of_person(&mut transaction, control, own.organization.id, user.id, "user.logged_in", &detail).await?;
+    }
     transaction.commit().await?;
     Ok(LoggedIn { user, tokens })
 }

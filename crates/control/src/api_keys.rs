@@ -1,7 +1,7 @@
 //! API keys: how programs come in. A key is shown once, kept as a hash, limited to chosen permissions, and never stronger than the member
 //! who made it is at the moment of its use.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, Datelike, Utc};
 use ocore_model::{
     ids::{ApiKeyId, UserId},
     permission::{Permission, PermissionSet, Resource},
@@ -70,6 +70,13 @@ pub async fn create(control: &Control, grant: &Grant<ManageApiKeys>, new: NewApi
     }
     if new.expires_at.is_some_and(|expires_at| expires_at <= now) {
         fields.push(FieldError { field: "expiresAt".to_owned(), message: "it lies in the past".to_owned() });
+    }
+    // RFC 3339 has four digits for a year: a later one could not be read back.
+    if new.expires_at.is_some_and(|expires_at| expires_at.year() > 9999) {
+        fields.push(FieldError {
+            field: "expiresAt".to_owned(),
+            message: "use a year up to 9999, or leave it out for a key that does not expire".to_owned(),
+        });
     }
     if !fields.is_empty() {
         return Err(Error::Invalid { fields });
@@ -140,7 +147,7 @@ pub(crate) fn parse_permissions(field: &str, words: &[String], fields: &mut Vec<
         .filter_map(|(index, word)| match word.parse::<Permission>() {
             Ok(permission) => Some(permission),
             Err(error) => {
-                fields.push(FieldError { field: format!("{field}.{index}"), message: error.to_string() });
+                fields.push(FieldError { field: format!("{field}[{index}]"), message: error.to_string() });
                 None
             }
         })

@@ -23,7 +23,7 @@ use crate::{
     signals::{Signal, Subscription},
     store::{
         self,
-        deployments::{Deployment, LogLine, NewDeployment, Page},
+        deployments::{Deployment, DeploymentFilter, LogLine, NewDeployment, Page},
         environments::Environment,
     },
 };
@@ -162,25 +162,27 @@ pub async fn list_of_environment(
     control: &Control,
     grant: &Grant<ViewDeployments>,
     environment: EnvironmentId,
+    filter: &DeploymentFilter,
     page: Page,
 ) -> Result<(Vec<Deployment>, i64)> {
     let mut connection = control.pool.acquire().await?;
-    let total = store::deployments::count_of_environment(&mut connection, grant, environment).await?;
+    let total = store::deployments::count_of_environment(&mut connection, grant, environment, filter).await?;
     let total = total.ok_or(Error::NotFound { what: "environment" })?;
-    Ok((store::deployments::list_of_environment(&mut connection, grant, environment, page).await?, total))
+    Ok((store::deployments::list_of_environment(&mut connection, grant, environment, filter, page).await?, total))
 }
 
-/// The project's deployments, the newest first, and how many there are.
+/// Those of the project's deployments that are wanted, and how many of them there are.
 pub async fn list_of_project(
     control: &Control,
     grant: &Grant<ViewDeployments>,
     project: ProjectId,
+    filter: &DeploymentFilter,
     page: Page,
 ) -> Result<(Vec<Deployment>, i64)> {
     let mut connection = control.pool.acquire().await?;
-    let total = store::deployments::count_of_project(&mut connection, grant, project).await?;
+    let total = store::deployments::count_of_project(&mut connection, grant, project, filter).await?;
     let total = total.ok_or(Error::NotFound { what: "project" })?;
-    Ok((store::deployments::list_of_project(&mut connection, grant, project, page).await?, total))
+    Ok((store::deployments::list_of_project(&mut connection, grant, project, filter, page).await?, total))
 }
 
 pub async fn find(control: &Control, grant: &Grant<ViewDeployments>, id: DeploymentId) -> Result<Deployment> {

@@ -12,10 +12,11 @@ use ocore_model::{
 };
 
 pub use ocore_host::{UploadPart, UploadedPart};
+use serde_json::json;
 
 pub use crate::store::imports::Import;
 use crate::{
-    Control, Error, Result,
+    Control, Error, Result, audit,
     authorization::{Grant, ManageDeployments, Scope, ViewDeployments},
     deployments::{self, Starter},
     git, operations,
@@ -118,9 +119,14 @@ pub async fn create(
 /// The sentence has the numbers; an operator can act on it, and so may the caller.
 fn no_room(error: ocore_host::HostError) -> Error {
     match error {
-        ocore_host::HostError::Machine { summary, .. } => Error::Unavailable { code: "no_room", message: summary },
+        ocore_host::HostError::Machine { summary, .. } => Error::Unavailable { code: "no_room", message: without_paths(&summary) },
         error => error.into(),
     }
+}
+
+/// A sentence of the server for people who are none of its operators.
+fn without_paths(sentence: &str) -> String {
+    sentence.split(' ').filter(|word| !word.starts_with('/')).collect::<Vec<_>>().join(" ")
 }
 
 async fn give_up(control: &Control, id: ImportId, why: &str) -> Result<()> {
@@ -254,16 +260,24 @@ pub async fn start(control: &Control, grant: &Grant<ManageDeployments>, id: Impo
     let deployment = deployments::insert(&mut transaction, &environment, &head, Starter::new(Trigger::Import, grant), origin, true).await?;
     store::imports::set_deployment(&mut transaction, id, deployment).await?;
     let written = store::deployments::find(&mut transaction, grant, deployment).await?;
+    let detail = json!({ "import": id, "fileName": import.file_name, "deployment": deployment });
+    audit::record(&mut transaction, control, grant, "environment.imported", &format!("environment:{}", environment.id), &detail).await?;
     transaction.commit().await?;
     operations::wake(control, environment.instance_id).await;
     written.ok_or_else(|| Error::broken("a deployment that was just written is not there"))
 }
 
-/// Gives it up; the upload goes. Gone already is done.
-pub async fn delete(control: &Control, grant: &Grant<ManageDeployments>, id: ImportId) -> Result<()> {
+/// Whether the caller may bring bytes to this import.
+pub async fn must_take(control: &Control, grant: &Grant<ManageDeployments>, id: ImportId) -> Result<()> {
     let import = find(control, grant, id).await?;
     let of = store::environments::find(&mut *control.pool.acquire().await?, grant, import.environment_id).await?;
-    must_be_allowed(grant, &of.ok_or(Error::NotFound { what: "import" })?)?;
+    must_be_allowed(grant, &of.ok_or(Error::NotFound { what: "import" })?)
+}
+
+/// Gives it up; the upload goes. Gone already is done.
+pub async fn delete(control: &Control, grant: &Grant<ManageDeployments>, id: ImportId) -> Result<()> {
+    must_take(control, grant, id).await?;
+    let import = find(control, grant, id).await?;
     match import.status {
         ImportStatus::Importing => Err(Error::conflict("importing", "a deployment brings it in; cancel that first")),
         ImportStatus::Done | ImportStatus::Expired => Ok(()),

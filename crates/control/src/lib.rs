@@ -22,6 +22,7 @@ pub mod events;
 pub mod exports;
 pub mod git;
 pub mod health;
+pub mod idempotency;
 pub mod imports;
 pub mod instances;
 pub mod mail;

@@ -188,11 +188,11 @@ pub async fn set_release_list(
     let addresses: Vec<String> = addresses.into_iter().map(|address| address.trim().to_owned()).collect();
     let wrong = |(index, address): (usize, &String)| {
         let error = address.parse::<Address>().err()?;
-        Some(FieldError { field: format!("addresses[{index}]"), message: format!("is no address: {error}") })
+        Some(FieldError { field: format!("releaseAddresses[{index}]"), message: format!("is no address: {error}") })
     };
     let mut fields: Vec<FieldError> = addresses.iter().enumerate().filter_map(wrong).collect();
     if addresses.len() > ADDRESSES {
-        fields.push(FieldError { field: "addresses".to_owned(), message: format!("give at most {ADDRESSES}") });
+        fields.push(FieldError { field: "releaseAddresses".to_owned(), message: format!("give at most {ADDRESSES}") });
     }
     if !fields.is_empty() {
         return Err(Error::Invalid { fields });

@@ -101,7 +101,7 @@ pub async fn accept(control: &Control, person: &Person, token: &str, client: &Cl
     }
     let mut transaction = control.pool.begin().await?;
     let user = store::accounts::user(&mut transaction, person.user_id).await?.ok_or(Error::NotFound { what: "user" })?;
-    let organization = join(&mut transaction, &user, token, control.clock.now()).await?;
+    let organization = join(control, &mut transaction, &user, token).await?;
     if let Some(attempt) = &attempt {
         throttle::take_back(&mut transaction, attempt).await?;
     }
@@ -123,10 +123,13 @@ pub(crate) async fn invitation_for(
 }
 
 /// Uses an invitation.
-pub(crate) async fn join(connection: &mut PgConnection, user: &User, token: &str, now: DateTime<Utc>) -> Result<OrganizationId> {
+pub(crate) async fn join(control: &Control, connection: &mut PgConnection, user: &User, token: &str) -> Result<OrganizationId> {
+    let now = control.clock.now();
     let invitation = invitation_for(connection, &user.email, token, now).await?;
     store::members::accept_invitation(connection, invitation.id).await?;
     store::members::insert(connection, invitation.organization_id, user.id, invitation.role_id, now).await?;
+    let detail = json!({ "email": user.email, "invitation": invitation.id });
+    audit::record_of_person(connection, control, invitation.organization_id, user.id, "member.joined", &detail).await?;
     Ok(invitation.organization_id)
 }
 

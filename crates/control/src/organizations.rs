@@ -19,6 +19,9 @@ use crate::{
     store,
 };
 
+/// How often a slug of our own choice is chosen anew.
+const TRIES: u32 = 16;
+
 #[derive(Debug, Clone)]
 pub struct Organization {
     pub id: OrganizationId,
@@ -91,14 +94,11 @@ pub async fn create(control: &Control, person: &Person, new: NewOrganization) ->
             ),
         ));
     }
-    let slug = if let Some(slug) = wished {
-        slug
-    } else {
-        let base = slug_from(&name, 45, "organization");
-        let taken = store::organizations::slugs_like(&mut transaction, base.as_str()).await?;
-        first_free(&base, &taken)
-    };
-    let organization = Organization {
+    let base = slug_from(&name, 45, "organization");
+    let chosen = wished.is_none();
+    let taken = if chosen { store::organizations::slugs_like(&mut transaction, base.as_str()).await? } else { Vec::new() };
+    let slug = wished.unwrap_or_else(|| first_free(&base, &taken));
+    let mut organization = Organization {
         id: OrganizationId::new(),
         name,
         slug: slug.to_string(),
@@ -107,8 +107,15 @@ pub async fn create(control: &Control, person: &Person, new: NewOrganization) ->
         created_at: now,
         updated_at: now,
     };
-    if !store::organizations::insert(&mut transaction, &organization, person.user_id).await? {
-        return Err(slug_taken(&organization.slug));
+    let mut tries = TRIES;
+    while !store::organizations::insert(&mut transaction, &organization, person.user_id).await? {
+        tries -= 1;
+        if !chosen || tries == 0 {
+            return Err(slug_taken(&organization.slug));
+        }
+        // Somebody took the slug that we had chosen, at the same moment.
+        let taken = store::organizations::slugs_like(&mut transaction, base.as_str()).await?;
+        organization.slug = first_free(&base, &taken).to_string();
     }
     let owner = store::roles::insert_system_roles(&mut transaction, organization.id, now).await?;
     store::members::insert(&mut transaction, organization.id, person.user_id, owner, now).await?;
@@ -166,6 +173,7 @@ pub async fn update(control: &Control, grant: &Grant<ManageOrganization>, patch:
     let mut own =
         own.into_iter().find(|own| own.organization.id == grant.organization_id).ok_or(Error::NotFound { what: "organization" })?;
     let organization = &mut own.organization;
+    let before = json!({ "name": organization.name, "slug": organization.slug, "logoUrl": organization.logo_url });
     if let Some(name) = patch.name {
         name.trim().clone_into(&mut organization.name);
     }
@@ -176,6 +184,11 @@ pub async fn update(control: &Control, grant: &Grant<ManageOrganization>, patch:
         organization.logo_url = logo_url;
     }
     organization.updated_at = control.clock.now();
+    let after = json!({ "name": organization.name, "slug": organization.slug, "logoUrl": organization.logo_url });
+    if before != after {
+        let detail = json!({ "before": before, "after": after });
+        audit::record(&mut transaction, control, grant, "organization.changed", &subject(organization.id), &detail).await?;
+    }
     if patch.removed == Some(false) && organization.removal_requested_at.take().is_some() {
         let detail = json!({ "slug": organization.slug });
         audit::record(&mut transaction, control, grant, "organization.brought_back", &subject(organization.id), &detail).await?;
@@ -255,7 +268,11 @@ fn check_name(name: &str, fields: &mut Vec<FieldError>) {
 }
 
 fn is_web_address(text: &str) -> bool {
-    text.len() <= 2000 && url::Url::parse(text).is_ok_and(|url| matches!(url.scheme(), "http" | "https"))
+    // As it is written it goes into pages of others: nothing that would end an attribute there, and no credentials.
+    let plain = text.len() <= 2000 && !text.chars().any(|c| c.is_control() || c.is_whitespace() || "\"'<>`\\".contains(c));
+    plain
+        && url::Url::parse(text)
+            .is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.username().is_empty() && url.password().is_none())
 }
 
 /// The slug, or the slug with the lowest number that is not taken.

@@ -63,7 +63,7 @@ pub async fn create(control: &Control, grant: &Grant<ManageRoles>, new: NewRole)
     let now = control.clock.now();
     let mut fields = Vec::new();
     check_texts(&new.name, &new.description, &mut fields);
-    let permissions = parse_permissions("permissions", &new.permissions, &mut fields);
+    let permissions = parse_permissions("permissionIds", &new.permissions, &mut fields);
     if !fields.is_empty() {
         return Err(Error::Invalid { fields });
     }
@@ -79,6 +79,7 @@ pub async fn create(control: &Control, grant: &Grant<ManageRoles>, new: NewRole)
         updated_at: now,
     };
     let mut transaction = control.pool.begin().await?;
+    refuse_a_name_like_another(&mut transaction, grant, &role).await?;
     if !store::roles::insert(&mut transaction, grant, &role).await? {
         return Err(name_taken(&role.name));
     }
@@ -106,13 +107,14 @@ pub async fn update(control: &Control, grant: &Grant<ManageRoles>, id: RoleId, p
     let mut fields = Vec::new();
     check_texts(&role.name, &role.description, &mut fields);
     if let Some(words) = &patch.permissions {
-        role.permissions = parse_permissions("permissions", words, &mut fields);
+        role.permissions = parse_permissions("permissionIds", words, &mut fields);
     }
     if !fields.is_empty() {
         return Err(Error::Invalid { fields });
     }
     may_give(&grant.permissions, &role.permissions)?;
     role.updated_at = control.clock.now();
+    refuse_a_name_like_another(&mut transaction, grant, &role).await?;
     if !store::roles::update(&mut transaction, grant, &role).await? {
         return Err(name_taken(&role.name));
     }
@@ -151,6 +153,15 @@ fn check_texts(name: &str, description: &str, fields: &mut Vec<FieldError>) {
     }
     if description.chars().count() > 500 {
         fields.push(FieldError { field: "description".to_owned(), message: "use at most 500 characters".to_owned() });
+    }
+}
+
+/// `owner` beside `Owner` would be taken for it.
+async fn refuse_a_name_like_another(connection: &mut PgConnection, scope: &Scope, role: &Role) -> Result<()> {
+    let name = role.name.to_lowercase();
+    match store::roles::list(connection, scope).await?.into_iter().find(|other| other.id != role.id && other.name.to_lowercase() == name) {
+        Some(other) => Err(name_taken(&other.name)),
+        None => Ok(()),
     }
 }
 

@@ -72,17 +72,18 @@ pub async fn show(control: &Control, grant: &Grant<ViewEnvironments>, id: Enviro
     Ok(describe(control, &row.ok_or(Error::NotFound { what: "environment" })?))
 }
 
-/// Gives an environment a rule of its own, in minutes (0: never), or with `None` that of its stage; and says whether scheduled actions wake it,
+/// Changes what is given. Gives an environment a rule of its own, in minutes (0: never), or with `None` that of its stage; and says whether scheduled actions wake it,
 /// with `None` as before. May run twice.
 pub async fn update(
     control: &Control,
     grant: &Grant<ManageEnvironments>,
     id: EnvironmentId,
-    minutes: Option<i32>,
+    minutes: Option<Option<i32>>,
     wakes_for_actions: Option<bool>,
 ) -> Result<EnvironmentSleep> {
     let mut transaction = control.pool.begin().await?;
     let row = store::sleep::find(&mut transaction, grant, id).await?.ok_or(Error::NotFound { what: "environment" })?;
+    let minutes = minutes.unwrap_or(row.after_minutes);
     if row.stage == Stage::Production && minutes.is_some_and(|minutes| minutes > 0) {
         return Err(Error::conflict("production_awake", "a production environment never sleeps"));
     }

@@ -10,11 +10,12 @@ use ocore_model::{
     ids::{DataSetId, EnvironmentId, ProjectId, SnapshotId},
     snapshot::{FailurePolicy, SnapshotEvent, SnapshotKind, SnapshotStatus},
 };
+use serde_json::json;
 use sqlx::PgConnection;
 
 pub use crate::store::{deployments::Page, snapshot_settings::SnapshotSettings, snapshots::Snapshot};
 use crate::{
-    Control, Error, FieldError, Result,
+    Control, Error, FieldError, Result, audit,
     authorization::{Grant, ManageSnapshots, Scope, ViewSnapshots},
     reconcilers::snapshot_work,
     store::{self, environments::Environment, snapshots::NewSnapshot},
@@ -151,6 +152,8 @@ pub async fn delete(control: &Control, grant: &Grant<ManageSnapshots>, id: Snaps
     must_be_free(&snapshot)?;
     snapshot.status.next(SnapshotEvent::RemovalRequested)?;
     store::snapshots::set_removing(&mut transaction, id, "somebody removed it", control.clock.now()).await?;
+    let detail = json!({ "name": snapshot.name, "kind": snapshot.kind, "environment": snapshot.environment_id });
+    audit::record(&mut transaction, control, grant, "snapshot.removed", &format!("snapshot:{id}"), &detail).await?;
     transaction.commit().await?;
     control.signals.wake(snapshot_work::NAME);
     Ok(())
@@ -245,6 +248,22 @@ pub async fn set_settings(
         timeout_seconds: patch.timeout_seconds.unwrap_or(before.timeout_seconds),
     };
     store::snapshot_settings::set(&mut transaction, environment.id, &settings, control.clock.now()).await?;
+    let written = |settings: &SnapshotSettings| {
+        json!({
+            "autoEnabled": settings.auto_enabled, "failurePolicy": settings.failure_policy, "maxPinned": settings.max_pinned,
+            "retentionDays": settings.retention_days, "timeoutSeconds": settings.timeout_seconds,
+        })
+    };
+    let detail = json!({ "before": written(&before), "after": written(&settings) });
+    audit::record(
+        &mut transaction,
+        control,
+        grant,
+        "environment.snapshot_settings_changed",
+        &format!("environment:{}", environment.id),
+        &detail,
+    )
+    .await?;
     transaction.commit().await?;
     Ok(settings)
 }

@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use serde_with::skip_serializing_none;
 
 use crate::state::words;
 
@@ -32,6 +33,7 @@ words! {
 }
 
 /// What one gate found.
+#[skip_serializing_none]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct GateEvidence {
@@ -51,6 +53,7 @@ pub struct GateEvidence {
 }
 
 /// The run behind a gate's evidence.
+#[skip_serializing_none]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct GateValidation {
@@ -77,6 +80,7 @@ pub struct GateWaiver {
 }
 
 /// Something that was noticed about a deployment.
+#[skip_serializing_none]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Finding {
@@ -98,6 +102,7 @@ pub struct Risk {
 }
 
 /// Whether a deployment's success is one.
+#[skip_serializing_none]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SuccessVerdict {

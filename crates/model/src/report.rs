@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
+use serde_with::skip_serializing_none;
 use utoipa::ToSchema;
 
 use crate::{deployment::ModulePlan, edge::RouteTraffic, histogram::Histogram, rehearsal::Rehearsal, state::words};
@@ -55,6 +56,7 @@ pub struct Mark {
 pub type Marks = BTreeMap<Moment, Mark>;
 
 /// What users got in a span of time.
+#[skip_serializing_none]
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Phase {
@@ -71,6 +73,7 @@ pub struct Phase {
 }
 
 /// Who had to wait while nobody served.
+#[skip_serializing_none]
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Held {
@@ -84,6 +87,7 @@ pub struct Held {
 }
 
 /// Websockets that were moved to the new slot.
+#[skip_serializing_none]
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Websockets {
@@ -94,6 +98,7 @@ pub struct Websockets {
 }
 
 /// How a deployment was for the users.
+#[skip_serializing_none]
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DeployReport {

@@ -153,7 +153,7 @@ fn run(command_line: CommandLine) -> Result<()> {
         Command::Config { default: true, .. } => print(config::DEFAULTS),
         Command::Config { database_url: true, .. } => print(&format!("{}\n", small_runtime()?.block_on(serve::database_url(&load()?))?)),
         Command::Config { .. } => print(&format!("{:#?}\n", load()?)),
-        Command::Openapi => print(&(ocore_api::openapi().to_pretty_json().context("the document cannot be written")? + "\n")),
+        Command::Openapi => print(&format!("{:#}\n", ocore_api::openapi())),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut CommandLine::command(), "ocore", &mut std::io::stdout());
             Ok(())

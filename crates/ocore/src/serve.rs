@@ -1,9 +1,9 @@
 //! `ocore serve`: puts the control plane together, runs it, and takes it apart again without touching what it runs.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
-use ocore_api::AppState;
+use ocore_api::{AppState, Patience};
 use ocore_control::{
     Control, Settings, accounts, authorization::System, operations::Engine, reconcilers::Reconcilers, secrets::Secret, servers,
     signals::Signals, store::pool_options,
@@ -76,10 +76,8 @@ pub async fn run(config: Config, config_file: Option<PathBuf>) -> Result<()> {
         tokio::spawn(edge.patrol(shutdown.clone())),
         tokio::spawn(catcher.patrol(shutdown.clone())),
     ];
-    let service = ocore_api::router(AppState { control }).into_make_service_with_connect_info::<SocketAddr>();
     tracing::info!(address = %config.listen, "the API listens");
-    let stop = shutdown.clone();
-    let serving = tokio::spawn(async move { axum::serve(listener, service).with_graceful_shutdown(stop.cancelled_owned()).await });
+    let serving = tokio::spawn(ocore_api::serve(listener, ocore_api::router(AppState { control }), Patience::default(), shutdown.clone()));
 
     shutdown.cancelled().await;
     tracing::info!("stopping; what runs goes on");

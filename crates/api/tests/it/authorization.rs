@@ -347,7 +347,7 @@ pub(crate) struct Operation {
 }
 
 fn document_operations() -> Result<Vec<Operation>> {
-    let document = serde_json::to_value(ocore_api::openapi())?;
+    let document = ocore_api::openapi();
     let mut operations = Vec::new();
     for (template, item) in document["paths"].as_object().context("paths")? {
         for (method, operation) in item.as_object().context("a path")? {

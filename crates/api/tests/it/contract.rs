@@ -3,18 +3,17 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, Result};
-use serde_json::Value;
+use axum::http::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use crate::environments::Scene;
 
 /// Operations of the contract whose machinery does not exist yet. They are absent: nothing pretends.
 const NOT_BUILT_YET: &[(&str, &str)] =
     &[("/environments/{id}/promote", "post"), ("/projects/{projectId}/test-gates", "get"), ("/projects/{projectId}/test-gates", "put")];
 
-fn contract() -> Result<Value> {
+pub(crate) fn contract() -> Result<Value> {
     Ok(serde_json::from_str(include_str!("../fixtures/environments.openapi.json"))?)
-}
-
-fn ours() -> Result<Value> {
-    Ok(serde_json::to_value(ocore_api::openapi())?)
 }
 
 /// Every operation of a document: path, method, description.
@@ -157,7 +156,7 @@ fn compare_operation(contract: &Value, wanted: &Value, document: &Value, our: &V
 
 #[test]
 fn our_document_contains_the_contract_name_for_name() -> Result<()> {
-    let (contract, document) = (contract()?, ours()?);
+    let (contract, document) = (contract()?, ocore_api::openapi());
     assert_eq!(contract["servers"][0]["url"], document["servers"][0]["url"], "the base path");
     let mut faults = Vec::new();
     for (path, method, wanted) in operations(&contract) {
@@ -207,5 +206,73 @@ fn the_comparison_sees_what_is_wrong() -> Result<()> {
     let schema = serde_json::json!({ "$ref": "#/components/schemas/Environment" });
     compare(&contract, &schema, &broken, &schema, "it", &mut faults);
     assert_eq!(faults, ["it.mailpitPort: missing"]);
+    Ok(())
+}
+
+/// Whether an answer has a null anywhere.
+fn has_null(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Array(items) => items.iter().any(has_null),
+        Value::Object(members) => members.values().any(has_null),
+        _ => false,
+    }
+}
+
+/// The calls of the contract, on things in many states. What each answer has to be, `answers::check` holds against the contract itself.
+#[tokio::test]
+async fn a_strict_client_of_the_contract_reads_every_answer() -> Result<()> {
+    let scene = Scene::new().await?;
+    let first = scene.scenario.commit("first")?;
+    let environment = scene.scenario.live("main").await?;
+    let (id, project) = (environment.id, scene.scenario.project);
+    scene.scenario.commit("second")?;
+    let failed = scene.scenario.push("main").await?.deployment_id.context("it is deployed")?;
+    scene
+        .scenario
+        .set(failed, "status = 'failed', started_at = now(), completed_at = now(), error_message = 'no', error_excerpt = 'x'")
+        .await?;
+    sqlx::query(
+        "insert into evidence (deployment_id, gate, status, required, summary, excerpt, details, started_at, completed_at)
+         values ($1, 'rehearsal', 'failed', true, 'it fails', 'x', '{}', now(), now())",
+    )
+    .bind(failed.as_uuid())
+    .execute(&scene.scenario.store.control.pool)
+    .await?;
+    scene.scenario.commit("third")?;
+    scene.scenario.push("main").await?;
+    let mut answers = Vec::new();
+    let mut call = async |method: Method, path: String, body: Option<Value>, status: StatusCode| -> Result<Value> {
+        let call = scene.api.call(method, &path).token(scene.scenario.owner.token());
+        let call = if let Some(body) = &body { call.json(body) } else { call };
+        let answer = call.expect(status).await?;
+        answers.push((path, answer.clone()));
+        Ok(answer)
+    };
+    let (ok, accepted) = (StatusCode::OK, StatusCode::ACCEPTED);
+    let environments = format!("/projects/{project}/environments");
+    let made = json!({ "branch": "waiting", "environmentType": "staging" });
+    let made = call(Method::POST, environments.clone(), Some(made), StatusCode::CREATED).await?;
+    call(Method::GET, "/environments".to_owned(), None, ok).await?;
+    call(Method::GET, environments, None, ok).await?;
+    call(Method::GET, format!("/environments/{id}"), None, ok).await?;
+    call(Method::PUT, format!("/environments/{id}"), Some(json!({ "name": "Live", "description": "" })), ok).await?;
+    call(Method::PUT, format!("/environments/{id}/commit-behavior"), Some(json!({ "behavior": "do_nothing" })), ok).await?;
+    let page = call(Method::GET, format!("/environments/{id}/deployments"), None, ok).await?;
+    assert_eq!(page["total"], 3);
+    for deployment in page["deployments"].as_array().into_iter().flatten() {
+        call(Method::GET, format!("/deployments/{}", deployment["id"].as_str().context("an id")?), None, ok).await?;
+    }
+    scene.scenario.commit("fourth")?;
+    scene.scenario.push("main").await?;
+    call(Method::POST, format!("/environments/{id}/trigger-build"), None, accepted).await?;
+    call(Method::GET, format!("/projects/{project}/pipeline?recentDeployments=10"), None, ok).await?;
+    call(Method::GET, format!("/projects/{project}/commits-since?since={first}&branch=main"), None, ok).await?;
+    call(Method::POST, format!("/environments/{id}/clone"), Some(json!({ "targetBranch": "copy" })), accepted).await?;
+    call(Method::DELETE, format!("/environments/{}", made["id"].as_str().context("an id")?), None, accepted).await?;
+    call(Method::GET, "/environments".to_owned(), None, ok).await?;
+    for (path, answer) in answers {
+        assert!(!has_null(&answer), "{path} has a null: {answer}");
+    }
     Ok(())
 }

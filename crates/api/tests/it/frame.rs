@@ -70,15 +70,12 @@ async fn the_document_and_its_page_come_from_the_binary() -> Result<()> {
     let api = TestApi::new().await?;
     let document = api.get("/openapi.json").expect(StatusCode::OK).await?;
     assert_eq!(document["openapi"], "3.1.0");
-    assert_eq!(document, serde_json::to_value(ocore_api::openapi())?);
+    assert_eq!(document, ocore_api::openapi());
     let mut ids = std::collections::HashSet::new();
     for item in document["paths"].as_object().unwrap().values() {
         for operation in item.as_object().unwrap().values() {
             assert!(ids.insert(operation["operationId"].as_str().unwrap().to_owned()), "{}", operation["operationId"]);
-            assert_eq!(
-                operation["responses"]["4XX"]["content"]["application/problem+json"]["schema"]["$ref"],
-                "#/components/schemas/Problem"
-            );
+            assert!(operation["responses"]["422"].is_object() && operation["responses"]["500"].is_object(), "{}", operation["operationId"]);
         }
     }
 

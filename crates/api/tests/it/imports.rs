@@ -67,7 +67,14 @@ impl Scene {
     }
 
     async fn append(&self, path: &str, offset: usize, bytes: &str) -> Result<Answer> {
-        self.api.call(Method::PATCH, path).token(self.owner.token()).header("upload-offset", &offset.to_string()).text(bytes).send().await
+        self.api
+            .call(Method::PATCH, path)
+            .token(self.owner.token())
+            .header("content-type", "application/offset+octet-stream")
+            .header("upload-offset", &offset.to_string())
+            .text(bytes)
+            .send()
+            .await
     }
 
     async fn show(&self, path: &str) -> Result<Value> {
@@ -140,7 +147,12 @@ async fn what_cannot_be_taken_is_refused_when_it_is_announced() -> Result<()> {
     assert_eq!((answer.status, answer.body["code"].as_str()), (StatusCode::SERVICE_UNAVAILABLE, Some("no_room")));
     assert!(answer.body["detail"].as_str().is_some_and(|detail| detail.contains("this upload needs")), "{}", answer.text);
     let path = scene.begin(3).await?;
-    let call = scene.api.call(Method::PATCH, &path).token(scene.owner.token()).text("abc");
+    let call = scene
+        .api
+        .call(Method::PATCH, &path)
+        .token(scene.owner.token())
+        .header("content-type", "application/offset+octet-stream")
+        .text("abc");
     assert_eq!(call.problem(StatusCode::UNPROCESSABLE_ENTITY).await?, "invalid_input");
     Ok(())
 }
@@ -161,7 +173,15 @@ async fn only_an_admin_imports_into_production_and_no_other_tenant_sees_an_impor
     let begun = create(developer.token()).expect(StatusCode::CREATED).await?;
     let path = format!("/imports/{}", begun["importId"].as_str().context("an id")?);
     scene.stage("production").await?;
-    let upload = |token: &str| scene.api.call(Method::PATCH, &path).token(token).header("upload-offset", "0").text("abc");
+    let upload = |token: &str| {
+        scene
+            .api
+            .call(Method::PATCH, &path)
+            .token(token)
+            .header("content-type", "application/offset+octet-stream")
+            .header("upload-offset", "0")
+            .text("abc")
+    };
     assert_eq!(upload(developer.token()).organization("acme").problem(StatusCode::FORBIDDEN).await?, "permission_missing");
     let start = scene.api.post(&format!("{path}/start"), &json!({})).token(developer.token()).organization("acme");
     assert_eq!(start.problem(StatusCode::FORBIDDEN).await?, "permission_missing");

@@ -1,6 +1,7 @@
 //! The API, whole, on a real PostgreSQL.
 
 mod accounts;
+mod answers;
 mod authorization;
 mod contract;
 mod deployments;
@@ -11,8 +12,10 @@ mod frame;
 mod git;
 mod imports;
 mod instances;
+mod integrators;
 mod mail;
 mod organizations;
+mod port;
 mod production;
 mod projects;
 mod quarantines;

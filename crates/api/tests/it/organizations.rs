@@ -185,7 +185,7 @@ async fn roles_of_the_system_stand_and_others_come_and_go() -> Result<()> {
     assert_eq!(api.post("/roles", &new).token(token).problem(StatusCode::CONFLICT).await?, "role_name_taken");
     let wrong = json!({ "name": "Wrong", "permissionIds": ["manage:everything"] });
     let problem = api.post("/roles", &wrong).token(token).expect(StatusCode::UNPROCESSABLE_ENTITY).await?;
-    assert_eq!(problem["errors"][0]["field"], "permissions.0");
+    assert_eq!(problem["errors"][0]["field"], "permissionIds[0]");
     let path = format!("/roles/{}", made["id"].as_str().context("id")?);
     assert_eq!(api.put(&path, &json!({ "name": "Viewer" })).token(token).problem(StatusCode::CONFLICT).await?, "role_name_taken");
     let changed = api.put(&path, &json!({ "permissionIds": ["view:projects"] })).token(token).expect(StatusCode::OK).await?;

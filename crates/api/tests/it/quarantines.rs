@@ -60,6 +60,6 @@ async fn a_copy_in_quarantine_tells_why_and_goes_when_it_is_destroyed() -> Resul
     scene.api.get(&path).token(scene.scenario.owner.token()).expect(StatusCode::NOT_FOUND).await?;
     let log = scene.get("/audit").await?;
     let actions: Vec<&str> = log["entries"].as_array().into_iter().flatten().filter_map(|entry| entry["action"].as_str()).collect();
-    assert_eq!(actions, ["quarantine.destroyed", "member.invited"], "{log}");
+    assert_eq!(actions, ["quarantine.destroyed", "member.joined", "member.invited"], "{log}");
     Ok(())
 }

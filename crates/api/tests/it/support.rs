@@ -131,12 +131,15 @@ impl Call<'_> {
 
     pub(crate) async fn send(self) -> Result<Answer> {
         let request = self.request.body(self.body)?;
+        let (method, path) = (request.method().clone(), request.uri().to_string());
         let response = self.api.router.clone().oneshot(request).await?;
         let (parts, body) = response.into_parts();
         let bytes = to_bytes(body, 64 << 20).await?;
         let text = String::from_utf8_lossy(&bytes).into_owned();
         let body = serde_json::from_slice(&bytes).unwrap_or_default();
-        Ok(Answer { status: parts.status, headers: parts.headers, body, text })
+        let answer = Answer { status: parts.status, headers: parts.headers, body, text };
+        crate::answers::check(&method, &path, &answer)?;
+        Ok(answer)
     }
 
     /// The body of an answer with that status.

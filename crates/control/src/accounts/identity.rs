@@ -67,18 +67,36 @@ impl Identity {
                     let slugs: Vec<&str> = several.iter().map(|membership| membership.slug.as_str()).collect();
                     return Err(Error::Ambiguous {
                         code: "organization_required",
-                        message: format!("you belong to several organizations; name one in the header X-Org-Slug: {}", slugs.join(", ")),
+                        message: format!(
+                            "you belong to several organizations; name one in the header X-Org-Slug or with ?org=: {}",
+                            slugs.join(", ")
+                        ),
                     });
                 }
             },
         };
-        Ok(Scope {
+        Ok(self.scope_of(membership))
+    }
+
+    /// The caller in this organization; `None` when they do not belong to it.
+    pub(crate) fn scope_in(&self, organization: OrganizationId) -> Option<Scope> {
+        let membership = self.memberships.iter().find(|membership| membership.organization_id == organization)?;
+        Some(self.scope_of(membership))
+    }
+
+    /// They belong to more organizations than one, so that a call has to say which one it is about.
+    pub fn belongs_to_several(&self) -> bool {
+        self.memberships.len() > 1
+    }
+
+    fn scope_of(&self, membership: &Membership) -> Scope {
+        Scope {
             organization_id: membership.organization_id,
             organization_slug: membership.slug.clone(),
             user_id: self.user_id,
             credential: self.credential,
             permissions: membership.permissions.clone(),
-        })
+        }
     }
 
     /// The person, when this is one; a program with an API key is `Forbidden`.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use ocore_host::HostError;
 use ocore_model::{deployment::Trigger, ids::ProjectId, names::BranchName, project::RepositoryKind};
+use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -118,12 +119,13 @@ pub async fn connect(
     project: ProjectId,
     request: ConnectRepository,
 ) -> Result<Connected> {
+    // First of all: a stranger's project costs no look at what they say.
+    let before = changeable(control, grant, project).await?;
     let address = Address::parse(&request.url).map_err(|sentence| Error::invalid("repositoryUrl", sentence))?;
     let branch: BranchName = request.branch.parse().map_err(|error| Error::invalid("branch", format!("{error}")))?;
     if request.token.is_some() && address.transport != Transport::Https && address.transport != Transport::Http {
         return Err(Error::invalid("token", "only an https:// repository is opened by a token"));
     }
-    let before = changeable(control, grant, project).await?;
     address.reach(&control.settings).await.map_err(|sentence| Error::invalid("repositoryUrl", sentence))?;
     if before.archived {
         return Err(Error::conflict("project_archived", "the project is archived; bring it back first"));
@@ -156,6 +158,8 @@ pub async fn connect(
     repositories::connect(&mut transaction, grant, project, to).await?;
     repositories::forget_branches(&mut transaction, System, project).await?;
     repositories::add_delivery(&mut transaction, System, project, None, control.clock.now()).await?;
+    let detail = json!({ "before": before.url, "after": address.as_str(), "branch": branch.as_str() });
+    audit::record(&mut transaction, control, grant, "repository.connected", &format!("project:{project}"), &detail).await?;
     let after = repositories::find(&mut transaction, grant, project).await?;
     transaction.commit().await?;
     webhook::wake(control, project);
@@ -172,9 +176,13 @@ async fn changeable(control: &Control, grant: &Grant<ManageProjects>, project: P
 
 /// Back to the built-in remote. What was fetched stays; the credentials are forgotten. Disconnected already is done.
 pub async fn disconnect(control: &Control, grant: &Grant<ManageProjects>, project: ProjectId) -> Result<RepositoryInfo> {
-    changeable(control, grant, project).await?;
+    let before = changeable(control, grant, project).await?;
     let mut transaction = control.pool.begin().await?;
     repositories::disconnect(&mut transaction, grant, project).await?;
+    if let Some(url) = before.url {
+        let detail = json!({ "before": url });
+        audit::record(&mut transaction, control, grant, "repository.disconnected", &format!("project:{project}"), &detail).await?;
+    }
     let after = repositories::find(&mut transaction, grant, project).await?;
     transaction.commit().await?;
     Ok(describe(control, &after))
@@ -189,6 +197,7 @@ pub async fn renew_deploy_key(control: &Control, grant: &Grant<ManageProjects>, 
     let (public, sealed) = new_deploy_key(control, project).await?;
     let mut transaction = control.pool.begin().await?;
     repositories::set_deploy_key(&mut transaction, grant, project, &public, &sealed).await?;
+    audit::record(&mut transaction, control, grant, "repository.deploy_key_renewed", &format!("project:{project}"), &json!({})).await?;
     let after = repositories::find(&mut transaction, grant, project).await?;
     transaction.commit().await?;
     Ok(describe(control, &after))

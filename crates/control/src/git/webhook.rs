@@ -8,11 +8,12 @@ use std::collections::BTreeMap;
 use hmac::{Hmac, Mac as _};
 use ocore_model::{deployment::Trigger, ids::ProjectId, project::RepositoryKind};
 use sha2::Sha256;
+use sqlx::Connection as _;
 use subtle::ConstantTimeEq as _;
 
 use super::external::{self, GIVE_UP};
 use crate::{
-    Control, Error, Result,
+    Control, Error, Result, audit,
     authorization::{Grant, ManageProjects, System},
     deployments::Starter,
     projects,
@@ -52,7 +53,11 @@ pub async fn renew_webhook_secret(control: &Control, grant: &Grant<ManageProject
         return Err(Error::conflict("repository_built_in", "the project uses the built-in remote, which needs no webhook"));
     }
     let secret = new_secret(control, project)?;
-    repositories::set_webhook_secret(&mut connection, grant, project, &secret.sealed).await?;
+    let mut transaction = connection.begin().await?;
+    repositories::set_webhook_secret(&mut transaction, grant, project, &secret.sealed).await?;
+    let subject = format!("project:{project}");
+    audit::record(&mut transaction, control, grant, "repository.webhook_secret_renewed", &subject, &serde_json::json!({})).await?;
+    transaction.commit().await?;
     Ok(secret.text)
 }
 

@@ -97,56 +97,161 @@ pub struct Page {
     pub offset: i64,
 }
 
+/// Which deployments of a list are wanted. The default: all of them, the newest first.
+#[derive(Debug, Clone, Default)]
+pub struct DeploymentFilter {
+    pub status: Option<DeploymentStatus>,
+    pub trigger: Option<Trigger>,
+    pub branch: Option<String>,
+    /// When they were asked for: from this moment on, and before that one.
+    pub since: Option<DateTime<Utc>>,
+    pub until: Option<DateTime<Utc>>,
+    pub oldest_first: bool,
+}
+
 pub async fn list_of_environment(
     connection: &mut PgConnection,
     scope: &Scope,
     environment: EnvironmentId,
+    filter: &DeploymentFilter,
     page: Page,
 ) -> Result<Vec<Deployment>> {
-    Ok(select_deployments!(
-        "where deployments.environment_id = $2 and deployments.organization_id = $1
+    // Two queries, so that each order has its index.
+    Ok(if filter.oldest_first {
+        select_deployments!(
+            "where deployments.environment_id = $2 and deployments.organization_id = $1
+         and ($5::text is null or deployments.status = $5) and ($6::text is null or deployments.trigger_type = $6)
+         and ($7::text is null or deployments.branch = $7) and ($8::timestamptz is null or deployments.created_at >= $8)
+         and ($9::timestamptz is null or deployments.created_at < $9)
+         order by deployments.created_at asc, deployments.id asc limit $3 offset $4",
+            scope.organization_id.as_uuid(),
+            environment.as_uuid(),
+            page.limit,
+            page.offset,
+            filter.status.map(DeploymentStatus::as_str),
+            filter.trigger.map(Trigger::as_str),
+            filter.branch.as_deref(),
+            filter.since,
+            filter.until
+        )
+        .fetch_all(connection)
+        .await?
+    } else {
+        select_deployments!(
+            "where deployments.environment_id = $2 and deployments.organization_id = $1
+         and ($5::text is null or deployments.status = $5) and ($6::text is null or deployments.trigger_type = $6)
+         and ($7::text is null or deployments.branch = $7) and ($8::timestamptz is null or deployments.created_at >= $8)
+         and ($9::timestamptz is null or deployments.created_at < $9)
          order by deployments.created_at desc, deployments.id desc limit $3 offset $4",
-        scope.organization_id.as_uuid(),
-        environment.as_uuid(),
-        page.limit,
-        page.offset
-    )
-    .fetch_all(connection)
-    .await?)
+            scope.organization_id.as_uuid(),
+            environment.as_uuid(),
+            page.limit,
+            page.offset,
+            filter.status.map(DeploymentStatus::as_str),
+            filter.trigger.map(Trigger::as_str),
+            filter.branch.as_deref(),
+            filter.since,
+            filter.until
+        )
+        .fetch_all(connection)
+        .await?
+    })
 }
 
-pub async fn list_of_project(connection: &mut PgConnection, scope: &Scope, project: ProjectId, page: Page) -> Result<Vec<Deployment>> {
-    Ok(select_deployments!(
-        "where deployments.project_id = $2 and deployments.organization_id = $1
+pub async fn list_of_project(
+    connection: &mut PgConnection,
+    scope: &Scope,
+    project: ProjectId,
+    filter: &DeploymentFilter,
+    page: Page,
+) -> Result<Vec<Deployment>> {
+    // Two queries, so that each order has its index.
+    Ok(if filter.oldest_first {
+        select_deployments!(
+            "where deployments.project_id = $2 and deployments.organization_id = $1
+         and ($5::text is null or deployments.status = $5) and ($6::text is null or deployments.trigger_type = $6)
+         and ($7::text is null or deployments.branch = $7) and ($8::timestamptz is null or deployments.created_at >= $8)
+         and ($9::timestamptz is null or deployments.created_at < $9)
+         order by deployments.created_at asc, deployments.id asc limit $3 offset $4",
+            scope.organization_id.as_uuid(),
+            project.as_uuid(),
+            page.limit,
+            page.offset,
+            filter.status.map(DeploymentStatus::as_str),
+            filter.trigger.map(Trigger::as_str),
+            filter.branch.as_deref(),
+            filter.since,
+            filter.until
+        )
+        .fetch_all(connection)
+        .await?
+    } else {
+        select_deployments!(
+            "where deployments.project_id = $2 and deployments.organization_id = $1
+         and ($5::text is null or deployments.status = $5) and ($6::text is null or deployments.trigger_type = $6)
+         and ($7::text is null or deployments.branch = $7) and ($8::timestamptz is null or deployments.created_at >= $8)
+         and ($9::timestamptz is null or deployments.created_at < $9)
          order by deployments.created_at desc, deployments.id desc limit $3 offset $4",
-        scope.organization_id.as_uuid(),
-        project.as_uuid(),
-        page.limit,
-        page.offset
-    )
-    .fetch_all(connection)
-    .await?)
+            scope.organization_id.as_uuid(),
+            project.as_uuid(),
+            page.limit,
+            page.offset,
+            filter.status.map(DeploymentStatus::as_str),
+            filter.trigger.map(Trigger::as_str),
+            filter.branch.as_deref(),
+            filter.since,
+            filter.until
+        )
+        .fetch_all(connection)
+        .await?
+    })
 }
 
-/// How many deployments the environment has had; `None` when the organization has no such environment.
-pub async fn count_of_environment(connection: &mut PgConnection, scope: &Scope, environment: EnvironmentId) -> Result<Option<i64>> {
+/// How many deployments of that kind the environment has had; `None` when the organization has no such environment.
+pub async fn count_of_environment(
+    connection: &mut PgConnection,
+    scope: &Scope,
+    environment: EnvironmentId,
+    filter: &DeploymentFilter,
+) -> Result<Option<i64>> {
     Ok(sqlx::query_scalar!(
-        r#"select (select count(*) from deployments where environment_id = environments.id) as "count!"
+        r#"select (select count(*) from deployments
+                   where environment_id = environments.id and ($3::text is null or status = $3) and ($4::text is null or trigger_type = $4)
+                     and ($5::text is null or branch = $5) and ($6::timestamptz is null or created_at >= $6)
+                     and ($7::timestamptz is null or created_at < $7)) as "count!"
            from environments where id = $2 and organization_id = $1"#,
         scope.organization_id.as_uuid(),
-        environment.as_uuid()
+        environment.as_uuid(),
+        filter.status.map(DeploymentStatus::as_str),
+        filter.trigger.map(Trigger::as_str),
+        filter.branch.as_deref(),
+        filter.since,
+        filter.until,
     )
     .fetch_optional(connection)
     .await?)
 }
 
-/// How many deployments the project has had; `None` when the organization has no such project.
-pub async fn count_of_project(connection: &mut PgConnection, scope: &Scope, project: ProjectId) -> Result<Option<i64>> {
+/// How many deployments of that kind the project has had; `None` when the organization has no such project.
+pub async fn count_of_project(
+    connection: &mut PgConnection,
+    scope: &Scope,
+    project: ProjectId,
+    filter: &DeploymentFilter,
+) -> Result<Option<i64>> {
     Ok(sqlx::query_scalar!(
-        r#"select (select count(*) from deployments where project_id = projects.id) as "count!"
+        r#"select (select count(*) from deployments
+                   where project_id = projects.id and ($3::text is null or status = $3) and ($4::text is null or trigger_type = $4)
+                     and ($5::text is null or branch = $5) and ($6::timestamptz is null or created_at >= $6)
+                     and ($7::timestamptz is null or created_at < $7)) as "count!"
            from projects where id = $2 and organization_id = $1"#,
         scope.organization_id.as_uuid(),
-        project.as_uuid()
+        project.as_uuid(),
+        filter.status.map(DeploymentStatus::as_str),
+        filter.trigger.map(Trigger::as_str),
+        filter.branch.as_deref(),
+        filter.since,
+        filter.until,
     )
     .fetch_optional(connection)
     .await?)

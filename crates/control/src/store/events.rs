@@ -26,8 +26,10 @@ pub async fn after(
 ) -> Result<Vec<OrganizationEvent>> {
     let rows = sqlx::query!(
         r#"select id, transaction_id::text::bigint as "transaction!", kind,
-                  jsonb_build_object('projectId', project_id, 'environmentId', environment_id, 'instanceId', instance_id,
-                                     'deploymentId', deployment_id, 'createdAt', created_at, 'payload', payload) as "body!: Json<Value>"
+                  jsonb_strip_nulls(jsonb_build_object(
+                      'projectId', project_id, 'environmentId', environment_id, 'instanceId', instance_id, 'deploymentId', deployment_id,
+                      'createdAt', to_char(created_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), 'payload', payload
+                  )) as "body!: Json<Value>"
            from events
            where organization_id = $1 and (transaction_id, id) > ($2::text::xid8, $3)
              and transaction_id < pg_snapshot_xmin(pg_current_snapshot())

@@ -14,6 +14,7 @@ pub mod events;
 pub mod evidence;
 pub mod exports;
 pub(crate) mod health;
+pub(crate) mod idempotency;
 pub mod imports;
 pub mod instances;
 pub(crate) mod mail;

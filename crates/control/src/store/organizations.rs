@@ -6,9 +6,11 @@ use ocore_model::{
     permission::SystemRole,
 };
 use sqlx::PgConnection;
+use uuid::Uuid;
 
 use crate::{
     Result,
+    accounts::Thing,
     authorization::Scope,
     organizations::{Organization, OwnOrganization},
     store::accounts::permissions,
@@ -131,4 +133,65 @@ pub(crate) async fn stands(connection: &mut PgConnection, id: OrganizationId) ->
     Ok(sqlx::query_scalar!(r#"select exists (select from organizations where id = $1) as "stands!""#, id.as_uuid())
         .fetch_one(connection)
         .await?)
+}
+
+/// Which organization has the thing with that id. For everybody: whether the caller belongs to it, who asks decides.
+pub(crate) async fn that_has(connection: &mut PgConnection, thing: Thing, id: Uuid) -> Result<Option<OrganizationId>> {
+    Ok(match thing {
+        Thing::ApiKey => {
+            sqlx::query_scalar!(r#"select organization_id as "id: OrganizationId" from api_keys where id = $1"#, id)
+                .fetch_optional(connection)
+                .await?
+        }
+        Thing::Deployment => {
+            sqlx::query_scalar!(r#"select organization_id as "id: OrganizationId" from deployments where id = $1"#, id)
+                .fetch_optional(connection)
+                .await?
+        }
+        Thing::Environment => {
+            sqlx::query_scalar!(r#"select organization_id as "id: OrganizationId" from environments where id = $1"#, id)
+                .fetch_optional(connection)
+                .await?
+        }
+        Thing::Export => {
+            sqlx::query_scalar!(r#"select organization_id as "id: OrganizationId" from exports where id = $1"#, id)
+                .fetch_optional(connection)
+                .await?
+        }
+        Thing::Import => {
+            sqlx::query_scalar!(r#"select organization_id as "id: OrganizationId" from imports where id = $1"#, id)
+                .fetch_optional(connection)
+                .await?
+        }
+        Thing::Instance => {
+            sqlx::query_scalar!(r#"select organization_id as "id: OrganizationId" from instances where id = $1"#, id)
+                .fetch_optional(connection)
+                .await?
+        }
+        Thing::Invitation => {
+            sqlx::query_scalar!(r#"select organization_id as "id: OrganizationId" from invitations where id = $1"#, id)
+                .fetch_optional(connection)
+                .await?
+        }
+        Thing::Member => {
+            sqlx::query_scalar!(r#"select organization_id as "id: OrganizationId" from members where id = $1"#, id)
+                .fetch_optional(connection)
+                .await?
+        }
+        Thing::Project => {
+            sqlx::query_scalar!(r#"select organization_id as "id: OrganizationId" from projects where id = $1"#, id)
+                .fetch_optional(connection)
+                .await?
+        }
+        Thing::Role => {
+            sqlx::query_scalar!(r#"select organization_id as "id: OrganizationId" from roles where id = $1"#, id)
+                .fetch_optional(connection)
+                .await?
+        }
+        Thing::Snapshot => {
+            sqlx::query_scalar!(r#"select organization_id as "id: OrganizationId" from snapshots where id = $1"#, id)
+                .fetch_optional(connection)
+                .await?
+        }
+    })
 }

@@ -52,7 +52,8 @@ async fn change(scene: &Scene, place: Place, patch: EgressPatch) -> ocore_contro
 }
 
 async fn actions(scene: &Scene) -> Vec<String> {
-    let (entries, total) = audit::list(scene.control(), &scene.scope.grant().unwrap(), PAGE).await.unwrap();
+    let (entries, total) =
+        audit::list(scene.control(), &scene.scope.grant().unwrap(), &ocore_control::audit::AuditFilter::default(), PAGE).await.unwrap();
     assert_eq!(total as usize, entries.len());
     assert!(entries.iter().all(|entry| entry.user_id == scene.scope.user_id && entry.api_key_id.is_none()));
     entries.into_iter().map(|entry| entry.action).collect()
@@ -88,7 +89,8 @@ async fn a_change_reaches_the_machine_at_once_and_is_audited_with_what_was_befor
     change(&scene, place, close()).await.unwrap();
     assert_eq!(scene.world.instance(place.instance).egress, closed_but(&["192.0.2.1:443", "[2001:db8::1]:25"]), "what was allowed stays");
     assert_eq!(actions(&scene).await, ["egress.closed", "egress.opened", "egress.changed"], "what changes nothing is no change");
-    let (entries, _) = audit::list(scene.control(), &scene.scope.grant().unwrap(), PAGE).await.unwrap();
+    let (entries, _) =
+        audit::list(scene.control(), &scene.scope.grant().unwrap(), &ocore_control::audit::AuditFilter::default(), PAGE).await.unwrap();
     assert_eq!(entries[1].subject, format!("environment:{}", place.environment));
     assert_eq!((&entries[1].detail["before"]["mode"], &entries[1].detail["after"]["mode"]), (&json!("closed"), &json!("open")));
 

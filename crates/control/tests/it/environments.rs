@@ -63,7 +63,14 @@ async fn an_environment_of_a_branch_that_is_there_is_deployed_at_once() -> Resul
     let environment = create(&scenario, "staging", Stage::Staging, None).await?;
     assert_eq!((environment.pending_commit_count, environment.pending_commit_sha.as_ref().map(AsRef::as_ref)), (1, Some(sha.as_str())));
     let page = ocore_control::store::deployments::Page { limit: 10, offset: 0 };
-    let (found, total) = deployments::list_of_environment(&scenario.store.control, &scenario.grant()?, environment.id, page).await?;
+    let (found, total) = deployments::list_of_environment(
+        &scenario.store.control,
+        &scenario.grant()?,
+        environment.id,
+        &ocore_control::store::deployments::DeploymentFilter::default(),
+        page,
+    )
+    .await?;
     assert_eq!((found.len(), total, found[0].commit_sha.as_str()), (1, 1, sha.as_str()));
     assert_eq!(found[0].steps.len(), 9);
     // The push to it that comes afterwards is the one that its creation has seen.
@@ -312,8 +319,24 @@ async fn another_tenants_things_are_not_there() -> Result<()> {
         environments::delete(control, &scope.grant()?, environment.id, None).await.err(),
         environments::trigger_build(control, &scope.grant()?, environment.id).await.err(),
         pipeline::list(control, &scope.grant()?, scenario.project, 1).await.err(),
-        deployments::list_of_environment(control, &scope.grant()?, environment.id, page).await.err(),
-        deployments::list_of_project(control, &scope.grant()?, scenario.project, page).await.err(),
+        deployments::list_of_environment(
+            control,
+            &scope.grant()?,
+            environment.id,
+            &ocore_control::store::deployments::DeploymentFilter::default(),
+            page,
+        )
+        .await
+        .err(),
+        deployments::list_of_project(
+            control,
+            &scope.grant()?,
+            scenario.project,
+            &ocore_control::store::deployments::DeploymentFilter::default(),
+            page,
+        )
+        .await
+        .err(),
         deployments::find(control, &scope.grant()?, deployment).await.err(),
         deployments::log(control, &scope.grant()?, deployment, range).await.err(),
         deployments::cancel(control, &scope.grant()?, deployment).await.err(),

@@ -58,7 +58,11 @@ async fn kept(scene: &Scene) -> Vec<snapshots::Snapshot> {
 }
 
 async fn actions(scene: &Scene) -> Vec<String> {
-    let entries = ocore_control::audit::list(scene.control(), &scene.scope.grant().unwrap(), PAGE).await.unwrap().0;
+    let entries =
+        ocore_control::audit::list(scene.control(), &scene.scope.grant().unwrap(), &ocore_control::audit::AuditFilter::default(), PAGE)
+            .await
+            .unwrap()
+            .0;
     entries.into_iter().map(|entry| entry.action).collect()
 }
 

@@ -13,6 +13,7 @@ mod translations;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use serde_with::skip_serializing_none;
 use utoipa::ToSchema;
 
 pub use self::{
@@ -71,6 +72,7 @@ impl Database {
 }
 
 /// One change, and what it asks for.
+#[skip_serializing_none]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Change {
     pub way: Way,
