@@ -102,7 +102,7 @@ fn state(row: &RouteRow) -> Option<RouteState> {
         InstanceStatus::Failed if row.deploying && row.http.is_none() => {
             Some(RouteState::Building { message: "Another deployment is on its way.".to_owned() })
         }
-        InstanceStatus::Failed => Some(RouteState::Failed { message: row.status_message.clone() }),
+        InstanceStatus::Failed => Some(RouteState::Failed { message: String::new() }),
         InstanceStatus::Running => match row.http.as_deref().map(str::parse) {
             Some(Ok(http)) => {
                 Some(RouteState::Serving { http, websocket: row.websocket.as_deref().and_then(|address| address.parse().ok()) })
@@ -149,7 +149,7 @@ mod tests {
         assert_eq!(state(&updating), Some(RouteState::Holding { message, until, seconds: 120 }));
         assert_eq!(state(&row(InstanceStatus::Stopped)), Some(RouteState::Stopped));
         assert_eq!(state(&row(InstanceStatus::Asleep)), Some(RouteState::Asleep { seconds: 60 }));
-        assert_eq!(state(&row(InstanceStatus::Failed)), Some(RouteState::Failed { message: "it died".to_owned() }));
+        assert_eq!(state(&row(InstanceStatus::Failed)), Some(RouteState::Failed { message: String::new() }));
         assert!(matches!(state(&row(InstanceStatus::Creating)), Some(RouteState::Building { .. })));
         let mut again = row(InstanceStatus::Failed);
         (again.deploying, again.http) = (true, None);

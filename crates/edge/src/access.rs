@@ -145,16 +145,28 @@ impl Exchange {
     }
 }
 
+/// What can be made out of a head that could not be read.
+pub(crate) struct Unread<'a> {
+    pub(crate) method: &'a str,
+    pub(crate) host: Option<&'a str>,
+    /// Without its query.
+    pub(crate) path: Option<&'a str>,
+    pub(crate) trouble: &'a str,
+}
+
 /// A request that never became an [`Exchange`], because its head could not be read: the same line, and counted among the answers.
-pub(crate) fn refused(metrics: &Metrics, client: IpAddr, request_id: &str, status: StatusCode, trouble: &str) {
+pub(crate) fn refused(metrics: &Metrics, client: IpAddr, request_id: &str, status: StatusCode, head: &Unread<'_>) {
     metrics.refused(status);
     tracing::info!(
         target: "ocore_edge::access",
         request_id,
         %client,
+        method = head.method,
+        host = head.host.unwrap_or_default(),
+        path = head.path.unwrap_or_default(),
         status = status.as_u16(),
         outcome = "refused",
-        trouble,
+        trouble = head.trouble,
         "request"
     );
 }

@@ -19,6 +19,7 @@ use tokio::time::{Instant, Sleep, timeout};
 
 use crate::{
     access::Exchange,
+    client::Answering,
     pool::{Connection, Pool},
 };
 
@@ -246,6 +247,8 @@ impl Body for RequestBody {
 pub(crate) struct ResponseBody {
     source: Source,
     exchange: Option<Exchange>,
+    /// Until hyper has all of it.
+    answering: Option<Answering>,
 }
 
 enum Source {
@@ -304,7 +307,7 @@ impl ResponseBody {
 
     /// The empty body of a `101`, whose exchange goes on in a tunnel.
     pub(crate) fn switched() -> Self {
-        Self { source: Source::Own(Full::default()), exchange: None }
+        Self { source: Source::Own(Full::default()), exchange: None, answering: None }
     }
 
     /// Ends the exchange at once when there is nothing to send: hyper does not ask then.
@@ -314,7 +317,12 @@ impl ResponseBody {
             exchange.complete();
             source.give_back();
         }
-        Self { source, exchange: if ended { None } else { Some(exchange) } }
+        Self { source, exchange: if ended { None } else { Some(exchange) }, answering: None }
+    }
+
+    pub(crate) fn during(mut self, answering: Answering) -> Self {
+        self.answering = Some(answering);
+        self
     }
 }
 

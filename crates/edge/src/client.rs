@@ -1,6 +1,7 @@
 //! One client's socket, shared so that who waits for something else learns that the client has gone.
 //!
-//! hyper reads a connection only when it has use for the bytes: while a request with an unread body waits, it would never see the end of it.
+//! hyper reads a connection only when it has use for the bytes: while a request with an unread body waits, it would never see the end of it. What it
+//! would answer itself, to a head that it cannot read, is not passed on: it has no words and no id, and ours takes its place.
 
 use std::{
     io,
@@ -8,7 +9,7 @@ use std::{
     os::fd::AsFd,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     task::{Context, Poll, ready},
@@ -18,10 +19,17 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
     net::TcpStream,
-    time::Sleep,
+    time::{Sleep, timeout},
 };
 
-use crate::crowd::Member;
+use crate::{
+    crowd::Member,
+    heads::{Follows, Heads},
+};
+
+/// What a client still sends while its last answer is on its way is read for so long, and so much of it.
+const LINGER_LIMIT: Duration = Duration::from_secs(2);
+const LINGER_BYTES: usize = 1024 * 1024;
 
 /// The socket as hyper uses it.
 pub(crate) struct ClientStream {
@@ -39,11 +47,36 @@ struct Socket {
     stream: TcpStream,
     /// Something has come that nothing was answered to.
     asks: AtomicBool,
+    talk: Mutex<Talk>,
     /// Its place among the connections of its client, also when it has become a websocket.
     _member: Member,
 }
 
+/// Whose turn it is, seen from outside of hyper.
+#[derive(Default)]
+struct Talk {
+    heads: Heads,
+    voice: Voice,
+    /// hyper refused what came, and its answer was kept back.
+    refused: bool,
+}
+
+#[derive(Default, Clone, Copy, PartialEq, Eq)]
+enum Voice {
+    /// No request is under way: what hyper says now, it says to a head that it could not read.
+    #[default]
+    Nobody,
+    Answer,
+    /// All of the answer is hyper's, and perhaps not with the kernel yet.
+    Ending,
+    Tunnel,
+}
+
 impl Socket {
+    fn talk(&self) -> MutexGuard<'_, Talk> {
+        self.talk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// A read that does not fill the buffer has emptied the socket: tokio is told so, as its own streams do, and spares the next call to the
     /// kernel, which would only say that there is nothing.
     fn read(&self, buffer: &mut ReadBuf<'_>) -> io::Result<()> {
@@ -60,7 +93,7 @@ impl Socket {
 
 impl ClientStream {
     pub(crate) fn new(stream: TcpStream, patience: Duration, member: Member) -> (Self, Client) {
-        let socket = Arc::new(Socket { stream, asks: AtomicBool::new(false), _member: member });
+        let socket = Arc::new(Socket { stream, asks: AtomicBool::new(false), talk: Mutex::default(), _member: member });
         (Self { socket: Arc::clone(&socket), patience, reads_nothing: None }, Client(socket))
     }
 }
@@ -88,20 +121,100 @@ impl Client {
         }
         asks
     }
+
+    /// hyper has read a head; its answer is under way until the guard is dropped.
+    pub(crate) fn begins(&self, follows: Follows) -> Answering {
+        let mut talk = self.0.talk();
+        talk.heads.parsed(follows);
+        talk.voice = Voice::Answer;
+        Answering(Arc::clone(&self.0))
+    }
+
+    /// What follows is no HTTP.
+    pub(crate) fn becomes_tunnel(&self) {
+        self.0.talk().voice = Voice::Tunnel;
+    }
+
+    /// Whether hyper refused the last head, whose client waits for an answer.
+    pub(crate) fn was_refused(&self) -> bool {
+        self.0.talk().refused
+    }
+
+    /// The beginning of the head that hyper was reading.
+    pub(crate) fn head(&self) -> Vec<u8> {
+        self.0.talk().heads.head()
+    }
+
+    /// Says a last word to a client that may still be sending, and reads on for a moment: a socket that is closed over unread bytes is reset, and the
+    /// client would lose the word.
+    pub(crate) async fn part_with(&self, word: &[u8]) {
+        let stream = &self.0.stream;
+        // Who does not read it is gone.
+        let _ = stream.try_write(word);
+        let _ = shut_down(stream);
+        let rest = async {
+            let (mut buffer, mut left) = ([0; 8 * 1024], LINGER_BYTES);
+            while stream.readable().await.is_ok() {
+                match stream.try_read(&mut buffer) {
+                    Ok(count) if 0 < count && count < left => left -= count,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    _ => return,
+                }
+            }
+        };
+        // What did not come by then is not waited for.
+        let _ = timeout(LINGER_LIMIT, rest).await;
+    }
+}
+
+/// One request's answer is under way.
+pub(crate) struct Answering(Arc<Socket>);
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        let mut talk = self.0.talk();
+        if talk.voice == Voice::Answer {
+            talk.voice = Voice::Ending;
+            talk.heads.refused();
+        }
+    }
+}
+
+/// Ends the socket's sending side, whichever descriptor it is said through.
+fn shut_down(stream: &TcpStream) -> io::Result<()> {
+    let socket = std::net::TcpStream::from(stream.as_fd().try_clone_to_owned()?);
+    match socket.shutdown(Shutdown::Write) {
+        Err(error) if error.kind() != io::ErrorKind::NotConnected => Err(error),
+        _ => Ok(()),
+    }
 }
 
 impl AsyncRead for ClientStream {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        loop {
-            ready!(self.socket.stream.poll_read_ready(context))?;
-            match self.socket.read(buffer) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                read => {
-                    self.socket.asks.store(true, Relaxed);
-                    return Poll::Ready(read);
+        let mut talk = self.socket.talk();
+        let heads = &mut talk.heads;
+        heads.asked();
+        if !heads.has_unread() {
+            let before = buffer.filled().len();
+            loop {
+                ready!(self.socket.stream.poll_read_ready(context))?;
+                match self.socket.read(buffer) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    read => {
+                        self.socket.asks.store(true, Relaxed);
+                        read?;
+                        break;
+                    }
                 }
             }
+            let passed = heads.read(&buffer.filled()[before..]);
+            buffer.set_filled(before + passed);
+            if passed > 0 || !heads.has_unread() {
+                return Poll::Ready(Ok(()));
+            }
         }
+        buffer.put_slice(&heads.take(buffer.remaining()));
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -112,6 +225,13 @@ impl AsyncWrite for ClientStream {
 
     fn poll_write_vectored(self: Pin<&mut Self>, context: &mut Context<'_>, slices: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        {
+            let mut talk = this.socket.talk();
+            if talk.voice == Voice::Nobody {
+                talk.refused = true;
+                return Poll::Ready(Ok(slices.iter().map(|slice| slice.len()).sum()));
+            }
+        }
         loop {
             match this.socket.stream.poll_write_ready(context) {
                 Poll::Ready(ready) => ready?,
@@ -137,16 +257,20 @@ impl AsyncWrite for ClientStream {
         true
     }
 
+    /// hyper has nothing left that it has not written.
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut talk = self.socket.talk();
+        if talk.voice == Voice::Ending {
+            talk.voice = Voice::Nobody;
+        }
         Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // Ends the socket's sending side, whichever descriptor it is said through.
-        let socket = std::net::TcpStream::from(self.socket.stream.as_fd().try_clone_to_owned()?);
-        Poll::Ready(match socket.shutdown(Shutdown::Write) {
-            Err(error) if error.kind() != io::ErrorKind::NotConnected => Err(error),
-            _ => Ok(()),
-        })
+        if self.socket.talk().refused {
+            // The last word is still to be said.
+            return Poll::Ready(Ok(()));
+        }
+        Poll::Ready(shut_down(&self.socket.stream))
     }
 }

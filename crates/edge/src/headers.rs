@@ -167,6 +167,7 @@ pub(crate) fn prepare_request(headers: &mut HeaderMap, origin: &Origin, request_
     }
     // This edge has said `100 Continue` itself once the body is read.
     headers.remove(header::EXPECT);
+    join_cookies(headers);
 
     let host = value(&origin.host.to_string());
     let client = value(&origin.client.to_string());
@@ -183,6 +184,19 @@ pub(crate) fn prepare_request(headers: &mut HeaderMap, origin: &Origin, request_
     headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
     headers.insert(X_FORWARDED_PORT, value(&origin.port.to_string()));
     headers.insert(X_REQUEST_ID, request_id.clone());
+}
+
+/// HTTP/2 lets a client send its cookies in several lines, which a proxy in front may pass on; WSGI would join them with a comma (RFC 9113, 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    let mut lines = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes);
+    if let (Some(first), Some(second)) = (lines.next(), lines.next()) {
+        let cookies: Vec<&[u8]> =
+            [first, second].into_iter().chain(lines).map(<[u8]>::trim_ascii).filter(|line| !line.is_empty()).collect();
+        // Bytes of header lines are those of one as well.
+        if let Ok(joined) = HeaderValue::from_bytes(&cookies.join(&b"; "[..])) {
+            headers.insert(header::COOKIE, joined);
+        }
+    }
 }
 
 /// Turns Odoo's headers into those that the client gets: what is meant for this edge or a proxy before it ends here, and what would reach another
@@ -383,6 +397,18 @@ mod tests {
         assert_eq!(all(&headers, "x-forwarded-for"), ["198.51.100.7"]);
         assert_eq!(all(&headers, "host"), ["shop.example:8080"]);
         assert_eq!(all(&headers, "cookie"), ["session_id=abc"]);
+    }
+
+    #[test]
+    fn cookies_in_several_lines_become_one_line_in_their_order() {
+        for (lines, joined) in [
+            (&["session_id=abc"][..], "session_id=abc"),
+            (&["session_id=abc; a=b", "frontend_lang=en_US"], "session_id=abc; a=b; frontend_lang=en_US"),
+            (&["", "a=1", " ", "a=2;"], "a=1; a=2;"),
+        ] {
+            let lines: Vec<(&str, &str)> = lines.iter().map(|line| ("cookie", *line)).collect();
+            assert_eq!(all(&prepared(&lines, "198.51.100.7", &[]), "cookie"), [joined]);
+        }
     }
 
     #[test]

@@ -110,10 +110,10 @@ impl Page {
                     .detail("Somebody stopped it. Its data is kept.")
                     .hint("A member of the project can start it again in oCore.")
             }
-            RouteState::Failed { message } => {
+            // Why is for members: whoever comes along reads this.
+            RouteState::Failed { message: _ } => {
                 Self::new(StatusCode::BAD_GATEWAY, "failed", Tone::Broken, "Not running", format!("{title} could not be started"))
-                    .detail(message)
-                    .hint("A member of the project finds the reason in the log of the last deployment.")
+                    .hint("A member of the project finds the reason with the last deployment.")
             }
         })
     }
@@ -183,11 +183,18 @@ impl Page {
             .closing()
     }
 
-    pub(crate) fn headers_too_large(limit: usize) -> Self {
+    pub(crate) fn headers_too_large(size_limit: usize, count_limit: usize) -> Self {
         let title = "This request's headers are too large";
         Self::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "headers_too_large", Tone::Plain, "Too large", title)
-            .detail(format!("Address and headers may have {} together at most.", size(limit as u64)))
+            .detail(format!("Address and headers may have {} together at most, and be {count_limit} headers.", size(size_limit as u64)))
             .hint("In a browser, removing this site's cookies helps.")
+            .closing()
+    }
+
+    pub(crate) fn other_version() -> Self {
+        let title = "This version of HTTP is not spoken here";
+        Self::new(StatusCode::HTTP_VERSION_NOT_SUPPORTED, "version_not_supported", Tone::Plain, "Not spoken", title)
+            .detail("Version 1.1 is. A proxy in front of this server can speak the newer ones.")
             .closing()
     }
 
@@ -242,15 +249,17 @@ impl Page {
     }
 
     /// The whole answer as bytes, for a connection that nobody speaks HTTP on.
-    pub(crate) fn bytes(&self, request_id: &str) -> Vec<u8> {
-        let (head, body) = self.respond(Form::Text, request_id).into_parts();
+    pub(crate) fn bytes(&self, form: Form, request_id: &str, is_head: bool) -> Vec<u8> {
+        let (head, body) = self.respond(form, request_id).into_parts();
         let reason = head.status.canonical_reason().unwrap_or_default();
         let mut bytes = format!("HTTP/1.1 {} {reason}\r\nx-request-id: {request_id}\r\n", head.status.as_u16()).into_bytes();
         for (name, value) in &head.headers {
             bytes.extend([name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat());
         }
         bytes.extend(format!("content-length: {}\r\n\r\n", body.len()).into_bytes());
-        bytes.extend(body);
+        if !is_head {
+            bytes.extend(body);
+        }
         bytes
     }
 

@@ -19,6 +19,7 @@ use crate::{
     client::Client,
     closed,
     headers::{self, Origin, Scheme},
+    heads::Follows,
     hold::Visit,
     host_name::HostName,
     pages::{Form, Page},
@@ -32,6 +33,15 @@ use crate::{
 /// An Odoo with workers opens its port for websockets about a second after the other one; where requests are held, a slot goes live without waiting for it.
 const WEBSOCKET_PORT_PATIENCE: Duration = Duration::from_secs(5);
 const WEBSOCKET_PORT_INTERVAL: Duration = Duration::from_millis(50);
+
+/// What the client sends after this head, as hyper reads it.
+pub(crate) fn what_follows(request: &Request<Incoming>) -> Follows {
+    match request.body().size_hint().exact() {
+        Some(0) if upgrade::is_websocket_handshake(request) => Follows::Handshake,
+        Some(length) => Follows::Length(length),
+        None => Follows::Chunks,
+    }
+}
 
 /// Answers one request of one client connection.
 pub(crate) async fn handle(
@@ -55,7 +65,10 @@ pub(crate) async fn handle(
             exchange.answer(head.status, after);
             Response::from_parts(head, ResponseBody::upstream(body, carrier, exchange))
         }
-        Ok(Answer::Websocket(answer, client, names)) => switch(&shared, answer, client, exchange, &names),
+        Ok(Answer::Websocket(answer, upgrading, names)) => {
+            client.becomes_tunnel();
+            switch(&shared, answer, upgrading, exchange, &names)
+        }
         Err(page) => {
             let mut answer = own_answer(&page, form, is_head, exchange);
             shared.say_goodbye(answer.headers_mut());
@@ -100,7 +113,7 @@ async fn pass(
     exchange.client = Some(origin.client);
     exchange.host = Some(origin.host.to_string());
     if headers::size(&request) > shared.config.header_size_limit {
-        return Err(Page::headers_too_large(shared.config.header_size_limit));
+        return Err(Page::headers_too_large(shared.config.header_size_limit, shared.config.header_count_limit));
     }
     let body_limit = shared.config.body_limit(&origin.host.name);
     request.body_mut().limit(body_limit);

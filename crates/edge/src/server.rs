@@ -14,7 +14,7 @@ use std::{
 };
 
 use axum::Router;
-use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderValue, header};
 use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use ocore_model::clock::SystemClock;
@@ -31,7 +31,7 @@ use tokio_util::{
 };
 
 use crate::{
-    access, admin,
+    admin,
     client::ClientStream,
     config::EdgeConfig,
     crowd::{Crowd, Member},
@@ -39,9 +39,9 @@ use crate::{
     handover::{self, TakeOver},
     headers,
     metrics::Metrics,
-    pages::Page,
+    pages::{Form, Page},
     predecessor::Predecessor,
-    proxy,
+    proxy, refusal,
     routes::Routes,
     slots::Slot,
     snapshot_file::SnapshotFile,
@@ -439,7 +439,7 @@ async fn accept(
 fn turn_away(stream: TcpStream, address: IpAddr, limit: usize) {
     let request_id = headers::new_request_id();
     tracing::info!(client = %address, limit, request_id, "a client has too many connections");
-    let _ = stream.try_write(&Page::too_many_connections(limit).bytes(&request_id));
+    let _ = stream.try_write(&Page::too_many_connections(limit).bytes(Form::Text, &request_id, false));
 }
 
 /// One client connection, from its first request to its last, on its worker. `stop` lets the request under way end.
@@ -462,13 +462,14 @@ async fn serve_connection(
     };
     // Only a socket that is already gone refuses this.
     let _ = stream.set_nodelay(true);
-    let (cut, metrics) = (shared.cut.clone(), Arc::clone(&shared.metrics));
+    let ours = Arc::clone(&shared);
     let (stream, client) = ClientStream::new(stream, shared.config.write_timeout, member);
     let last = client.clone();
     let pool = Arc::clone(carried.pool());
     let service = service_fn(move |request: Request<Incoming>| {
         let (shared, pool, client) = (Arc::clone(&shared), Arc::clone(&pool), client.clone());
-        async move { Ok::<_, Infallible>(proxy::handle(shared, pool, request, peer.ip(), client).await) }
+        let answering = client.begins(proxy::what_follows(&request));
+        async move { Ok::<_, Infallible>(proxy::handle(shared, pool, request, peer.ip(), client).await.map(|body| body.during(answering))) }
     });
     let mut connection = pin!(server.serve_connection(TokioIo::new(stream), service).with_upgrades());
     let ended = tokio::select! {
@@ -477,31 +478,13 @@ async fn serve_connection(
             connection.as_mut().graceful_shutdown();
             tokio::select! {
                 ended = connection => ended,
-                () = cut.cancelled() => Ok(()),
+                () = ours.cut.cancelled() => Ok(()),
             }
         }
     };
     if let Err(error) = ended {
-        let request_id = headers::new_request_id();
-        let answered = if error.is_timeout() {
-            // An idle connection ends so, too; nobody asked anything on that.
-            last.say_at_last(|| Page::headers_stalled().bytes(&request_id)).then_some(StatusCode::REQUEST_TIMEOUT)
-        } else {
-            answered_by_hyper(&error)
-        };
-        if let Some(status) = answered {
-            access::refused(&metrics, peer.ip().to_canonical(), &request_id, status, &error.to_string());
-        }
-        tracing::debug!(%peer, %error, request_id, "a client connection ended");
+        refusal::part(&ours, &last, peer.ip().to_canonical(), &error).await;
     }
-}
-
-/// What hyper has said to a head that it could not read. Such an answer is hyper's alone and has no request id: only the log gets one.
-fn answered_by_hyper(error: &hyper::Error) -> Option<StatusCode> {
-    // A target that is too long for hyper (64 kB) counts here with heads that are too large; its answer was a 414.
-    let status = if error.is_parse_too_large() { StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE } else { StatusCode::BAD_REQUEST };
-    // HTTP/2 spoken without having been asked for gets no answer.
-    (error.is_parse() && !error.is_parse_version_h2()).then_some(status)
 }
 
 async fn upkeep(shared: Arc<Shared>, stop: CancellationToken) -> Result<(), EdgeError> {

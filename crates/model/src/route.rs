@@ -56,7 +56,7 @@ pub enum RouteState {
     Asleep { seconds: u32 },
     /// Somebody stopped it. 503 with a page.
     Stopped,
-    /// 502 with a page.
+    /// 502 with a page that says no reason. The message is empty, and what older versions stored there is shown to nobody.
     Failed { message: String },
 }
 

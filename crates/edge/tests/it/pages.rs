@@ -29,7 +29,7 @@ async fn each_state_has_its_page_for_people_and_its_words_for_programs() {
         ("building.example", 503, "building", true, "Installing 14 modules"),
         ("updating.example", 503, "updating", true, "Updating sale_extra"),
         ("stopped.example", 503, "stopped", false, "The shop is stopped"),
-        ("failed.example", 502, "failed", false, "The module shop has a syntax error"),
+        ("failed.example", 502, "failed", false, "The shop could not be started"),
         ("unreachable.example", 502, "unreachable", true, "The shop does not answer"),
         ("unknown.example", 404, "unknown_host", false, "unknown.example"),
     ] {
@@ -50,6 +50,9 @@ async fn each_state_has_its_page_for_people_and_its_words_for_programs() {
 
         let text = edge.send(request("GET", host, "/", &[("accept", "*/*")], "")).await;
         assert_eq!(text.header("content-type"), "text/plain; charset=utf-8");
+        for said in [page.text(), problem.text(), text.text()] {
+            assert!(!said.contains("syntax error"), "the reason is for members: {said}");
+        }
         assert!(text.text().contains(words), "{host}: {}", text.text());
     }
     let failed = edge.status().await.instances.iter().map(|instance| instance.errors_total).sum::<u64>();
