@@ -54,8 +54,12 @@ pub async fn preview(control: &Control, grant: &Grant<ManageDeployments>, projec
     let fresh = deployments::data_origin(&environment).mode() == DataMode::Fresh;
     let (mode, release, installed) = match (live.active_data_set_id, live.active_release) {
         (Some(data_set), Some(release)) if !fresh => {
-            let stopped =
-                || Error::conflict("stopped", "its database does not run, so it is not known what is installed; start the instance");
+            let stopped = || {
+                let name = &environment.name;
+                let why =
+                    format!("the database of {name} does not run, so it is not known what is installed; start it (`ocore instance start`)");
+                Error::conflict("stopped", why)
+            };
             let installed = host.peek_modules(environment.instance_id, data_set).await?.ok_or_else(stopped)?;
             (DataMode::Keep, host.find_release(&ReleaseId(release)).await?, installed)
         }

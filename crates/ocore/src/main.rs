@@ -1,7 +1,10 @@
 //! The one binary: `ocore serve` and `ocore edge` run the system, the other commands talk to it or look after the machine.
 
-#![expect(clippy::print_stdout, reason = "a command-line program prints")]
+#![warn(clippy::print_stderr)]
 #![allow(unreachable_pub, reason = "a binary exports nothing")]
+
+#[macro_use]
+mod terminal;
 
 mod client;
 mod companion;
@@ -18,11 +21,7 @@ mod shutdown;
 mod stop;
 mod succession;
 
-use std::{
-    io::{IsTerminal, Write},
-    path::PathBuf,
-    process::ExitCode,
-};
+use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result, bail};
 use clap::{CommandFactory, Parser};
@@ -101,7 +100,7 @@ fn main() -> ExitCode {
     match run(command_line) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("ocore: {error:#}");
+            note!("ocore: {error:#}");
             ExitCode::from(client::exit_code(&error))
         }
     }
@@ -155,18 +154,16 @@ fn run(command_line: CommandLine) -> Result<()> {
         Command::Config { .. } => print(&format!("{:#?}\n", load()?)),
         Command::Openapi => print(&(ocore_api::openapi().to_pretty_json().context("the document cannot be written")? + "\n")),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut CommandLine::command(), "ocore", &mut std::io::stdout());
-            Ok(())
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut CommandLine::command(), "ocore", &mut script);
+            print(&String::from_utf8(script).context("the completions cannot be written")?)
         }
     }
 }
 
-/// Prints; a reader that has gone (`| head`) is no error.
 fn print(text: &str) -> Result<()> {
-    match std::io::stdout().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error).context("cannot print"),
-        _ => Ok(()),
-    }
+    terminal::write(text);
+    Ok(())
 }
 
 fn confirmed(config: &Config) -> Result<bool> {
