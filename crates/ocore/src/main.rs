@@ -122,7 +122,8 @@ fn run(command_line: CommandLine) -> Result<()> {
         }
         Command::Edge { command: Some(EdgeCommand::Upgrade), .. } => {
             let pid = small_runtime()?.block_on(succession::EdgeProcess::new(&load()?, file).upgrade())?;
-            print(&format!("the edge is process {pid} now; the one before ends when its requests have\n"))
+            terminal::write(&format!("the edge is process {pid} now; the one before ends when its requests have\n"));
+            Ok(())
         }
         Command::Edge { take_over, command: None } => {
             let config = load()?;
@@ -149,21 +150,25 @@ fn run(command_line: CommandLine) -> Result<()> {
         }
         Command::Doctor => doctor::run(&Config::load_and_tell(file.as_deref())?, command_line.client.json),
         Command::Odoo(command) => small_runtime()?.block_on(odoo::run(command, &load()?, command_line.client.json)),
-        Command::Config { default: true, .. } => print(config::DEFAULTS),
-        Command::Config { database_url: true, .. } => print(&format!("{}\n", small_runtime()?.block_on(serve::database_url(&load()?))?)),
-        Command::Config { .. } => print(&format!("{:#?}\n", load()?)),
-        Command::Openapi => print(&(ocore_api::openapi().to_pretty_json().context("the document cannot be written")? + "\n")),
+        Command::Config { default, database_url } => {
+            match (default, database_url) {
+                (true, _) => terminal::write(config::DEFAULTS),
+                (false, true) => out!("{}", small_runtime()?.block_on(serve::database_url(&load()?))?),
+                (false, false) => out!("{:#?}", load()?),
+            }
+            Ok(())
+        }
+        Command::Openapi => {
+            out!("{}", ocore_api::openapi().to_pretty_json().context("the document cannot be written")?);
+            Ok(())
+        }
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut CommandLine::command(), "ocore", &mut script);
-            print(&String::from_utf8(script).context("the completions cannot be written")?)
+            terminal::write(&String::from_utf8(script).context("the completions cannot be written")?);
+            Ok(())
         }
     }
-}
-
-fn print(text: &str) -> Result<()> {
-    terminal::write(text);
-    Ok(())
 }
 
 fn confirmed(config: &Config) -> Result<bool> {
