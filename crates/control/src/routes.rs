@@ -122,7 +122,6 @@ mod tests {
             name: "Shop".to_owned(),
             slug: "shop".to_owned(),
             status,
-            status_message: "it died".to_owned(),
             updating: false,
             held_until: None,
             http: Some("127.0.0.1:8069".to_owned()),

@@ -335,7 +335,7 @@ mod tests {
         let length = body.len();
         let quoted = "\"<>`\u{e9}";
         let sent = [
-            format!("\r\nGET /<a>?\"b\" HTTP/1.1\r\nX: <\"`>\r\n\r\n"),
+            "\r\nGET /<a>?\"b\" HTTP/1.1\r\nX: <\"`>\r\n\r\n".to_owned(),
             format!("POST /{quoted} HTTP/1.1\r\nLength: {length}\r\n\r\n{body}"),
             format!("POST /<c> HTTP/1.1\r\nX: chunked\r\n\r\n{length:x}\r\n{body}\r\n3\r\n<\"`\r\n0\r\n\r\n"),
             "<ET /` HTTP/1.1\nX: y\n\n".to_owned(),

@@ -122,14 +122,24 @@ const STYLES: &[&str] = &[
 /// An image's source: a file of the message itself, or one from elsewhere when that is asked for.
 fn image(source: &str, inline: &BTreeMap<String, (String, Vec<u8>)>, remote: bool) -> Option<String> {
     let source = source.trim();
-    if let Some(id) = source.strip_prefix("cid:") {
-        let (kind, content) = inline.get(id)?;
+    if let Some((_, id)) = source.split_once(':').filter(|(scheme, _)| scheme.eq_ignore_ascii_case("cid")) {
+        // RFC 2392: percent-encoded like any address; some senders forget it.
+        let (kind, content) = inline.get(id).or_else(|| inline.get(&*percent_decode(id)))?;
         let raster = matches!(kind.as_str(), "image/png" | "image/jpeg" | "image/jpg" | "image/gif" | "image/webp" | "image/bmp");
         return (raster && content.len() <= INLINE_BYTES).then(|| format!("data:{kind};base64,{}", STANDARD.encode(content)));
     }
     let lower = source.to_ascii_lowercase();
     let raster = ["data:image/png", "data:image/jpeg", "data:image/gif", "data:image/webp"].iter().any(|start| lower.starts_with(start));
     (raster || remote && (lower.starts_with("https://") || lower.starts_with("http://"))).then(|| source.to_owned())
+}
+
+/// `+` is a plus here, as nowhere in a form.
+fn percent_decode(text: &str) -> Cow<'_, str> {
+    let pair = text.replace('+', "%2B");
+    match url::form_urlencoded::parse(pair.replace('&', "%26").replace('=', "%3D").as_bytes()).next() {
+        Some((decoded, _)) => Cow::Owned(decoded.into_owned()),
+        None => Cow::Borrowed(text),
+    }
 }
 
 /// Whether the page would show more if it might fetch.
@@ -194,6 +204,7 @@ mod tests {
     fn shown(html: &str, remote: bool) -> String {
         let inline = [
             ("logo@x".to_owned(), ("image/png".to_owned(), b"PNG".to_vec())),
+            ("50%25+$&=1@x".to_owned(), ("image/gif".to_owned(), b"GIF".to_vec())),
             ("evil@x".to_owned(), ("image/svg+xml".to_owned(), b"<svg/>".to_vec())),
         ];
         page(&Body { html: Some(html.to_owned()), text: String::new(), inline: Arc::new(inline.into_iter().collect()) }, remote)
@@ -244,6 +255,17 @@ mod tests {
         assert!(!closed.contains("tracker") && open.contains("https://tracker.example/1.gif"));
         assert!(!open.contains("svg"));
         assert!(has_remote(html));
+    }
+
+    #[test]
+    fn a_content_id_is_found_in_every_spelling_of_its_address() {
+        for source in ["cid:logo@x", "CID:logo@x", " Cid:logo%40x ", "cid:%6Cogo%40x"] {
+            assert!(shown(&format!("<img src=\"{source}\">"), false).contains("data:image/png;base64,UE5H"), "{source}");
+        }
+        for source in ["cid:50%25+$&amp;=1@x", "cid:50%2525%2B%24%26%3D1%40x"] {
+            assert!(shown(&format!("<img src=\"{source}\">"), false).contains("data:image/gif;base64,R0lG"), "{source}");
+        }
+        assert!(!shown("<img src=\"cid:logo%zz\"><img src=\"cid:\"><img src=\"cid:other\">", false).contains("data:"));
     }
 
     #[test]

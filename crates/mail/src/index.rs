@@ -1,6 +1,9 @@
 //! A mailbox in memory: what its lists and searches need of each message. Built from the segments when somebody comes, dropped when nobody does.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Bound,
+};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -37,7 +40,12 @@ pub(crate) struct Index {
     unread: usize,
     /// What the entries take in memory, about.
     memory: usize,
+    /// Up to this one the texts are shortened.
+    shortened: Option<Uuid>,
 }
+
+/// Beyond so many bytes the oldest messages are searched by the beginnings of their texts.
+const TEXT_MEMORY: usize = 96 << 20;
 
 impl Index {
     /// A message, or, when its segment was rewritten, the message in its new place.
@@ -49,6 +57,18 @@ impl Index {
         self.unread += usize::from(!kept.summary.read);
         self.memory += kept.size();
         self.entries.insert(id, Entry { kept, place });
+        self.shorten(TEXT_MEMORY);
+    }
+
+    fn shorten(&mut self, memory: usize) {
+        while self.memory > memory {
+            let after = self.shortened.map_or(Bound::Unbounded, Bound::Excluded);
+            let Some((id, entry)) = self.entries.range_mut((after, Bound::Unbounded)).next() else { return };
+            let before = entry.kept.size();
+            entry.kept.shorten();
+            self.memory = (self.memory + entry.kept.size()).saturating_sub(before);
+            self.shortened = Some(*id);
+        }
     }
 
     fn forget(&mut self, id: Uuid) -> Option<Entry> {
@@ -96,7 +116,8 @@ impl Index {
         let read = self.entries.iter().filter(|(_, entry)| entry.kept.summary.read).map(|(id, _)| *id).collect();
         let mut tags: BTreeMap<&Vec<String>, Vec<Uuid>> = BTreeMap::new();
         for (id, entry) in &self.entries {
-            if !entry.kept.summary.tags.is_empty() {
+            // Of one that brought tags and has none any more, too.
+            if !entry.kept.summary.tags.is_empty() || entry.kept.came_tagged {
                 tags.entry(&entry.kept.summary.tags).or_default().push(*id);
             }
         }

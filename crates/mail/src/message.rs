@@ -1,7 +1,10 @@
 //! What is shown of a message. Names of fields are Mailpit's (https://mailpit.axllent.org/docs/api-v1/); whatever a message is made of, there is
 //! something to show.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+};
 
 use chrono::{DateTime, Utc};
 use mail_parser::{Address as ParsedAddress, HeaderName, Message, MessagePart, MimeHeaders, PartType, decoders::html::html_to_text};
@@ -12,15 +15,21 @@ use crate::parse::{self, Readable};
 
 /// Characters of the beginning that a list shows.
 const SNIPPET: usize = 250;
-/// Bytes of the text in which a search without a field looks; the rest is not kept in memory.
-const SEARCHED_TEXT: usize = 4096;
-/// Nobody reads more names than this in a list.
-const ADDRESSES: usize = 100;
+/// Bytes of the text in which a search without a field looks.
+const SEARCHED_TEXT: usize = 64 << 10;
+/// The same of old messages in a mailbox whose list has grown too large.
+const SEARCHED_BEGINNING: usize = 4 << 10;
+/// Names and addresses in one list: as many as one mail may have receivers.
+const ADDRESSES: usize = 1000;
+/// Names of files in which a search looks.
+const FILES: usize = 100;
+/// Tags that a message may bring.
+const TAGS: usize = 50;
 const HEADER_TEXT: usize = 1000;
 /// Bytes of all names and addresses in one list: a list of them is kept in memory for each message.
-const ADDRESS_BYTES: usize = 8 << 10;
-/// Bytes of a body in which its beginning is looked for.
-const BEGINNING: usize = 64 << 10;
+const ADDRESS_BYTES: usize = 64 << 10;
+/// Bytes of HTML in which text is looked for.
+const SEARCHED_HTML: usize = 512 << 10;
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -71,8 +80,14 @@ impl Envelope {
 pub(crate) struct Kept {
     pub(crate) summary: Summary,
     pub(crate) envelope: Envelope,
-    /// In lower case: the text's beginning and the names of attachments.
+    /// In lower case, with one space for each space and end of line: the text, that of the HTML, and the names of attachments.
     pub(crate) text: String,
+    /// Files that the HTML shows.
+    #[serde(default)]
+    pub(crate) inline: usize,
+    /// It brought tags.
+    #[serde(default)]
+    pub(crate) came_tagged: bool,
 }
 
 impl Kept {
@@ -97,7 +112,8 @@ impl Kept {
             attachments: 0,
             snippet: String::new(),
         };
-        let mut text = String::new();
+        let (mut text, mut inline) = (Vec::new(), 0);
+        let mut named = HashSet::new();
         if let Some(message) = whole.as_ref().or(parsed.as_ref()) {
             summary.message_id = message.message_id().map(line).unwrap_or_default();
             summary.from = addresses(message.from()).into_iter().next().or(summary.from);
@@ -107,25 +123,35 @@ impl Kept {
             summary.subject = message.subject().map(line).unwrap_or_default();
             let parts = parts(message);
             summary.attachments = parts.iter().filter(|part| !part.inline).count();
-            let body = beginning(message);
-            let seen = body.replace(is_invisible, "");
+            inline = parts.len() - summary.attachments;
+            let bodies = bodies(message);
+            let seen = bodies.first().map(|body| cut(body, SEARCHED_TEXT).replace(is_invisible, "")).unwrap_or_default();
             summary.snippet = seen.split_whitespace().flat_map(|word| [word, " "]).flat_map(str::chars).take(SNIPPET).collect::<String>();
             summary.snippet.truncate(summary.snippet.trim_end().len());
-            text.push_str(cut(&body, SEARCHED_TEXT));
-            for part in parts.iter().take(ADDRESSES) {
-                text.push('\n');
-                text.push_str(&part.file_name);
-            }
+            // The names first, so that a long text leaves room for them.
+            text.extend(parts.iter().take(FILES).map(|part| part.file_name.clone()));
+            text.extend(bodies);
+            named = [message.to(), message.cc()].into_iter().flatten().flat_map(ParsedAddress::iter).filter_map(named_address).collect();
+            summary.tags = tags_of(message);
         }
         // Mailpit's way: who was written to without being named.
-        let named = |address: &str| summary.to.iter().chain(&summary.cc).any(|other| other.address.eq_ignore_ascii_case(address));
-        let hidden = envelope.to.iter().filter(|address| !named(address)).take(ADDRESSES);
+        let hidden = envelope.to.iter().filter(|address| !named.contains(&address.to_lowercase())).take(ADDRESSES);
         summary.bcc = hidden.map(|address| Address { name: String::new(), address: line(address) }).collect();
-        Self { summary, envelope, text: text.to_lowercase() }
+        let addressed = [&summary.to, &summary.cc, &summary.bcc].into_iter().flatten().chain(&summary.from);
+        let plus =
+            addressed.filter_map(|address| address.address.rsplit_once('@')?.0.split_once('+')).flat_map(|(_, tags)| tags.split('+'));
+        let tags: Vec<String> = plus.map(str::to_owned).collect();
+        summary.tags.extend(tags);
+        summary.tags = fitting_tags(&summary.tags);
+        let came_tagged = !summary.tags.is_empty();
+        Self { summary, envelope, text: searched(&text), inline, came_tagged }
     }
-}
 
-impl Kept {
+    /// Keeps the beginning of the text alone.
+    pub(crate) fn shorten(&mut self) {
+        self.text.truncate(self.text.floor_char_boundary(SEARCHED_BEGINNING));
+        self.text.shrink_to_fit();
+    }
     /// What it takes in memory, about.
     pub(crate) fn size(&self) -> usize {
         let Summary { message_id, from, to, cc, bcc, reply_to, subject, tags, snippet, .. } = &self.summary;
@@ -263,14 +289,55 @@ impl Detail {
     }
 }
 
-/// The beginning of what is to be read in a message, as text.
-fn beginning(message: &Message) -> String {
-    let first = message.text_body.first().and_then(|position| message.part(*position));
-    match first.map(|part| &part.body) {
-        Some(PartType::Text(text)) => cut(text, BEGINNING).to_owned(),
-        Some(PartType::Html(html)) => html_to_text(cut(html, BEGINNING)),
-        _ => String::new(),
+/// What is to be read in a message: its text, and the text of its HTML, unless there is none.
+fn bodies(message: &Message) -> Vec<String> {
+    let html = html_of(message);
+    [text_of(message), html_to_text(cut(&html, SEARCHED_HTML))].into_iter().filter(|body| !body.trim().is_empty()).collect()
+}
+
+/// In lower case, every space and end of line as one space, within a bound.
+fn searched(texts: &[String]) -> String {
+    let mut searched = String::new();
+    for word in texts.iter().flat_map(|text| text.split_whitespace()) {
+        if searched.len() + word.len() >= SEARCHED_TEXT {
+            break;
+        }
+        searched.extend(word.chars().flat_map(char::to_lowercase));
+        searched.push(' ');
     }
+    searched
+}
+
+fn named_address(address: &mail_parser::Addr<'_>) -> Option<String> {
+    address.address().map(|address| line(address).to_lowercase())
+}
+
+/// Those that a sender writes into `X-Tags`, parted by commas.
+fn tags_of(message: &Message) -> Vec<String> {
+    let header = message.header_raw(HeaderName::Other("X-Tags".into())).unwrap_or_default();
+    header.split(',').map(str::to_owned).collect()
+}
+
+/// As Mailpit takes them: what it does not allow in a tag is left out of it.
+fn fitting_tags(tags: &[String]) -> Vec<String> {
+    let fitting = |tag: &String| {
+        let allowed: String =
+            tag.chars().map(|c| if c.is_whitespace() { ' ' } else { c }).filter(|c| is_tag(*c)).take(TAG_LENGTH).collect();
+        allowed.trim().to_owned()
+    };
+    let mut tags: Vec<String> = tags.iter().map(fitting).filter(|tag| !tag.is_empty()).collect();
+    tags.sort();
+    tags.dedup_by(|one, other| one.to_lowercase() == other.to_lowercase());
+    tags.truncate(TAGS);
+    tags
+}
+
+/// Characters of one tag.
+pub(crate) const TAG_LENGTH: usize = 100;
+
+/// May be in a tag.
+pub(crate) fn is_tag(character: char) -> bool {
+    character.is_alphanumeric() || " -_.@".contains(character)
 }
 
 fn text_of(message: &Message) -> String {

@@ -133,8 +133,9 @@ fn find(mailbox: &Mailbox, id: &str, query: Option<&str>) -> Answer<Uuid> {
     if id != "latest" {
         return id.parse().map_err(|_| not_found());
     }
-    let query = query.into_iter().flat_map(|query| url::form_urlencoded::parse(query.as_bytes())).find(|(name, _)| name == "query");
-    let query = Query::parse(&query.map(|(_, value)| value).unwrap_or_default());
+    let pairs: BTreeMap<_, _> = query.into_iter().flat_map(|query| url::form_urlencoded::parse(query.as_bytes())).collect();
+    let of = |name: &str| pairs.get(name).map(AsRef::as_ref).unwrap_or_default();
+    let query = Query::parse(of("query"), of("tz")).map_err(unfit)?;
     let index = mailbox.index();
     index.newest_first().find(|(_, entry)| query.fits(entry)).map(|(id, _)| id).ok_or_else(not_found)
 }
@@ -143,6 +144,8 @@ fn find(mailbox: &Mailbox, id: &str, query: Option<&str>) -> Answer<Uuid> {
 #[serde(default)]
 struct Listing {
     query: String,
+    /// Of times in the query that name no zone.
+    tz: String,
     start: usize,
     limit: Option<usize>,
     timeout: Option<f64>,
@@ -164,8 +167,8 @@ struct Listed<'a> {
 }
 
 /// Written while the index is held: a copy of 10,000 messages would cost more than their text does.
-fn listing(mailbox: &Mailbox, listing: &Listing) -> Response {
-    let query = Query::parse(&listing.query);
+fn listing(mailbox: &Mailbox, listing: &Listing) -> Answer {
+    let query = Query::parse(&listing.query, &listing.tz).map_err(unfit)?;
     let limit = listing.limit.filter(|limit| *limit > 0).unwrap_or(PAGE).min(mailbox.limits().messages.max(PAGE));
     let index = mailbox.index();
     let (mut fitting, mut unread, mut messages): (usize, usize, Vec<&Summary>) = (0, 0, Vec::new());
@@ -189,10 +192,10 @@ fn listing(mailbox: &Mailbox, listing: &Listing) -> Response {
         tags: index.tags().into_keys().collect(),
         messages,
     };
-    Json(listed).into_response()
+    Ok(Json(listed).into_response())
 }
 
-async fn list(Used(mailbox): Used, UrlQuery(mut query): UrlQuery<Listing>) -> Response {
+async fn list(Used(mailbox): Used, UrlQuery(mut query): UrlQuery<Listing>) -> Answer {
     query.query.clear();
     listing(&mailbox, &query)
 }
@@ -201,13 +204,13 @@ async fn search(Used(mailbox): Used, UrlQuery(query): UrlQuery<Listing>) -> Answ
     if query.query.trim().is_empty() {
         return Err(unfit("Error: no search query"));
     }
-    Ok(listing(&mailbox, &query))
+    listing(&mailbox, &query)
 }
 
 /// Answers with the newest message that fits as soon as there is one: one that is there already, unless `after` names a message that it must be
 /// newer than. 408 when there was none for `timeout` seconds.
 async fn wait(Used(mailbox): Used, UrlQuery(listing): UrlQuery<Listing>) -> Answer {
-    let query = Query::parse(&listing.query);
+    let query = Query::parse(&listing.query, &listing.tz).map_err(unfit)?;
     let after: Option<Uuid> = listing.after.as_deref().filter(|id| !id.is_empty()).map(str::parse).transpose().map_err(unfit)?;
     let seconds = listing.timeout.unwrap_or(30.0);
     let patience = Duration::try_from_secs_f64(seconds).map_err(unfit)?.min(WAIT);
@@ -257,30 +260,37 @@ impl Change {
     }
 
     /// The messages that it names; all, or those that fit a search, when it names none.
-    fn ids(&self, mailbox: &Mailbox) -> Vec<Uuid> {
+    fn ids(&self, mailbox: &Mailbox, zone: &Zone) -> Answer<Vec<Uuid>> {
         if !self.ids.is_empty() {
             let index = mailbox.index();
-            return self.ids.iter().filter_map(|id| id.parse().ok()).filter(|id| index.get(*id).is_some()).collect();
+            return Ok(self.ids.iter().filter_map(|id| id.parse().ok()).filter(|id| index.get(*id).is_some()).collect());
         }
-        fitting(mailbox, &self.search)
+        fitting(mailbox, &self.search, &zone.tz)
     }
 }
 
-fn fitting(mailbox: &Mailbox, query: &str) -> Vec<Uuid> {
-    let query = Query::parse(query);
-    let index = mailbox.index();
-    index.newest_first().filter(|(_, entry)| query.fits(entry)).map(|(id, _)| id).collect()
+/// Of times in the body's search that name no zone.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Zone {
+    tz: String,
 }
 
-async fn set_read(Used(mailbox): Used, body: Bytes) -> Answer<&'static str> {
+fn fitting(mailbox: &Mailbox, query: &str, zone: &str) -> Answer<Vec<Uuid>> {
+    let query = Query::parse(query, zone).map_err(unfit)?;
+    let index = mailbox.index();
+    Ok(index.newest_first().filter(|(_, entry)| query.fits(entry)).map(|(id, _)| id).collect())
+}
+
+async fn set_read(Used(mailbox): Used, UrlQuery(zone): UrlQuery<Zone>, body: Bytes) -> Answer<&'static str> {
     let change = Change::parse(&body)?;
-    mailbox.mark(Mark::Read { ids: change.ids(&mailbox), read: change.read }).await?;
+    mailbox.mark(Mark::Read { ids: change.ids(&mailbox, &zone)?, read: change.read }).await?;
     Ok("ok")
 }
 
-async fn delete(Used(mailbox): Used, body: Bytes) -> Answer<&'static str> {
+async fn delete(Used(mailbox): Used, UrlQuery(zone): UrlQuery<Zone>, body: Bytes) -> Answer<&'static str> {
     let change = Change::parse(&body)?;
-    mailbox.mark(Mark::Removed { ids: change.ids(&mailbox) }).await?;
+    mailbox.mark(Mark::Removed { ids: change.ids(&mailbox, &zone)? }).await?;
     Ok("ok")
 }
 
@@ -288,7 +298,7 @@ async fn delete_found(Used(mailbox): Used, UrlQuery(query): UrlQuery<Listing>) -
     if query.query.trim().is_empty() {
         return Err(unfit("Error: no search query"));
     }
-    mailbox.mark(Mark::Removed { ids: fitting(&mailbox, &query.query) }).await?;
+    mailbox.mark(Mark::Removed { ids: fitting(&mailbox, &query.query, &query.tz)? }).await?;
     Ok("ok")
 }
 
@@ -300,7 +310,7 @@ fn clean_tags(tags: &[String]) -> Answer<Vec<String>> {
     let mut clean: Vec<String> = tags.iter().map(|tag| tag.trim().to_owned()).filter(|tag| !tag.is_empty()).collect();
     clean.sort();
     clean.dedup();
-    let fits = |tag: &String| tag.chars().count() <= 100 && tag.chars().all(|c| c.is_alphanumeric() || " -_.@".contains(c));
+    let fits = |tag: &String| tag.chars().count() <= message::TAG_LENGTH && tag.chars().all(message::is_tag);
     match clean.iter().find(|tag| !fits(tag)) {
         Some(tag) => Err(unfit(format!("invalid tag: {tag}: use letters, digits, spaces and -_.@"))),
         None if clean.len() > 50 => Err(unfit("too many tags")),
@@ -314,7 +324,7 @@ async fn set_tags(Used(mailbox): Used, body: Bytes) -> Answer<&'static str> {
     if change.ids.is_empty() {
         return Err(unfit("give IDs"));
     }
-    mailbox.mark(Mark::Tags { ids: change.ids(&mailbox), tags }).await?;
+    mailbox.mark(Mark::Tags { ids: change.ids(&mailbox, &Zone::default())?, tags }).await?;
     Ok("ok")
 }
 
@@ -353,7 +363,9 @@ async fn send(Used(mailbox): Used, body: Bytes) -> Answer {
     }
     let id = mailbox.append(envelope, raw.into()).await?;
     if !tags.is_empty() {
-        mailbox.mark(Mark::Tags { ids: vec![id], tags }).await?;
+        // Beside those that its headers and addresses bring.
+        let brought = mailbox.index().get(id).map(|entry| entry.kept.summary.tags.clone()).unwrap_or_default();
+        mailbox.mark(Mark::Tags { ids: vec![id], tags: clean_tags(&[tags, brought].concat())? }).await?;
     }
     Ok(Json(json!({ "ID": id.simple().to_string() })).into_response())
 }

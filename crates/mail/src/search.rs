@@ -1,7 +1,9 @@
 //! Mailpit's search (https://mailpit.axllent.org/docs/usage/search-filters/): words, "quoted phrases" and `field:value`, all of which must fit;
 //! one with `-` or `!` before it must not.
 
-use chrono::{DateTime, NaiveDate, NaiveDateTime, NaiveTime, Utc};
+use chrono::{DateTime, NaiveDate, NaiveDateTime, NaiveTime, TimeDelta, TimeZone, Utc};
+use chrono_tz::Tz;
+use thiserror::Error;
 
 use crate::{
     index::Entry,
@@ -28,25 +30,34 @@ enum Condition {
     Read(bool),
     Tagged,
     HasAttachment,
+    HasInline,
     /// A value that means nothing, such as a date that is none: nothing fits.
     Nothing,
 }
+
+/// The name of a zone that is none.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("there is no time zone {0}; use a name like Europe/Brussels")]
+pub(crate) struct NoZone(String);
 
 /// A query, ready to be asked of many messages.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Query(Vec<(bool, Condition)>);
 
 impl Query {
-    pub(crate) fn parse(text: &str) -> Self {
+    /// `zone` is that of times that name none; UTC when it is empty.
+    pub(crate) fn parse(text: &str, zone: &str) -> Result<Self, NoZone> {
+        let zone: Tz = if zone.is_empty() { Tz::UTC } else { zone.parse().map_err(|_| NoZone(zone.chars().take(50).collect()))? };
         let conditions = words(text).into_iter().filter_map(|word| {
             let (wanted, word) = match word.strip_prefix(['-', '!']) {
                 Some(rest) if !rest.is_empty() => (false, rest),
                 _ => (true, word.as_str()),
             };
-            let word = word.to_lowercase();
-            (!word.is_empty()).then(|| (wanted, condition(&word)))
+            // As what is searched: one space for each space and end of line.
+            let word = word.to_lowercase().split_whitespace().collect::<Vec<_>>().join(" ");
+            (!word.is_empty()).then(|| (wanted, condition(&word, zone)))
         });
-        Self(conditions.collect())
+        Ok(Self(conditions.collect()))
     }
 
     pub(crate) fn fits(&self, entry: &Entry) -> bool {
@@ -71,9 +82,9 @@ fn words(text: &str) -> Vec<String> {
     words
 }
 
-fn condition(word: &str) -> Condition {
+fn condition(word: &str, zone: Tz) -> Condition {
     let Some((field, value)) = word.split_once(':') else { return Condition::Anywhere(word.to_owned()) };
-    let text = value.to_owned();
+    let text = value.trim().to_owned();
     let or_nothing = |condition: Option<Condition>| condition.unwrap_or(Condition::Nothing);
     match field {
         "from" => Condition::From(text),
@@ -85,8 +96,8 @@ fn condition(word: &str) -> Condition {
         "subject" => Condition::Subject(text),
         "message-id" => Condition::MessageId(text),
         "tag" => Condition::Tag(text),
-        "before" => or_nothing(date(value).map(Condition::Before)),
-        "after" => or_nothing(date(value).map(Condition::After)),
+        "before" => or_nothing(date(value, zone).map(Condition::Before)),
+        "after" => or_nothing(date(value, zone).map(Condition::After)),
         "larger" => or_nothing(bytes(value).map(Condition::Larger)),
         "smaller" => or_nothing(bytes(value).map(Condition::Smaller)),
         "is" => match value {
@@ -96,25 +107,32 @@ fn condition(word: &str) -> Condition {
             _ => Condition::Anywhere(word.to_owned()),
         },
         "has" if matches!(value, "attachment" | "attachments") => Condition::HasAttachment,
+        "has" if value == "inline" => Condition::HasInline,
         // `http://…`, say.
         _ => Condition::Anywhere(word.to_owned()),
     }
 }
 
-fn date(text: &str) -> Option<DateTime<Utc>> {
-    let text = text.to_uppercase();
+fn date(text: &str, zone: Tz) -> Option<DateTime<Utc>> {
+    let text = text.trim().to_uppercase();
     if let Ok(time) = DateTime::parse_from_rfc3339(&text) {
         return Some(time.to_utc());
     }
     for format in ["%Y-%m-%d %H:%M:%S", "%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M", "%Y/%m/%d %H:%M"] {
         if let Ok(time) = NaiveDateTime::parse_from_str(&text, format) {
-            return Some(time.and_utc());
+            return in_zone(time, zone);
         }
     }
     ["%Y-%m-%d", "%Y/%m/%d"]
         .iter()
         .find_map(|format| NaiveDate::parse_from_str(&text, format).ok())
-        .map(|day| day.and_time(NaiveTime::MIN).and_utc())
+        .and_then(|day| in_zone(day.and_time(NaiveTime::MIN), zone))
+}
+
+/// Of a time that a clock showed twice, the first; of one that it skipped, the next that it showed.
+fn in_zone(time: NaiveDateTime, zone: Tz) -> Option<DateTime<Utc>> {
+    let at = |time: NaiveDateTime| zone.from_local_datetime(&time).earliest();
+    at(time).or_else(|| at(time.checked_add_signed(TimeDelta::hours(1))?)).map(|time| time.to_utc())
 }
 
 /// `10k`, `1m`, `1.5mb`, `200`.
@@ -163,6 +181,7 @@ fn fits(condition: &Condition, entry: &Entry) -> bool {
         Condition::Read(read) => summary.read == *read,
         Condition::Tagged => !summary.tags.is_empty(),
         Condition::HasAttachment => summary.attachments > 0,
+        Condition::HasInline => entry.kept.inline > 0,
         Condition::Nothing => false,
     }
 }
@@ -178,7 +197,7 @@ mod tests {
     };
 
     fn entry() -> Entry {
-        let raw = b"From: Shop <shop@example.com>\r\nTo: Ada Lovelace <ada@example.com>\r\nSubject: Quotation S00042\r\n\r\nDear Ada, your OFFER is attached.\r\n";
+        let raw = b"From: Shop <shop@example.com>\r\nTo: Ada Lovelace <ada@example.com>\r\nSubject: Quotation S00042\r\n\r\nDear Ada,\r\nyour   OFFER is\n\tattached.\r\n";
         let mut kept = Kept::new(Uuid::now_v7(), Envelope::default(), raw, "2026-11-24T10:00:00Z".parse().unwrap());
         kept.summary.tags = vec!["Sales".to_owned()];
         let directory = tempfile::tempdir().unwrap();
@@ -206,12 +225,16 @@ mod tests {
             "smaller:1k",
             "addressed:ada@",
             "larger:10",
+            "\"your offer is attached\"",
+            "\"Ada,  your\"",
+            "subject:\"Quotation  S00042\"",
+            "offer -has:inline",
             "-is:read -has:attachment",
         ];
         for query in fitting {
-            assert!(Query::parse(query).fits(&entry), "{query}");
+            assert!(Query::parse(query, "").unwrap().fits(&entry), "{query}");
             if !query.is_empty() && !query.contains(' ') {
-                assert!(!Query::parse(&format!("-{query}")).fits(&entry), "-{query}");
+                assert!(!Query::parse(&format!("-{query}"), "").unwrap().fits(&entry), "-{query}");
             }
         }
         for query in [
@@ -225,7 +248,26 @@ mod tests {
             "-from:shop offer",
             "larger:1m",
         ] {
-            assert!(!Query::parse(query).fits(&entry), "{query}");
+            assert!(!Query::parse(query, "").unwrap().fits(&entry), "{query}");
         }
+    }
+
+    #[test]
+    fn a_time_without_a_zone_is_in_the_client_s() {
+        let entry = entry();
+        // Ten o'clock in UTC, seven in the evening in Tokyo.
+        for (query, zone, fits) in [
+            ("after:\"2026-11-24 18:59:00\"", "Asia/Tokyo", true),
+            ("after:\"2026-11-24 19:01\"", "Asia/Tokyo", false),
+            ("before:\"2026-11-24 19:01\"", "Asia/Tokyo", true),
+            ("before:2026-11-24", "America/New_York", false),
+            ("before:2026-11-25", "Pacific/Kiritimati", false),
+            ("after:2026-11-24T09:59:00Z", "Asia/Tokyo", true),
+            ("after:\"2026-11-24 18:59:00\"", "", false),
+            ("after:\"2026-03-29 02:30\"", "Europe/Brussels", true),
+        ] {
+            assert_eq!(Query::parse(query, zone).unwrap().fits(&entry), fits, "{query} {zone}");
+        }
+        assert!(Query::parse("x", "Mars/Base").unwrap_err().to_string().contains("Mars/Base"));
     }
 }

@@ -51,7 +51,7 @@ pub fn run(loaded: &Loaded, json: bool) -> Result<()> {
     checks.insert(1, configuration(loaded));
     let missing = checks.iter().filter(|check| check.state == State::Missing).count();
     if json {
-        println!("{:#}", serde_json::json!({ "checks": checks }));
+        out!("{:#}", serde_json::json!({ "checks": checks }));
     } else {
         for check in &checks {
             let mark = match check.state {
@@ -59,9 +59,9 @@ pub fn run(loaded: &Loaded, json: bool) -> Result<()> {
                 State::Warning => "!",
                 State::Missing => "✘",
             };
-            println!("{mark} {:<24} {}", check.name, check.found);
+            out!("{mark} {:<24} {}", check.name, check.found);
             if !check.advice.is_empty() {
-                println!("  {:<24} → {}", "", check.advice);
+                out!("  {:<24} → {}", "", check.advice);
             }
         }
     }

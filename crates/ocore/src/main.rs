@@ -1,7 +1,10 @@
 //! The one binary: `ocore serve` and `ocore edge` run the system, the other commands talk to it or look after the machine.
 
-#![expect(clippy::print_stdout, reason = "a command-line program prints")]
+#![warn(clippy::print_stderr)]
 #![allow(unreachable_pub, reason = "a binary exports nothing")]
+
+#[macro_use]
+mod terminal;
 
 mod client;
 mod companion;
@@ -18,11 +21,7 @@ mod shutdown;
 mod stop;
 mod succession;
 
-use std::{
-    io::{IsTerminal, Write},
-    path::PathBuf,
-    process::ExitCode,
-};
+use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result, bail};
 use clap::{CommandFactory, Parser};
@@ -101,7 +100,7 @@ fn main() -> ExitCode {
     match run(command_line) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("ocore: {error:#}");
+            note!("ocore: {error:#}");
             ExitCode::from(client::exit_code(&error))
         }
     }
@@ -123,7 +122,8 @@ fn run(command_line: CommandLine) -> Result<()> {
         }
         Command::Edge { command: Some(EdgeCommand::Upgrade), .. } => {
             let pid = small_runtime()?.block_on(succession::EdgeProcess::new(&load()?, file).upgrade())?;
-            print(&format!("the edge is process {pid} now; the one before ends when its requests have\n"))
+            terminal::write(&format!("the edge is process {pid} now; the one before ends when its requests have\n"));
+            Ok(())
         }
         Command::Edge { take_over, command: None } => {
             let config = load()?;
@@ -150,22 +150,24 @@ fn run(command_line: CommandLine) -> Result<()> {
         }
         Command::Doctor => doctor::run(&Config::load_and_tell(file.as_deref())?, command_line.client.json),
         Command::Odoo(command) => small_runtime()?.block_on(odoo::run(command, &load()?, command_line.client.json)),
-        Command::Config { default: true, .. } => print(config::DEFAULTS),
-        Command::Config { database_url: true, .. } => print(&format!("{}\n", small_runtime()?.block_on(serve::database_url(&load()?))?)),
-        Command::Config { .. } => print(&format!("{:#?}\n", load()?)),
-        Command::Openapi => print(&format!("{:#}\n", ocore_api::openapi())),
-        Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut CommandLine::command(), "ocore", &mut std::io::stdout());
+        Command::Config { default, database_url } => {
+            match (default, database_url) {
+                (true, _) => terminal::write(config::DEFAULTS),
+                (false, true) => out!("{}", small_runtime()?.block_on(serve::database_url(&load()?))?),
+                (false, false) => out!("{:#?}", load()?),
+            }
             Ok(())
         }
-    }
-}
-
-/// Prints; a reader that has gone (`| head`) is no error.
-fn print(text: &str) -> Result<()> {
-    match std::io::stdout().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error).context("cannot print"),
-        _ => Ok(()),
+        Command::Openapi => {
+            out!("{}", ocore_api::openapi().to_pretty_json().context("the document cannot be written")?);
+            Ok(())
+        }
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut CommandLine::command(), "ocore", &mut script);
+            terminal::write(&String::from_utf8(script).context("the completions cannot be written")?);
+            Ok(())
+        }
     }
 }
 

@@ -33,9 +33,9 @@ struct Terminal {
 impl LogSink for Terminal {
     fn line(&self, text: &str) {
         if self.interactive {
-            eprint!("\r\x1b[K{}", text.chars().take(110).collect::<String>());
+            crate::terminal::beside(format_args!("\r\x1b[K{}", text.chars().take(110).collect::<String>()));
         } else {
-            eprintln!("{text}");
+            note!("{text}");
         }
     }
 }
@@ -47,7 +47,7 @@ pub async fn run(command: OdooCommand, config: &Config, json: bool) -> Result<()
             let progress = Progress { log: Arc::new(Terminal { interactive }), cancel: CancellationToken::new() };
             let installed = distribution::install(&config.odoo.directory, &version, &progress).await;
             if interactive {
-                eprint!("\r\x1b[K");
+                crate::terminal::beside(format_args!("\r\x1b[K"));
             }
             show(&[installed?.distribution], json);
         }
@@ -62,10 +62,10 @@ async fn list(config: &LocalHostConfig) -> Vec<Distribution> {
 
 fn show(distributions: &[Distribution], json: bool) {
     if json {
-        println!("{:#}", json!({ "distributions": distributions }));
+        out!("{:#}", json!({ "distributions": distributions }));
         return;
     }
     for distribution in distributions {
-        println!("Odoo {}  {} modules  {}", distribution.odoo_version, distribution.modules.len(), distribution.id);
+        out!("Odoo {}  {} modules  {}", distribution.odoo_version, distribution.modules.len(), distribution.id);
     }
 }

@@ -99,7 +99,9 @@ pub async fn run(config: Config, config_file: Option<PathBuf>) -> Result<()> {
 
 /// Tells whoever starts this how the first account is made. Not in the log, which may go elsewhere and has a filter.
 fn announce(config: &Config, token: &str) {
-    println!(
+    // Whether anybody reads it or not, the server serves.
+    let _ = writeln!(
+        std::io::stdout(),
         "There is no account yet. Make the first one with\n    ocore --url {} signup --email you@example.com --name \"Your name\" --token {token}\n\
          The token is also in {}; it works once.",
         config.public_url,

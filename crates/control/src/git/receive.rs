@@ -102,7 +102,8 @@ pub async fn receive_pack(
     let request = timeout(serve::PATIENCE, read_request(&mut body)).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
     let request = request.map_err(|error| Error::invalid("body", format!("this is not a push: {error}")))?;
     let (sender, receiver) = mpsc::channel(64);
-    let answer = Answer { sender, banded: request.can("side-band-64k"), stalled: AtomicBool::new(false) };
+    let answer =
+        Answer { sender, banded: request.can("side-band-64k"), is_watched: !request.can("quiet"), stalled: AtomicBool::new(false) };
     if request.commands.is_empty() {
         // A client with a large pack asks first whether it may, with nothing but a flush.
         return Ok(Box::pin(ReceiverStream::new(receiver)));
@@ -243,6 +244,8 @@ pub(super) struct Answer {
     banded: bool,
     /// The client has read nothing for so long that nobody waits for it any more.
     stalled: AtomicBool,
+    /// At a terminal: git says `quiet` when it has none, and when it was asked to.
+    pub(super) is_watched: bool,
 }
 
 impl Answer {

@@ -143,13 +143,13 @@ impl Terminal<'_> {
         }
     }
 
-    /// Keeps the connection, and tells a person what takes so long; the line is overwritten by the next.
+    /// Keeps the connection, and tells a person what takes so long; the line is overwritten by the next, which it is not in a log.
     async fn still_running(&self, followed: &[Followed]) {
         match followed.iter().find_map(|one| Some((one, one.running?))) {
-            Some((one, (step, since))) => {
+            Some((one, (step, since))) if self.answer.is_watched => {
                 self.answer.words(&format!("{}▸ {step} … {}\r", one.label, seconds(since.elapsed()))).await;
             }
-            None => self.answer.keep_alive().await,
+            _ => self.answer.keep_alive().await,
         }
     }
 

@@ -16,7 +16,6 @@ pub(crate) struct RouteRow {
     pub name: String,
     pub slug: String,
     pub status: InstanceStatus,
-    pub status_message: String,
     pub updating: bool,
     /// Until when requests are held while the live slot rests.
     pub held_until: Option<DateTime<Utc>>,
@@ -65,7 +64,7 @@ pub(crate) async fn generation(connection: &mut PgConnection, server: ServerId) 
 pub(crate) async fn list(connection: &mut PgConnection, server: ServerId) -> Result<Vec<ServerRoute>> {
     Ok(sqlx::query!(
         r#"select servers.route_generation, instances.id as "id?: InstanceId", instances.name as "name?", instances.slug as "slug?",
-                  instances.status as "status?: InstanceStatus", instances.status_message as "status_message?",
+                  instances.status as "status?: InstanceStatus",
                   instances.updating as "updating?", instances.held_until, instances.active_http, instances.active_websocket,
                   exists (
                       select 1 from operations where operations.instance_id = instances.id and operations.kind = 'deploy'
@@ -79,13 +78,12 @@ pub(crate) async fn list(connection: &mut PgConnection, server: ServerId) -> Res
     .into_iter()
     .map(|row| ServerRoute {
         generation: row.route_generation,
-        route: match (row.id, row.name, row.slug, row.status, row.status_message, row.updating) {
-            (Some(instance_id), Some(name), Some(slug), Some(status), Some(status_message), Some(updating)) => Some(RouteRow {
+        route: match (row.id, row.name, row.slug, row.status, row.updating) {
+            (Some(instance_id), Some(name), Some(slug), Some(status), Some(updating)) => Some(RouteRow {
                 instance_id,
                 name,
                 slug,
                 status,
-                status_message,
                 updating,
                 held_until: row.held_until,
                 http: row.active_http,

@@ -71,7 +71,7 @@ async fn only_the_addresses_change_in_a_stream_of_requests() {
         format!("POST /`3 HTTP/1.1\r\n{host}Transfer-Encoding: chunked\r\n\r\n{:x}\r\n{hidden}\r\n2\r\n<>\r\n0\r\n\r\n", hidden.len()),
         format!("PUT /<4> HTTP/1.1\r\n{host}Expect: 100-continue\r\nContent-Length: 2\r\n\r\n<>"),
         format!("GET /websocket?<5> HTTP/1.1\r\n{host}Connection: upgrade\r\nUpgrade: websocket\r\n\r\n"),
-        format!("GET /?é=6 HTTP/1.1\nHost: shop.example\nConnection: close\n\n"),
+        "GET /?é=6 HTTP/1.1\nHost: shop.example\nConnection: close\n\n".to_owned(),
     ];
     // Odoo (here one that knows no websockets) has answered the handshake before the next request is sent.
     let (first, last) = (stream[..5].concat(), stream[5].clone());

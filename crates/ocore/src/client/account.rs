@@ -1,7 +1,7 @@
 //! `ocore signup`, `login`, `logout`, `whoami`, `account`.
 
 use std::{
-    io::{BufRead, IsTerminal, Write},
+    io::{BufRead, IsTerminal},
     path::{Path, PathBuf},
 };
 
@@ -157,7 +157,7 @@ pub async fn whoami(options: &ClientOptions, output: Output) -> Result<()> {
     let user = api.get("/user").await?;
     output.show(&user, &[("Name", "/name"), ("E-mail", "/email"), ("User", "/id")]);
     if !output.json {
-        eprintln!("at {}", api.url);
+        note!("at {}", api.url);
     }
     Ok(())
 }
@@ -173,8 +173,7 @@ fn prompt(question: &str) -> Result<String> {
     if !std::io::stdin().is_terminal() {
         return Err(Failure::Usage("there is no terminal to ask at; give --email".to_owned()).into());
     }
-    eprint!("{question}");
-    std::io::stderr().flush()?;
+    crate::terminal::beside(format_args!("{question}"));
     read_line()
 }
 

@@ -52,10 +52,10 @@ impl ApiKeyCommand {
                 let body = json!({ "name": name, "permissions": permissions, "expiresAt": expires_at });
                 let answer = api.post("/api-keys", body).await?;
                 if output.json {
-                    println!("{answer:#}");
+                    out!("{answer:#}");
                 } else {
-                    eprintln!("Keep it now; it is not shown again.");
-                    println!("{}", answer["key"].as_str().unwrap_or_default());
+                    note!("Keep it now; it is not shown again.");
+                    out!("{}", answer["key"].as_str().unwrap_or_default());
                 }
             }
             Self::Revoke { id } => {

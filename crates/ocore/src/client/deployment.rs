@@ -118,7 +118,7 @@ impl DeploymentCommand {
                     let steps: Vec<Value> =
                         deployment["steps"].as_array().cloned().unwrap_or_default().into_iter().map(shortened).collect();
                     let columns = [("step", "/name"), ("status", "/status"), ("took", "/took"), ("", "/output")];
-                    println!();
+                    out!();
                     output.list(&deployment, &steps, &columns, "");
                 }
             }
@@ -129,10 +129,10 @@ impl DeploymentCommand {
             Self::Report { id } => {
                 let report = api.get(&format!("/deployments/{id}/report")).await?;
                 if output.json {
-                    println!("{report}");
+                    out!("{report}");
                 } else {
                     for line in report["lines"].as_array().into_iter().flatten().filter_map(Value::as_str) {
-                        println!("{line}");
+                        out!("{line}");
                     }
                 }
             }
@@ -147,9 +147,9 @@ impl DeploymentCommand {
                     let lines = page["lines"].as_array().cloned().unwrap_or_default();
                     for line in &lines {
                         if output.json {
-                            println!("{line}");
+                            out!("{line}");
                         } else {
-                            println!("{} | {}", line["step"].as_str().unwrap_or_default(), line["text"].as_str().unwrap_or_default());
+                            out!("{} | {}", line["step"].as_str().unwrap_or_default(), line["text"].as_str().unwrap_or_default());
                         }
                     }
                     match lines.last().and_then(|line| line["id"].as_i64()) {
@@ -191,7 +191,7 @@ pub async fn follow(api: &Api, output: Output, deployment: &Value) -> Result<()>
     });
     let say = |text: &str| match &bar {
         Some(bar) => bar.println(text),
-        None if !output.json => eprintln!("{text}"),
+        None if !output.json => note!("{text}"),
         None => {}
     };
     let mut last_id: Option<String> = None;
@@ -261,9 +261,9 @@ fn conclude(output: Output, deployment: &Value) -> Result<()> {
         return Ok(());
     }
     if output.json {
-        println!("{deployment:#}");
+        out!("{deployment:#}");
     } else if let Some(excerpt) = deployment["errorExcerpt"].as_str().filter(|excerpt| !excerpt.is_empty()) {
-        eprintln!("{excerpt}");
+        note!("{excerpt}");
     }
     let message = deployment["errorMessage"].as_str().unwrap_or("no reason was recorded");
     Err(Failure::Unsuccessful(format!(

@@ -86,7 +86,7 @@ fn show(output: Output, egress: &Value) {
         },
     });
     output.show(&shown, &[("Network", "/policy"), ("Allowed besides", "/allow"), ("Enforced", "/enforced")]);
-    println!();
+    out!();
     let columns = [("refused", "/packets"), ("protocol", "/protocol"), ("to", "/destination"), ("port", "/port")];
     output.list(egress, &attempts, &columns, "It has tried to reach nothing else.");
 }

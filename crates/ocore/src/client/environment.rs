@@ -141,6 +141,7 @@ fn word(value: &impl ValueEnum) -> String {
 
 const FIELDS: &[(&str, &str)] = &[
     ("Name", "/name"),
+    ("Project", "/projectName"),
     ("Branch", "/branch"),
     ("Stage", "/environmentType"),
     ("Odoo", "/instanceStatus"),
@@ -169,6 +170,7 @@ impl EnvironmentCommand {
                 };
                 let rows = answer.as_array().or_else(|| answer["environments"].as_array()).cloned().unwrap_or_default();
                 let columns = [
+                    ("project", "/projectName"),
                     ("branch", "/branch"),
                     ("stage", "/environmentType"),
                     ("odoo", "/instanceStatus"),
@@ -215,7 +217,7 @@ impl EnvironmentCommand {
                 let environment = select::environment(&api, &environment).await?;
                 let path = format!("/environments/{}/neutralization", select::id(&environment));
                 if csv {
-                    print!("{}", api.text(&format!("{path}?format=csv")).await?);
+                    crate::terminal::write(&api.text(&format!("{path}?format=csv")).await?);
                 } else {
                     show_neutralization(output, &api.get(&path).await?);
                 }
@@ -253,15 +255,15 @@ impl EnvironmentCommand {
 fn show_neutralization(output: Output, report: &Value) {
     let rows = |key: &str| report[key].as_array().cloned().unwrap_or_default();
     if output.json {
-        println!("{report:#}");
+        out!("{report:#}");
         return;
     }
     for fact in rows("facts") {
         let mark = if fact["holds"] == true { "✔" } else { "✘" };
-        println!("{mark} {}", fact["statement"].as_str().unwrap_or_default());
+        out!("{mark} {}", fact["statement"].as_str().unwrap_or_default());
     }
     let count = |verdict: &str| rows("findings").iter().filter(|finding| finding["verdict"] == verdict).count();
-    println!("\n{} findings handled, {} harmless, {} unknown", count("handled"), count("harmless"), count("unknown"));
+    out!("\n{} findings handled, {} harmless, {} unknown", count("handled"), count("harmless"), count("unknown"));
     let unknown: Vec<Value> = rows("findings").into_iter().filter(|finding| finding["verdict"] == "unknown").collect();
     if !unknown.is_empty() {
         let columns = [("to look at", "/place"), ("kind", "/kind"), ("module", "/module"), ("rows", "/rows"), ("", "/reason")];
@@ -270,11 +272,11 @@ fn show_neutralization(output: Output, report: &Value) {
     let sampled = rows("sampled");
     if !sampled.is_empty() {
         let names: Vec<&str> = sampled.iter().filter_map(Value::as_str).collect();
-        println!("\nToo large to be searched whole, so a sample was: {}", names.join(", "));
+        out!("\nToo large to be searched whole, so a sample was: {}", names.join(", "));
     }
     let changes = rows("changes");
     if !changes.is_empty() {
-        println!("\nSince the copy before:");
+        out!("\nSince the copy before:");
         output.list(report, &changes, &[("place", "/place"), ("change", "/change"), ("before", "/before"), ("now", "/after")], "");
     }
 }
@@ -293,7 +295,7 @@ impl Open {
         let environment = select::environment(&api, &self.environment).await?;
         let url = environment["url"].as_str().context("the environment has no address")?;
         if self.print || output.json {
-            println!("{url}");
+            out!("{url}");
             return Ok(());
         }
         for program in ["xdg-open", "open"] {
@@ -301,7 +303,7 @@ impl Open {
                 return Ok(());
             }
         }
-        println!("{url}");
+        out!("{url}");
         Ok(())
     }
 }

@@ -78,7 +78,7 @@ impl Export {
         if self.neutralized && !output.json {
             let credentials = api.get(&format!("{path}/credentials")).await?;
             if let Some(password) = credentials["password"].as_str() {
-                eprintln!("The password of Odoo's admin in it is {password}");
+                note!("The password of Odoo's admin in it is {password}");
             }
         }
         Ok(())

@@ -255,7 +255,7 @@ fn show(import: &Value, output: Output) {
     let facts = &import["facts"];
     let modules = facts["modules"].as_array().map_or(0, Vec::len);
     let bytes = |key: &str| HumanBytes(facts[key].as_u64().unwrap_or_default()).to_string();
-    eprintln!(
+    note!(
         "Odoo {}, PostgreSQL {}, {modules} modules, {} of SQL, {} files ({})",
         facts["odooSeries"].as_str().unwrap_or("?"),
         facts["postgresVersion"].as_str().unwrap_or("?"),
@@ -264,13 +264,13 @@ fn show(import: &Value, output: Output) {
         bytes("fileStoreBytes"),
     );
     for warning in facts["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str) {
-        eprintln!("Warning: {warning}");
+        note!("Warning: {warning}");
     }
 }
 
 pub(super) fn say(output: Output, sentence: &str) {
     if !output.json {
-        eprintln!("{sentence}");
+        note!("{sentence}");
     }
 }
 

@@ -26,9 +26,9 @@ impl Logs {
         let response = api.send(Method::GET, &path, None, &[("accept", "text/event-stream")]).await?;
         sse::read(response, |event| {
             if output.json {
-                println!("{}", json!({ "line": event.data }));
+                out!("{}", json!({ "line": event.data }));
             } else {
-                println!("{}", event.data);
+                out!("{}", event.data);
             }
             true
         })

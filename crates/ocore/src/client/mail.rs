@@ -1,9 +1,6 @@
 //! `ocore mail`.
 
-use std::{
-    io::{Read, Write},
-    path::PathBuf,
-};
+use std::{io::Read, path::PathBuf};
 
 use anyhow::{Context, Result, bail};
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -132,13 +129,13 @@ impl MailCommand {
                 let path = format!("{}/api/v1/message/{}", base(&environment).await?, encode(&message));
                 if raw {
                     let source = api.text(&format!("{path}/raw")).await?;
-                    std::io::stdout().write_all(source.as_bytes())?;
+                    crate::terminal::write(&source);
                     return Ok(());
                 }
                 let message = api.get(&path).await?;
                 output.show(&message, FIELDS);
                 if !output.json {
-                    println!("\n{}", message["Text"].as_str().unwrap_or_default());
+                    out!("\n{}", message["Text"].as_str().unwrap_or_default());
                 }
             }
             Self::Export { environment, directory, search } => export(&api, &base(&environment).await?, directory, &search, output).await?,

@@ -19,34 +19,29 @@ impl Output {
         Self { json, interactive: std::io::stderr().is_terminal() && !json }
     }
 
-    /// A list: the whole of it as JSON, or these columns of it as a table. A column is a heading and a JSON pointer.
+    /// A list: the whole of it as JSON, or these columns of it as a table, without those that no row has anything in. A column is a heading and a
+    /// JSON pointer.
     pub fn list(self, whole: &Value, rows: &[Value], columns: &[(&str, &str)], nothing: &str) {
         if self.json {
-            println!("{whole:#}");
+            out!("{whole:#}");
         } else if rows.is_empty() {
-            eprintln!("{nothing}");
+            note!("{nothing}");
         } else {
-            let mut table = Table::new();
-            table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
-            table.set_header(columns.iter().map(|(heading, _)| heading.to_uppercase()));
-            for row in rows {
-                table.add_row(columns.iter().map(|(_, pointer)| text(row.pointer(pointer))));
-            }
-            println!("{}", trim_lines(&table.to_string()));
+            out!("{}", table(rows, columns));
         }
     }
 
     /// One thing: the whole as JSON, or these fields, a line each.
     pub fn show(self, whole: &Value, fields: &[(&str, &str)]) {
         if self.json {
-            println!("{whole:#}");
+            out!("{whole:#}");
             return;
         }
         let width = fields.iter().map(|(heading, _)| heading.len()).max().unwrap_or(0);
         for (heading, pointer) in fields {
             let value = text(whole.pointer(pointer));
             if !value.is_empty() {
-                println!("{heading:width$}  {value}");
+                out!("{heading:width$}  {value}");
             }
         }
     }
@@ -54,9 +49,9 @@ impl Output {
     /// That something was done: its answer as JSON, or a sentence.
     pub fn done(self, whole: &Value, sentence: &str) {
         if self.json {
-            println!("{whole:#}");
+            out!("{whole:#}");
         } else {
-            eprintln!("{sentence}");
+            note!("{sentence}");
         }
     }
 }
@@ -98,6 +93,18 @@ pub fn bytes(bytes: u64) -> String {
     if size >= 9.95 || unit == "B" { format!("{size:.0} {unit}") } else { format!("{size:.1} {unit}") }
 }
 
+fn table(rows: &[Value], columns: &[(&str, &str)]) -> String {
+    let mut table = Table::new();
+    table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+    let is_filled = |pointer: &str| rows.iter().any(|row| !text(row.pointer(pointer)).is_empty());
+    let columns: Vec<&(&str, &str)> = columns.iter().filter(|(_, pointer)| is_filled(pointer)).collect();
+    table.set_header(columns.iter().map(|(heading, _)| heading.to_uppercase()));
+    for row in rows {
+        table.add_row(columns.iter().map(|(_, pointer)| text(row.pointer(pointer))));
+    }
+    trim_lines(&table.to_string())
+}
+
 fn trim_lines(table: &str) -> String {
     table.lines().map(str::trim_end).collect::<Vec<_>>().join("\n")
 }
@@ -116,6 +123,18 @@ fn text(value: Option<&Value>) -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
+    #[test]
+    fn a_column_that_is_empty_in_every_row_is_left_out() {
+        let columns = [("branch", "/branch"), ("by", "/by"), ("tags", "/tags"), ("pending", "/pending")];
+        let rows =
+            [json!({ "branch": "main", "by": null, "tags": [], "pending": 0 }), json!({ "branch": "other", "by": "", "pending": null })];
+        let lines: Vec<Vec<String>> =
+            super::table(&rows, &columns).lines().map(|line| line.split_whitespace().map(str::to_owned).collect()).collect();
+        assert_eq!(lines, [vec!["BRANCH", "PENDING"], vec!["main", "0"], vec!["other"]]);
+    }
+
     #[test]
     fn bytes_are_short_and_never_four_digits() {
         let sizes = [0, 999, 1000, 1024, 10_000, 1_048_575, 5 << 20, 40 << 20, 3 << 30, u64::MAX];

@@ -23,7 +23,7 @@ impl Plan {
         }
         shown["way"] = json!(preview["plan"]["way"].as_str().unwrap_or_default().replace('_', " "));
         if output.json {
-            println!("{preview:#}");
+            out!("{preview:#}");
             return Ok(());
         }
         output.show(
@@ -38,12 +38,12 @@ impl Plan {
                 ("And with them", "/dependants"),
             ],
         );
-        println!();
+        out!();
         for reason in preview["plan"]["reasons"].as_array().into_iter().flatten().filter_map(Value::as_str) {
-            println!("{reason}");
+            out!("{reason}");
         }
         for change in preview["plan"]["changes"].as_array().into_iter().flatten() {
-            println!("{}", line(change));
+            out!("{}", line(change));
         }
         Ok(())
     }

@@ -70,10 +70,10 @@ fn show(output: Output, quarantine: &Value) {
     output.show(&readable(quarantine, &["databaseBytes", "fileStoreBytes"]), FIELDS);
     let failed = quarantine["failedFacts"].as_array().cloned().unwrap_or_default();
     if !failed.is_empty() {
-        println!();
+        out!();
         output.list(quarantine, &failed, &[("does not hold", "/name"), ("as found", "/statement")], "");
     } else if let Some(excerpt) = quarantine["excerpt"].as_str() {
-        println!("\n{excerpt}");
+        out!("\n{excerpt}");
     }
 }
 
@@ -83,6 +83,6 @@ fn table(output: Output, answer: &Value) {
     let columns: Vec<(&str, &str)> = names.into_iter().zip(pointers.iter().map(String::as_str)).collect();
     output.list(answer, answer["rows"].as_array().map_or(&[], Vec::as_slice), &columns, "No row.");
     if answer["truncated"] == true && !output.json {
-        eprintln!("There is more; ask for less.");
+        note!("There is more; ask for less.");
     }
 }

@@ -234,7 +234,7 @@ async fn wait(api: &Api, output: Output, snapshot: &Value, doing: &str, done: im
             return Ok(current);
         }
         if output.interactive && !told.replace(true) {
-            eprintln!("{doing} {} …", current["name"].as_str().unwrap_or_default());
+            note!("{doing} {} …", current["name"].as_str().unwrap_or_default());
         }
         tokio::time::sleep(LOOK).await;
     }

@@ -31,7 +31,7 @@ pub async fn show(options: &ClientOptions, output: Output) -> Result<()> {
     if !output.json {
         let bytes = |key: &str| output::bytes(space[key].as_u64().unwrap_or_default());
         let (alone, free, total) = (bytes("exclusiveBytes"), bytes("poolAvailableBytes"), bytes("poolTotalBytes"));
-        eprintln!("{alone} are owned alone; the server has {free} free of {total}.");
+        note!("{alone} are owned alone; the server has {free} free of {total}.");
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! The client commands against a real server: tables for people, JSON for programs, exit codes for scripts.
 
-use std::process::Output;
+use std::process::{Output, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use ocore_testkit::{
@@ -19,6 +19,15 @@ fn json(scene: &Scene, arguments: &[&str]) -> Result<Value> {
     let output = run(scene, &[&["--json"], arguments].concat())?;
     ensure!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     Ok(serde_json::from_slice(&output.stdout)?)
+}
+
+/// With standard output going nowhere, as `ocore … | head -0`: what it says on standard error, and how it ends.
+fn into_a_closed_pipe(scene: &Scene, arguments: &[&str]) -> Result<(Option<i32>, String)> {
+    let mut command = scene.installation.command(arguments);
+    let (reader, writer) = std::io::pipe()?;
+    drop(reader);
+    let output = command.env("OCORE_API_KEY", &scene.key).stdout(writer).stderr(Stdio::piped()).spawn()?.wait_with_output()?;
+    Ok((output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned()))
 }
 
 fn code(scene: &Scene, arguments: &[&str]) -> Result<i32> {
@@ -46,7 +55,7 @@ async fn a_day_at_the_command_line() -> Result<()> {
     ensure!(environments["total"] == 1 && environments["environments"][0]["branch"] == "main", "{environments}");
     let table = run(&scene, &["env", "list"])?;
     let table = String::from_utf8_lossy(&table.stdout).into_owned();
-    ensure!(table.contains("BRANCH") && table.contains("main") && table.contains("http://"), "{table}");
+    ensure!(table.contains("PROJECT") && table.contains("BRANCH") && table.contains("main") && table.contains("http://"), "{table}");
     ensure!(json(&scene, &["env", "show", "main"])?["environmentType"] == "production");
     ensure!(json(&scene, &["env", "credentials", "main"])?["password"].is_string());
     let address = run(&scene, &["open", "--print", "main"])?;
@@ -76,6 +85,29 @@ async fn a_day_at_the_command_line() -> Result<()> {
     ensure!(run(&scene, &["deployment", "logs", &broken])?.status.success());
     ensure!(code(&scene, &["env", "delete", "--yes", "main"])? == 2);
     ensure!(code(&scene, &["env", "delete", "--yes", "other"])? == 0);
+
+    // Who stops reading ends a command, whichever it is, without a panic.
+    for arguments in [
+        &["env", "list"][..],
+        &["--json", "env", "list"],
+        &["env", "show", "main"],
+        &["env", "credentials", "main"],
+        &["project", "list"],
+        &["deployments", "--env", "main"],
+        &["deployment", "show", &broken],
+        &["deployment", "logs", &broken],
+        &["logs", "main", "-n", "20"],
+        &["open", "--print", "main"],
+        &["api-key", "list"],
+        &["doctor"],
+        &["openapi"],
+        &["config", "--default"],
+        &["completions", "bash"],
+    ] {
+        let (code, said) = into_a_closed_pipe(&scene, arguments)?;
+        ensure!(code == Some(141) && !said.contains("panicked"), "{arguments:?}: {code:?} {said}");
+    }
+    ensure!(into_a_closed_pipe(&scene, &["--help"])?.0 == Some(0), "clap's own words");
 
     // Keys come, are listed and go.
     let key = run(&scene, &["api-key", "create", "ci", "--permission", "view:projects"])?;
