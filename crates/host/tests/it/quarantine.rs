@@ -369,7 +369,7 @@ async fn what_odoo_does_not_know_is_emptied_silenced_or_named(world: &World) {
     {
         assert_eq!(verdict(&report, place), Some(FindingVerdict::Unknown), "{place}");
     }
-    for place in ["account_edi_proxy_client_user.id_client", "auditlog_log_line.new_value", "certificate_narrow.pem_key"] {
+    for place in ["account_edi_proxy_client_user.refresh_token", "auditlog_log_line.new_value", "certificate_narrow.pem_key"] {
         assert_eq!(verdict(&report, place), Some(FindingVerdict::Handled), "{place}: {}", reason(&report, place));
     }
     let said = &report.facts.iter().find(|fact| fact.name == "credentials").unwrap().statement;
