@@ -80,32 +80,34 @@ fn sha1(content: &[u8]) -> String {
 }
 
 fn sql(case: &Case) -> String {
-    let mut sql = "create table ir_module_module (name text, state text, latest_version text);
-        insert into ir_module_module values ('base', 'installed', '19.0.1.3');
-        create table ir_attachment (id serial primary key, name text, store_fname text, url text, res_model text);
-        create schema \"of its own\"; create unlogged table \"of its own\".u (id int generated always as identity, a text);
-        insert into \"of its own\".u (a) values ('x'), ('y'); "
-        .to_owned();
+    let mut statements = vec![
+        "create table ir_module_module (name text, state text, latest_version text);
+         insert into ir_module_module values ('base', 'installed', '19.0.1.3');
+         create table ir_attachment (id serial primary key, name text, store_fname text, url text, res_model text);
+         create schema \"of its own\"; create unlogged table \"of its own\".u (id int generated always as identity, a text);
+         insert into \"of its own\".u (a) values ('x'), ('y')"
+            .to_owned(),
+    ];
     for (name, (kind, rows)) in &case.tables {
         let (table, view) = (identifier(name), identifier(&format!("{name}.v")));
         let unlogged = if *kind == Kind::Unlogged { "unlogged" } else { "" };
-        sql += &format!("create {unlogged} table {table} ({COLUMNS}); ");
+        statements.push(format!("create {unlogged} table {table} ({COLUMNS})"));
         for (number, words) in rows.iter().enumerate() {
             let words = literal(words);
-            sql += &format!(
+            statements.push(format!(
                 "insert into {table} (words, list, document, bytes, number, moment, truth) values ({words}, array[{words}, null, '{{'], \
-                 to_jsonb({words}::text), convert_to({words}, 'utf8'), {number}.25, timestamptz 'epoch' + interval '{number} hours', {number} > 1); "
-            );
+                 to_jsonb({words}::text), convert_to({words}, 'utf8'), {number}.25, timestamptz 'epoch' + interval '{number} hours', {number} > 1)"
+            ));
         }
         if *kind == Kind::Viewed {
-            sql += &format!("create materialized view {view} as select * from {table}; ");
+            statements.push(format!("create materialized view {view} as select * from {table}"));
         }
     }
     for file in &case.files {
         let name = sha1(&file.content);
-        sql += &format!("insert into ir_attachment (name, store_fname) values ('a', '{}/{name}'); ", &name[..file.letters]);
+        statements.push(format!("insert into ir_attachment (name, store_fname) values ('a', '{}/{name}')", &name[..file.letters]));
     }
-    sql
+    statements.join(";\n")
 }
 
 /// What every table and sequence of a database holds.

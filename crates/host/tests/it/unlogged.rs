@@ -1,7 +1,5 @@
 //! Unlogged tables are in every copy, though recovery empties them.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
-
 use std::{
     sync::{
         Arc,
@@ -138,7 +136,7 @@ async fn a_table_that_is_never_left_alone_is_named_and_nothing_is_lost() -> Resu
     sqlx::raw_sql("begin; insert into \"Of nothing\" default values").execute(&mut connection).await?;
     match take(&host, instance, data_set).await {
         Err(HostError::Rejected { summary, .. }) => {
-            assert!(summary.contains("public.\"Of nothing\"") && summary.contains("set logged"), "{summary}")
+            assert!(summary.contains("public.\"Of nothing\"") && summary.contains("set logged"), "{summary}");
         }
         other => panic!("{other:?}"),
     }
