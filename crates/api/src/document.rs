@@ -250,3 +250,18 @@ fn without_null(schema: &mut Value) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_operation_that_a_table_here_names_is_in_the_document() {
+        let document = crate::router::openapi();
+        let operations = paths(&document).flat_map(|(_, item)| item.as_object().into_iter().flatten());
+        let ids: BTreeSet<&str> = operations.filter_map(|(_, operation)| operation["operationId"].as_str()).collect();
+        for named in LOOKS.iter().chain(LOCATED).copied().chain(errors::named()) {
+            assert!(ids.contains(named), "{named}");
+        }
+    }
+}

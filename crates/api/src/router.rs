@@ -130,7 +130,7 @@ fn api() -> OpenApiRouter<AppState> {
         .merge(repositories::routes())
 }
 
-/// The whole HTTP service. Serve it with the peers' addresses (`into_make_service_with_connect_info::<SocketAddr>()`): log-ins are counted by
+/// The whole HTTP service, for [`crate::serve`], which tells it the peers' addresses: log-ins are counted by
 /// them.
 pub fn router(state: AppState) -> Router {
     metrics::install();

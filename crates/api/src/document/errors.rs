@@ -265,3 +265,9 @@ pub(super) fn add(id: &str, method: &str, operation: &mut Value, open: bool, com
         };
     }
 }
+
+/// The operations that the tables of this file name.
+#[cfg(test)]
+pub(super) fn named() -> impl Iterator<Item = &'static str> {
+    OWN.iter().map(|(id, ..)| *id).chain(COUNTED.iter().copied()).chain(ASK_THE_HOST.iter().copied())
+}
