@@ -164,14 +164,14 @@ async fn styles_scripts_templates_and_errors_of_the_new_odoo_are_looked_at_befor
         (
             styles,
             [
-                "the styles `web.assets_frontend` cannot be built: parcels/static/src/front.scss, line 2: Undefined variable: \"$hul\"",
+                "cannot be built: parcels/static/src/front.scss, line 2: Undefined variable: \"$hul\"",
                 "the scripts `web.assets_web` are not whole: parcels/static/src/back.xml: Invalid XML template: Opening and ending tag mismatch: div line 3 and t, line 4",
             ],
         ),
         (
             scripts,
             [
-                "the styles `web.assets_frontend` cannot be built: parcels/__manifest__.py, line 1: Could not find /parcels/static/src/lost.css",
+                "cannot be built: parcels/__manifest__.py, line 1: Could not find /parcels/static/src/lost.css",
                 "the scripts `web.assets_web` cannot be read: parcels/static/src/back.js, line 3: missing ) after argument list",
             ],
         ),

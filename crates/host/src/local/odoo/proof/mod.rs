@@ -68,6 +68,11 @@ impl Fault {
     fn new(summary: String, excerpt: String) -> Self {
         Self { summary, excerpt, foreign: false }
     }
+
+    /// The sentence without the bundle.
+    fn place(&self) -> &str {
+        self.summary.split_once(": ").map_or(self.summary.as_str(), |(_, place)| place)
+    }
 }
 
 /// A proof under way.
@@ -230,7 +235,13 @@ impl Proving<'_> {
         let before = self.faults.len();
         let kind = bundles::kind(address);
         if kind == Some(Kind::Styles) {
-            self.faults.extend(styles::error(&text).map(|said| styles::explain(name, &said, &self.files)));
+            let fault = styles::error(&text).map(|said| styles::explain(name, &said, &self.files));
+            // The same file is part of several bundles.
+            let is_told = |fault: &Fault| self.faults.iter().any(|told| told.place() == fault.place());
+            match fault {
+                Some(fault) if is_told(&fault) => drop(self.broken.insert(place.to_owned())),
+                fault => self.faults.extend(fault),
+            }
         } else if kind == Some(Kind::Scripts) {
             self.faults.extend(scripts::noticed(name, &text, &self.files));
             self.scripts.push((address.to_owned(), text));

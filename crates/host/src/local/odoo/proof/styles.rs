@@ -3,8 +3,8 @@
 use super::{Fault, files::Files};
 
 const ERROR: &str = "css_error_message {";
-/// Odoo has the styles of a bundle compiled as one text.
-const TEXT: &str = " of stdin";
+/// Odoo has the styles of a bundle compiled as one text, which has this name (`/stdin` where Odoo runs).
+const TEXT: &str = "stdin";
 
 /// The errors of a bundle, as they were said; `None` for one that was built.
 pub(super) fn error(body: &str) -> Option<String> {
@@ -47,47 +47,47 @@ fn parts(said: &str) -> Vec<&str> {
 
 /// The file and the line of an error in the text of all files.
 fn place(said: &str, files: &Files) -> Option<String> {
-    let (line, position) = said.lines().find_map(|line| {
+    let (number, name) = said.lines().find_map(|line| {
         let (number, name) = line.trim().strip_prefix("on line ")?.split_once(" of ")?;
-        let number: usize = number.split(':').next()?.parse().ok()?;
-        Some((line, (number, name)))
+        Some((number.split(':').next()?.parse::<usize>().ok()?, name))
     })?;
-    let text = said.lines().find_map(|line| line.strip_prefix(">> ")).unwrap_or_default().trim();
-    let (number, name) = position;
-    let found = if line.ends_with(TEXT) { in_parts(said, number, text, files) } else { Some((name.to_owned(), number)) };
+    let found = if name.trim_start_matches('/') == TEXT { in_parts(said, number, files) } else { Some((name.to_owned(), number)) };
     let (address, line) = found?;
     Some(format!("{}, line {line}", files.own(&address).unwrap_or_else(|| address.trim_start_matches('/').to_owned())))
 }
 
-/// Before each file stands a line with a mark of its own. Where one of them cannot be read, the line is looked for in the files of the repository.
-fn in_parts(said: &str, number: usize, text: &str, files: &Files) -> Option<(String, usize)> {
-    let is_there = |content: &str, line: usize| content.lines().nth(line - 1).is_some_and(|found| text.is_empty() || found.contains(text));
+/// Before each file stands a line with a mark of its own. The line that the compiler shows is not always the one that it means, so it counts only where a file before
+/// cannot be read: then what the error names is looked for in the files of the repository.
+fn in_parts(said: &str, number: usize, files: &Files) -> Option<(String, usize)> {
     let mut before = 0;
     for address in parts(said) {
         let Some(content) = files.read(address) else { break };
         let lines = content.matches('\n').count() + 1;
         if number <= before + 1 + lines {
             let line = number.checked_sub(before + 1).filter(|line| *line > 0)?;
-            if is_there(&content, line) {
-                return Some((address.to_owned(), line));
-            }
-            break;
+            return Some((address.to_owned(), line));
         }
         before += 1 + lines;
     }
-    let holds = |address: &&str| {
-        let content = files.own(address).and_then(|_| files.read(address))?;
-        let line = content.lines().position(|line| !text.is_empty() && line.contains(text))?;
-        Some(((*address).to_owned(), line + 1))
+    let named = said.lines().next().and_then(|reason| reason.split('"').find(|word| word.starts_with('$')));
+    let shown = said.lines().find_map(|line| line.strip_prefix(">> ")).map(str::trim).filter(|text| !text.is_empty());
+    let holds = |content: &str, wanted: &str| {
+        let ends = |rest: &str| !rest.starts_with(|next: char| next.is_ascii_alphanumeric() || "-_".contains(next));
+        content.lines().position(|line| line.match_indices(wanted).any(|(at, _)| ends(&line[at + wanted.len()..])))
     };
-    parts(said).iter().find_map(holds)
+    let own = parts(said).into_iter().filter_map(|address| files.own(address).and_then(|_| Some((address, files.read(address)?))));
+    let own: Vec<(&str, String)> = own.collect();
+    [named, shown]
+        .into_iter()
+        .flatten()
+        .find_map(|wanted| own.iter().find_map(|(address, content)| Some(((*address).to_owned(), holds(content, wanted)? + 1))))
 }
 
 #[cfg(test)]
 mod tests {
     use super::{super::files::tests::of, *};
 
-    const SAID: &str = "Error: Undefined variable: \\\"$hul\\\".\\A        on line 7:20 of stdin\\A>> .o_paint { color: $hul; }\\A\\A   -------------------^\\AThis error occurred while compiling the bundle 'web.assets_frontend' containing:\\A    - /paint/static/first.scss\\A    - /paint/static/front.scss";
+    const SAID: &str = "Error: Undefined variable: \\\"$hul\\\".\\A        on line 7:20 of /stdin\\A>> $hull: #0a5078;\\A\\A   -------------------^\\AThis error occurred while compiling the bundle 'web.assets_frontend' containing:\\A    - /paint/static/first.scss\\A    - /paint/static/front.scss";
 
     #[test]
     fn an_error_is_read_out_of_its_rule_and_has_its_file_and_line() {
@@ -105,7 +105,7 @@ mod tests {
             fault.summary,
             "the styles `web.assets_frontend` cannot be built: addons/paint/static/front.scss, line 2: Undefined variable: \"$hul\""
         );
-        assert!(fault.excerpt.contains(">> .o_paint") && !fault.foreign);
+        assert!(fault.excerpt.contains(">> $hull") && !fault.foreign);
         assert_eq!(error("body{color:red}"), None);
     }
 
@@ -115,7 +115,7 @@ mod tests {
         let files = of(directory.path(), &[("paint/static/front.scss", "$hull: 1;\n.o_paint { color: $hul; }\n")]);
         let said = "Error: Undefined variable: \"$hul\".\n        on line 70:20 of stdin\n>> .o_paint { color: $hul; }\ncontaining:\n    - <inline sass>\n    - /_custom/web.assets_frontend/x.scss\n    - /paint/static/front.scss";
         assert!(explain("b.c", said, &files).summary.contains("addons/paint/static/front.scss, line 2: Undefined"));
-        let elsewhere = said.replace("$hul; }", "$other; }");
+        let elsewhere = said.replace("$hul", "$other");
         assert!(explain("b.c", &elsewhere, &files).foreign, "of the database");
     }
 
