@@ -98,6 +98,9 @@ pub(super) async fn in_time<T>(answer: impl Future<Output = T>) -> Result<T> {
     })
 }
 
+/// Name, state, version, `imported` and `demo` of a module.
+type Row = (String, Option<String>, Option<String>, bool, bool);
+
 /// The modules that a database's Odoo knows, by name; none in a database that no Odoo has filled. The connection must be the owner's.
 pub(super) async fn modules(connection: &mut PgConnection) -> Result<Vec<InstalledModule>> {
     let query_error = |error| HostError::machine_from("the modules could not be read from the database", error);
@@ -116,9 +119,8 @@ pub(super) async fn modules(connection: &mut PgConnection) -> Result<Vec<Install
         let value = if has { format!("coalesce({column}::pg_catalog.bool, false)") } else { otherwise.to_owned() };
         query = query.replace(&format!("{{{column}}}"), &value);
     }
-    let rows: Vec<(String, Option<String>, Option<String>, bool, bool)> =
-        in_time(sqlx::query_as(sqlx::AssertSqlSafe(query)).fetch_all(&mut *connection)).await?.map_err(query_error)?;
-    let module = |(name, state, version, imported, demo): (String, Option<String>, Option<String>, bool, bool)| InstalledModule {
+    let rows: Vec<Row> = in_time(sqlx::query_as(sqlx::AssertSqlSafe(query)).fetch_all(&mut *connection)).await?.map_err(query_error)?;
+    let module = |(name, state, version, imported, demo): Row| InstalledModule {
         imported: imported || name == STUDIO,
         name,
         state: state.unwrap_or_else(|| "uninstalled".to_owned()),

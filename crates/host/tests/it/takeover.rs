@@ -1,6 +1,8 @@
 //! What an update finds in the database and what it makes of it: a module that has another name now, words that a translation corrects, modules that
 //! are only rows; and what a project says of its Odoo.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
+
 use ocore_host::{DataSource, Host, OdooSettings, RunModules, ServableDataSet, SlotSpec, testing::progress};
 use ocore_model::{instance::Color, plan::Correction};
 use sqlx::PgConnection;

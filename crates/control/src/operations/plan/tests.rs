@@ -276,6 +276,7 @@ fn a_renamed_module_takes_over_when_ocore_toml_says_so() {
     assert_eq!((plan.way, plan.install.len(), plan.update), (Way::UpdateAndHoldWrites, 0, vec!["reservation".to_owned()]));
     assert_eq!((plan.renames["booking"].as_str(), plan.dependants), ("reservation", vec!["a".to_owned()]));
     // Done already, in a database that never had it too: nothing to do.
+    push.live.as_mut().unwrap().modules.insert("reservation".parse().unwrap(), "1".to_owned());
     push.installed = installed(&["base", "reservation", "a"]);
     assert!(push.plan().unwrap().renames.is_empty());
     push.commit.modules.push(module("booking", &["base"], "1"));

@@ -142,11 +142,8 @@ impl OdooConfig<'_> {
 }
 
 fn section<'a>(name: &str, entries: impl Iterator<Item = (&'a str, &'a str)>) -> String {
-    let mut text = format!("[{}]\n", one_line(name));
-    for (name, value) in entries {
-        text.push_str(&format!("{} = {}\n", one_line(name), one_line(value)));
-    }
-    text
+    let lines = entries.map(|(name, value)| format!("{} = {}\n", one_line(name), one_line(value)));
+    std::iter::once(format!("[{}]\n", one_line(name))).chain(lines).collect()
 }
 
 /// Those that Odoo loads with the server by itself, and these.

@@ -336,7 +336,7 @@ class PythonFile:
             self.plain_class(other, f"{name}.{other.name}", answer)
         rest = [statement for statement in node.body if statement not in [*constants, *inner] and not is_text(statement)]
         head = [*node.decorator_list, *node.bases, *(keyword.value for keyword in node.keywords)]
-        answer["classes"][name] = {"line": node.lineno, "digest": digest("".join(ast.dump(part) for part in [*head, *rest]))}
+        answer["classes"][name] = {"line": node.lineno, "digest": digest("".join(map(substance, [*head, *rest])))}
 
     def is_model(self, node):
         bases = [self.odoo_name(base) for base in node.bases]

@@ -116,18 +116,16 @@ fn note(name: &str, text: &str) -> String {
             others.push(key.to_owned());
         }
     }
-    let mut sentence = format!("{name} of the repository is not read, since oCore writes Odoo's configuration");
+    let mut parts = vec![format!("{name} of the repository is not read, since oCore writes Odoo's configuration")];
     if !movable.is_empty() {
-        sentence.push_str(&format!("; put {} into [odoo] of ocore.toml", movable.join(", ")));
+        parts.push(format!("put {} into [odoo] of ocore.toml", movable.join(", ")));
     }
-    for section in sections {
-        sentence.push_str(&format!("; what is in [{section}] goes into [odoo.section.{section}] of ocore.toml"));
-    }
+    parts.extend(sections.iter().map(|section| format!("what is in [{section}] goes into [odoo.section.{section}] of ocore.toml")));
     if !others.is_empty() {
         others.truncate(20);
-        sentence.push_str(&format!("; oCore or the instance's settings decide about {}", others.join(", ")));
+        parts.push(format!("oCore or the instance's settings decide about {}", others.join(", ")));
     }
-    sentence
+    parts.join("; ")
 }
 
 /// The text of a file; `None` when there is none. A link that leads out of the directory is refused: we read as root, and errors show what we
