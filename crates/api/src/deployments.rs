@@ -9,7 +9,7 @@ use axum::{
 use chrono::{DateTime, SecondsFormat, Utc};
 use ocore_control::{
     Error, Settings,
-    authorization::{ManageDeployments, ViewDeployments},
+    authorization::{Grant, ManageDeployments, ViewDeployments},
     deployments::{self, Cursor, DeployRequest, Evidence, LogRange},
     plans,
     store::deployments::{Deployment, Page, Step},
@@ -85,9 +85,9 @@ pub(crate) struct DeploymentBody {
     duration_ms: Option<i64>,
     updated_at: DateTime<Utc>,
     steps: Vec<StepBody>,
-    /// What it does to the modules, and why. Null in lists, and before it is known.
+    /// What it does to the modules, and why. Null before it is known.
     plan: Option<ModulePlan>,
-    /// What gates have found. Empty in lists.
+    /// What gates have found.
     evidence: Vec<GateEvidence>,
     findings: Vec<Finding>,
     /// Null: it is not measured yet.
@@ -214,13 +214,23 @@ pub(crate) struct DeploymentList {
 }
 
 impl DeploymentList {
-    pub(crate) fn new(deployments: &[Deployment], total: i64, page: Page, settings: &Settings) -> Self {
-        Self {
-            deployments: deployments.iter().map(|deployment| DeploymentBody::new(deployment, settings)).collect(),
-            limit: page.limit,
-            offset: page.offset,
-            total,
-        }
+    pub(crate) async fn new(
+        state: &AppState,
+        grant: &Grant<ViewDeployments>,
+        deployments: &[Deployment],
+        total: i64,
+        page: Page,
+    ) -> Result<Self, Problem> {
+        let (mut plans, mut evidence) = deployments::details(&state.control, grant, deployments).await?;
+        let body = |deployment: &Deployment| {
+            let found = evidence.remove(&deployment.id).unwrap_or_default();
+            DeploymentBody {
+                plan: plans.remove(&deployment.id),
+                evidence: found.into_iter().map(|found| gate_evidence(deployment, found)).collect(),
+                ..DeploymentBody::new(deployment, &state.control.settings)
+            }
+        };
+        Ok(Self { deployments: deployments.iter().map(body).collect(), limit: page.limit, offset: page.offset, total })
     }
 }
 
@@ -259,7 +269,7 @@ pub(crate) async fn list_of_project(
 ) -> Result<Json<DeploymentList>, Problem> {
     let page = query.page()?;
     let (deployments, total) = deployments::list_of_project(&state.control, &grant, project.into(), page).await?;
-    Ok(Json(DeploymentList::new(&deployments, total, page, &state.control.settings)))
+    Ok(Json(DeploymentList::new(&state, &grant, &deployments, total, page).await?))
 }
 
 /// Get deployment details

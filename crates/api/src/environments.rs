@@ -314,7 +314,7 @@ pub(crate) async fn list_deployments(
 ) -> Result<Json<DeploymentList>, Problem> {
     let page = query.page()?;
     let (deployments, total) = deployments::list_of_environment(&state.control, &grant, id.into(), page).await?;
-    Ok(Json(DeploymentList::new(&deployments, total, page, &state.control.settings)))
+    Ok(Json(DeploymentList::new(&state, &grant, &deployments, total, page).await?))
 }
 
 /// Trigger a manual build

@@ -31,7 +31,8 @@ pub(crate) struct PreviewBody {
 ///
 /// What a deployment of the commit would do to the environment as it is now, with the reasons: which modules it installs and updates, and whether
 /// it needs `nothing`, a `reload`, an `update`, or an `update_and_hold_writes`. Nothing of the environment is touched. 409 `cannot_deploy` with
-/// the sentence that a deployment would fail with, `stopped` when the instance's database does not run.
+/// the sentence that a deployment would fail with. With a database that does not run, the plan rests on what earlier
+/// deployments have installed, and says so.
 #[utoipa::path(post, path = "/projects/{projectId}/plan", tag = TAG,
     params(("projectId" = Uuid, Path, description = "The project")),
     request_body = Deploy, responses((status = 200, description = "The plan", body = PreviewBody)))]

@@ -1,16 +1,17 @@
 //! Deployments: how they are queued, their list, their detail, following one live.
 
-use std::{fmt, pin::Pin, str::FromStr, time::Duration};
+use std::{collections::HashMap, fmt, pin::Pin, str::FromStr, time::Duration};
 
 use futures::{Stream, stream};
 use ocore_model::{
-    deployment::{DataOrigin, DeploymentStatus, StepName, StepStatus, Trigger},
+    deployment::{DataOrigin, DeploymentStatus, ModulePlan, StepName, StepStatus, Trigger},
     environment::{CommitBehavior, EnvironmentStatus, Stage},
     ids::{DeploymentId, EnvironmentId, InstanceId, ProjectId, UserId},
     names::{BranchName, CommitSha},
 };
 use serde::Deserialize;
 use sqlx::PgConnection;
+use uuid::Uuid;
 
 pub use crate::store::evidence::Evidence;
 use crate::{
@@ -28,6 +29,25 @@ use crate::{
 };
 
 /// What gates have found of a deployment; none where none has looked.
+/// The plans that these deployments have made, and what gates have found of them, each by its deployment.
+pub async fn details(
+    control: &Control,
+    grant: &Grant<ViewDeployments>,
+    deployments: &[Deployment],
+) -> Result<(HashMap<DeploymentId, ModulePlan>, HashMap<DeploymentId, Vec<Evidence>>)> {
+    let ids: Vec<Uuid> = deployments.iter().map(|deployment| deployment.id.as_uuid()).collect();
+    let mut connection = control.pool.acquire().await?;
+    let mut plans = HashMap::new();
+    for (id, plan) in store::plans::of_deployments(&mut connection, grant, &ids).await? {
+        plans.insert(id, serde_json::from_value(plan).map_err(|error| Error::internal("reading a plan", error))?);
+    }
+    let mut evidence: HashMap<DeploymentId, Vec<Evidence>> = HashMap::new();
+    for (id, found) in store::evidence::of_deployments(&mut connection, grant, &ids).await? {
+        evidence.entry(id).or_default().push(found);
+    }
+    Ok((plans, evidence))
+}
+
 pub async fn evidence(control: &Control, grant: &Grant<ViewDeployments>, deployment: DeploymentId) -> Result<Vec<Evidence>> {
     store::evidence::of_deployment(&mut *control.pool.acquire().await?, grant, deployment).await
 }

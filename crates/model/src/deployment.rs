@@ -1,5 +1,7 @@
 //! A deployment: one try to bring one commit live.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -186,6 +188,12 @@ pub struct ModulePlan {
     pub install: Vec<String>,
     /// Technical names, sorted: those whose data have changed. Empty when nothing that Odoo loads into its database has.
     pub update: Vec<String>,
+    /// Modules that have another name now, by the earlier one: what the database has of it belongs to the later one.
+    #[serde(default)]
+    pub renames: BTreeMap<String, String>,
+    /// Modules that neither the repository nor Odoo has, so that the Python packages have to bring them. Sorted.
+    #[serde(default)]
+    pub packaged: Vec<String>,
     /// The installed modules of the repository that Odoo updates with them, since they depend on them. Sorted.
     #[serde(default)]
     pub dependants: Vec<String>,
@@ -198,13 +206,43 @@ pub struct ModulePlan {
     pub changes: Vec<Change>,
 }
 
+/// So many modules are named in one line.
+const NAMED: usize = 8;
+
+/// `a, b and 3 more`
+fn some(names: &[String]) -> String {
+    match names.len().checked_sub(NAMED) {
+        Some(more) if more > 0 => format!("{} and {more} more", names[..NAMED].join(", ")),
+        _ => names.join(", "),
+    }
+}
+
 impl ModulePlan {
+    /// The plan in one line.
+    pub fn summary(&self) -> String {
+        let parts = [("updates", &self.update), ("installs", &self.install)];
+        let parts: Vec<String> =
+            parts.into_iter().filter(|(_, names)| !names.is_empty()).map(|(verb, names)| format!("{verb} {}", some(names))).collect();
+        let what = if parts.is_empty() {
+            match self.way {
+                Way::Nothing => "no module has changed".to_owned(),
+                _ => "other code on the same data, nothing to install or update".to_owned(),
+            }
+        } else {
+            parts.join("; ")
+        };
+        match self.data {
+            DataMode::Fresh => format!("a fresh database: {what}"),
+            DataMode::Keep => format!("{}: {what}", self.way.in_words()),
+        }
+    }
+
     /// The plan in words: its reasons, then what has changed, the weightiest first.
     pub fn lines(&self) -> Vec<String> {
         let mut lines = self.reasons.clone();
         for way in Way::ALL.iter().rev() {
             let asked = self.changes.iter().filter(|change| change.way == *way);
-            lines.extend(asked.map(|change| format!("[{}] {change}", way.as_str().replace('_', " "))));
+            lines.extend(asked.map(|change| format!("[{}] {change}", way.in_words())));
         }
         lines
     }

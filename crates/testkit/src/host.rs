@@ -1,6 +1,9 @@
 //! A host for tests of the store and the API, where nothing of a machine is needed.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+};
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
@@ -61,6 +64,10 @@ impl Host for NoHost {
         refuse()
     }
 
+    async fn peek_languages(&self, _: InstanceId, _: DataSetId) -> Result<Option<Vec<String>>> {
+        refuse()
+    }
+
     async fn keep_copy_warm(&self, _: InstanceId, _: DataSetId, _: Progress) -> Result<()> {
         refuse()
     }
@@ -78,6 +85,10 @@ impl Host for NoHost {
     }
 
     async fn find_release(&self, _: &ReleaseId) -> Result<Option<Release>> {
+        refuse()
+    }
+
+    async fn packaged_modules(&self, _: &ReleaseId) -> Result<BTreeSet<String>> {
         refuse()
     }
 

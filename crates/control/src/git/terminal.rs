@@ -18,6 +18,9 @@ use crate::{
     store::repositories,
 };
 
+/// So many lines of a plan are shown.
+const PLAN_LINES: usize = 15;
+
 pub(super) struct Terminal<'a> {
     pub(super) control: &'a Control,
     pub(super) answer: &'a Answer,
@@ -30,6 +33,8 @@ struct Followed {
     /// Before each line, when there is more than one deployment.
     label: String,
     running: Option<(StepName, Instant)>,
+    /// Lines of its plan so far.
+    planned: usize,
     ended: bool,
 }
 
@@ -40,7 +45,7 @@ impl Terminal<'_> {
         for outcome in outcomes {
             self.line("", &format!("{}: {}", outcome.branch, outcome.message)).await;
             if let Some(id) = outcome.deployment_id {
-                followed.push(Followed { id, label: format!("{}: ", outcome.branch), running: None, ended: false });
+                followed.push(Followed { id, label: format!("{}: ", outcome.branch), running: None, planned: 0, ended: false });
             }
         }
         if !waits || !self.answer.speaks() {
@@ -102,6 +107,15 @@ impl Terminal<'_> {
                     StepStatus::Failed => self.line(&one.label, &format!("▸ {name} …{took}  failed")).await,
                     StepStatus::Undone => self.line(&one.label, &format!("  {name} taken back")).await,
                     StepStatus::Pending | StepStatus::Running | StepStatus::Skipped => {}
+                }
+            }
+            // Why something is updated or left.
+            Progress::Line { step: StepName::Plan, text } => {
+                one.planned += 1;
+                if one.planned <= PLAN_LINES {
+                    self.line(&one.label, &format!("  │ {text}")).await;
+                } else if one.planned == PLAN_LINES + 1 {
+                    self.line(&one.label, &format!("  │ … and more: ocore deployment logs {}", one.id)).await;
                 }
             }
             // A log is for whoever looks for it; the part that matters comes with a failure.

@@ -49,7 +49,9 @@ impl<'a> Wish<'a> {
         rest.extend(
             automatic
                 .filter(|module| !installed.contains(module.name.as_str()))
-                .filter(|module| module.depends.iter().all(|dependency| installed.contains(dependency.as_str())))
+                .filter(|module| {
+                    module.triggers.as_ref().unwrap_or(&module.depends).iter().all(|dependency| installed.contains(dependency.as_str()))
+                })
                 .map(|module| &module.name),
         );
         rest.into_iter().cloned().collect()

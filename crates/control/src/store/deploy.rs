@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use ocore_model::{
-    deployment::{DataOrigin, DeploymentStatus},
+    deployment::{DataOrigin, DeploymentStatus, Trigger},
     environment::Stage,
     ids::{DataSetId, DeploymentId, EnvironmentId, InstanceId, ProjectId, SnapshotId},
     instance::{Color, InstanceStatus},
@@ -28,6 +28,7 @@ pub(crate) struct DeployRow {
     pub instance_id: InstanceId,
     pub slug: String,
     pub status: DeploymentStatus,
+    pub trigger: Trigger,
     pub branch: String,
     pub commit_sha: CommitSha,
     pub data_origin: Json<DataOrigin>,
@@ -49,7 +50,7 @@ pub(crate) async fn find(connection: &mut PgConnection, deployment: DeploymentId
                   deployments.environment_id as "environment_id: EnvironmentId", environments.stage as "stage: Stage",
                   environments.is_neutralized, sources.id as "cloned_from_id?: EnvironmentId",
                   deployments.instance_id as "instance_id: InstanceId", instances.slug,
-                  deployments.status as "status: DeploymentStatus", deployments.branch, deployments.commit_sha as "commit_sha: CommitSha",
+                  deployments.status as "status: DeploymentStatus", deployments.trigger_type as "trigger: Trigger", deployments.branch, deployments.commit_sha as "commit_sha: CommitSha",
                   deployments.data_origin as "data_origin: Json<DataOrigin>", deployments.keeps_previous,
                   instances.odoo_version as "odoo_version: OdooVersion", projects.module_selection, projects.with_demo, instances.settings,
                   instances.env_vars

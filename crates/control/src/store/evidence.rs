@@ -7,6 +7,7 @@ use ocore_model::{
 };
 use serde_json::Value;
 use sqlx::PgConnection;
+use uuid::Uuid;
 
 use crate::{Result, authorization::Scope};
 
@@ -63,6 +64,36 @@ pub(crate) async fn of_deployment(connection: &mut PgConnection, scope: &Scope, 
     )
     .fetch_all(connection)
     .await?)
+}
+
+/// All of these deployments, in the order in which it was found.
+pub(crate) async fn of_deployments(
+    connection: &mut PgConnection,
+    scope: &Scope,
+    deployments: &[Uuid],
+) -> Result<Vec<(DeploymentId, Evidence)>> {
+    let found = sqlx::query!(
+        r#"select deployment_id as "deployment_id: DeploymentId", gate as "gate: Gate", evidence.status as "status: GateStatus", required, summary,
+                  excerpt, details, evidence.started_at, evidence.completed_at
+           from evidence join deployments on deployments.id = evidence.deployment_id
+           where deployments.id = any($2) and deployments.organization_id = $1 order by evidence.started_at, gate"#,
+        scope.organization_id.as_uuid(),
+        deployments,
+    );
+    let evidence = found.fetch_all(connection).await?.into_iter().map(|row| {
+        let found = Evidence {
+            gate: row.gate,
+            status: row.status,
+            required: row.required,
+            summary: row.summary,
+            excerpt: row.excerpt,
+            details: row.details,
+            started_at: row.started_at,
+            completed_at: row.completed_at,
+        };
+        (row.deployment_id, found)
+    });
+    Ok(evidence.collect())
 }
 
 /// What a gate saw of the environment's last deployment that went well and passed it.

@@ -43,6 +43,33 @@ async fn code_alone_takes_over_beside_the_live_slot_on_the_same_data() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_push_of_the_same_files_starts_nothing_and_whichever_node_fails_what_runs_goes_on() {
+    let scene = Scene::new().await;
+    let place = scene.place("main").await;
+    scene.live(place, &[("a", "code 1")]).await;
+    let before = scene.instance(place).await;
+    let (starts, stops) = (scene.world.calls("start_slot"), scene.world.calls("stop_slot"));
+    let commit = scene.commit(&[("a", "code 1")]).await;
+    for node in NODES {
+        let (row, world) = (scene.instance(place).await, scene.world.instance(place.instance));
+        fail_at(&scene, place, &commit, "live", node, true).await;
+        let mut after = scene.world.instance(place.instance);
+        after.generation = world.generation;
+        assert_eq!((after, scene.instance(place).await), (world, row), "{node}");
+    }
+    let deployment = scene.deploy(place, &commit, "live").await;
+    let engine = scene.engine().await;
+    assert_eq!(scene.ended(deployment).await, DeploymentStatus::Succeeded, "{:?}", scene.message(deployment).await);
+    engine.stop().await;
+    let row = scene.instance(place).await;
+    assert_eq!((row.active_color, row.active_release, row.active_http), (before.active_color, before.active_release, before.active_http));
+    assert_eq!((scene.world.calls("start_slot"), scene.world.calls("stop_slot")), (starts, stops));
+    let live: String = scene.column("select live_commit_sha from environments where id = $1", place.environment.as_uuid()).await;
+    assert_eq!(live, commit);
+    assert!(scene.lines(deployment).await.iter().any(|line| line.contains("nothing is started")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn whichever_node_of_a_reload_fails_the_live_slot_has_never_rested() {
     for repeat_undo in [false, true] {
         let scene = Scene::new().await;

@@ -4,7 +4,10 @@
 //! call could take for whole; a call for an instance carries a [`Fence`], and one with an older generation than the newest seen for that
 //! instance is refused with [`HostError::Fenced`](crate::HostError::Fenced) before any effect.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+};
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
@@ -14,7 +17,8 @@ use ocore_model::{
     instance::Color,
     mail::MailboxStatus,
     names::{ModuleName, OdooVersion},
-    plan::ModuleDescription,
+    odoo_options::OdooOptions,
+    plan::{Correction, ModuleDescription},
     project::DeploySettings,
     rehearsal::Rehearsal,
     route::RouteSnapshot,
@@ -84,6 +88,9 @@ pub struct SourceModule {
     pub in_submodule: bool,
     pub installable: bool,
     pub auto_install: bool,
+    /// Of one that Odoo installs by itself: the modules that it waits for, where these are not all that it depends on.
+    #[serde(default)]
+    pub triggers: Option<Vec<String>>,
     pub version: String,
     /// Direct dependencies, as written.
     pub depends: Vec<String>,
@@ -104,6 +111,15 @@ pub struct Source {
     /// What its `ocore.toml` says of deployments.
     #[serde(default)]
     pub deploy: DeploySettings,
+    /// What it says of Odoo's own options.
+    #[serde(default)]
+    pub odoo: OdooOptions,
+    /// Modules that have another name now, the earlier one first.
+    #[serde(default)]
+    pub renamed: BTreeMap<ModuleName, ModuleName>,
+    /// What people put into a repository and what is not heeded, a sentence each.
+    #[serde(default)]
+    pub notes: Vec<String>,
     pub bytes: u64,
 }
 
@@ -186,6 +202,23 @@ pub struct InstalledModule {
     /// Odoo's word: `installed`, `to upgrade`, `uninstalled` …
     pub state: String,
     pub version: Option<String>,
+    /// It is nothing but rows in the database and has no files, so that no Odoo looks for any: somebody has imported it, or made it with Studio.
+    #[serde(default)]
+    pub imported: bool,
+    /// It has its demo data. Where that is not known, it has.
+    #[serde(default = "unknown_demo")]
+    pub demo: bool,
+}
+
+fn unknown_demo() -> bool {
+    true
+}
+
+impl InstalledModule {
+    /// One with files and without demo data.
+    pub fn new(name: &str, state: &str) -> Self {
+        Self { name: name.to_owned(), state: state.to_owned(), version: None, imported: false, demo: false }
+    }
 }
 
 /// What [`Host::run_modules`] does in a data set that nobody else uses.
@@ -195,6 +228,13 @@ pub struct RunModules {
     pub release: ReleaseId,
     pub install: Vec<ModuleName>,
     pub update: Vec<ModuleName>,
+    /// Modules that have another name now, the earlier one first: what the database has under it belongs to the later one, before anything runs.
+    /// `update` names the later one. Where the earlier one is not installed there is nothing to do.
+    #[serde(default)]
+    pub renames: Vec<(ModuleName, ModuleName)>,
+    /// Translations that are taken out of the database where they are still what is named here, so that the update puts in what the files say now.
+    #[serde(default)]
+    pub corrections: Vec<Correction>,
     /// Loads demo data into a fresh database.
     pub with_demo: bool,
     /// Set after a fresh install: the password of Odoo's `admin`. Never logged.
@@ -350,6 +390,9 @@ pub trait Host: Send + Sync + 'static {
 
     async fn find_release(&self, release: &ReleaseId) -> Result<Option<Release>>;
 
+    /// Technical names of the modules that come with the Python packages of a release: wheels may hold some, which Odoo finds by itself.
+    async fn packaged_modules(&self, release: &ReleaseId) -> Result<BTreeSet<String>>;
+
     /// Removes sources, releases and environments that are not needed for `keep` and are older than an hour; never one that runs.
     async fn prune_releases(&self, keep: &[ReleaseId]) -> Result<()>;
 
@@ -388,6 +431,9 @@ pub trait Host: Send + Sync + 'static {
     /// The same of a data set whose cluster runs, beside whatever an operation does there; nothing is claimed and nothing is started. `None` when
     /// the cluster does not run.
     async fn peek_modules(&self, instance: InstanceId, data_set: DataSetId) -> Result<Option<Vec<InstalledModule>>>;
+
+    /// Odoo's codes of the languages that are active in the data set's database, read in the same manner.
+    async fn peek_languages(&self, instance: InstanceId, data_set: DataSetId) -> Result<Option<Vec<String>>>;
 
     /// Brings a copy of the data set's file store, from which the instance's next copy begins, up to date. Nobody sees it but by the time that a
     /// copy takes. Nothing is claimed; may run twice, beside everything else, and be broken off at any moment: `Cancelled` when somebody needs

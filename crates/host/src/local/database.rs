@@ -13,10 +13,15 @@ use crate::{
 
 /// A row of Odoo's own tables takes no moment.
 const PATIENCE: Duration = Duration::from_mins(2);
-/// A view in the place of the table may have any number of rows of any length.
+/// A view in the place of the table may have any number of rows of any length. `imported` is there in databases that know the module
+/// `base_import_module`, `demo` in all.
 const MODULES: &str = "
-    select pg_catalog.left(name::pg_catalog.text, 200), pg_catalog.left(state::pg_catalog.text, 50), pg_catalog.left(latest_version::pg_catalog.text, 100)
+    select pg_catalog.left(name::pg_catalog.text, 200), pg_catalog.left(state::pg_catalog.text, 50), pg_catalog.left(latest_version::pg_catalog.text, 100),
+           {imported}, {demo}
     from public.ir_module_module order by name limit 50000";
+const LANGUAGES: &str = "select pg_catalog.left(code::pg_catalog.text, 50) from public.res_lang where active order by code limit 1000";
+/// Odoo Studio keeps its changes in a module without files, which it does not mark.
+pub(super) const STUDIO: &str = "studio_customization";
 
 impl LocalHost {
     /// The modules that Odoo knows, by name; none in a database that no Odoo has filled.
@@ -31,6 +36,17 @@ impl LocalHost {
         let cluster = self.cluster(&allocation, instance, data_set)?;
         match cluster.find()? {
             Some(_) => Ok(Some(modules(&mut cluster.connect_as_owner().await?).await?)),
+            None => Ok(None),
+        }
+    }
+
+    /// `None` when the cluster does not run; none in a database that no Odoo has filled.
+    pub(super) async fn languages_if_running(&self, instance: InstanceId, data_set: DataSetId) -> Result<Option<Vec<String>>> {
+        let _stays = self.data_locks.share(data_set).await;
+        let allocation = self.allocation(instance).await?;
+        let cluster = self.cluster(&allocation, instance, data_set)?;
+        match cluster.find()? {
+            Some(_) => Ok(Some(languages(&mut cluster.connect_as_owner().await?).await?)),
             None => Ok(None),
         }
     }
@@ -82,6 +98,9 @@ pub(super) async fn in_time<T>(answer: impl Future<Output = T>) -> Result<T> {
     })
 }
 
+/// Name, state, version, `imported` and `demo` of a module.
+type Row = (String, Option<String>, Option<String>, bool, bool);
+
 /// The modules that a database's Odoo knows, by name; none in a database that no Odoo has filled. The connection must be the owner's.
 pub(super) async fn modules(connection: &mut PgConnection) -> Result<Vec<InstalledModule>> {
     let query_error = |error| HostError::machine_from("the modules could not be read from the database", error);
@@ -92,10 +111,32 @@ pub(super) async fn modules(connection: &mut PgConnection) -> Result<Vec<Install
     if !is_filled {
         return Ok(Vec::new());
     }
-    let rows: Vec<(String, Option<String>, Option<String>)> =
-        in_time(sqlx::query_as(MODULES).fetch_all(&mut *connection)).await?.map_err(query_error)?;
-    Ok(rows
-        .into_iter()
-        .map(|(name, state, version)| InstalledModule { name, state: state.unwrap_or_else(|| "uninstalled".to_owned()), version })
-        .collect())
+    let has_column = "select exists (select from pg_catalog.pg_attribute
+                                     where attrelid = pg_catalog.to_regclass('public.ir_module_module') and attname = $1 and not attisdropped)";
+    let mut query = MODULES.to_owned();
+    for (column, otherwise) in [("imported", "false"), ("demo", "true")] {
+        let has: bool = sqlx::query_scalar(has_column).bind(column).fetch_one(&mut *connection).await.map_err(query_error)?;
+        let value = if has { format!("coalesce({column}::pg_catalog.bool, false)") } else { otherwise.to_owned() };
+        query = query.replace(&format!("{{{column}}}"), &value);
+    }
+    let rows: Vec<Row> = in_time(sqlx::query_as(sqlx::AssertSqlSafe(query)).fetch_all(&mut *connection)).await?.map_err(query_error)?;
+    let module = |(name, state, version, imported, demo): Row| InstalledModule {
+        imported: imported || name == STUDIO,
+        name,
+        state: state.unwrap_or_else(|| "uninstalled".to_owned()),
+        version,
+        demo,
+    };
+    Ok(rows.into_iter().map(module).collect())
+}
+
+/// Odoo's codes of the active languages; none in a database that no Odoo has filled.
+async fn languages(connection: &mut PgConnection) -> Result<Vec<String>> {
+    let query_error = |error| HostError::machine_from("the languages could not be read from the database", error);
+    let is_filled: bool =
+        sqlx::query_scalar("select to_regclass('public.res_lang') is not null").fetch_one(&mut *connection).await.map_err(query_error)?;
+    if !is_filled {
+        return Ok(Vec::new());
+    }
+    in_time(sqlx::query_scalar(LANGUAGES).fetch_all(&mut *connection)).await?.map_err(query_error)
 }

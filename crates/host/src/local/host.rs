@@ -1,6 +1,9 @@
 //! The door: each call of [`Host`] takes its claim and goes to the module of its noun.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+};
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
@@ -66,6 +69,10 @@ impl Host for LocalHost {
         Ok(self.release(release)?.map(|record| record.release))
     }
 
+    async fn packaged_modules(&self, release: &ReleaseId) -> Result<BTreeSet<String>> {
+        self.modules_of_packages(release)
+    }
+
     async fn prune_releases(&self, keep: &[ReleaseId]) -> Result<()> {
         self.prune(keep).await
     }
@@ -119,6 +126,10 @@ impl Host for LocalHost {
 
     async fn peek_modules(&self, instance: InstanceId, data_set: DataSetId) -> Result<Option<Vec<InstalledModule>>> {
         self.modules_if_running(instance, data_set).await
+    }
+
+    async fn peek_languages(&self, instance: InstanceId, data_set: DataSetId) -> Result<Option<Vec<String>>> {
+        self.languages_if_running(instance, data_set).await
     }
 
     async fn keep_copy_warm(&self, instance: InstanceId, data_set: DataSetId, progress: Progress) -> Result<()> {

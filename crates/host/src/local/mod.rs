@@ -28,6 +28,7 @@ pub mod ledger;
 mod mail;
 pub mod networks;
 mod odoo;
+mod packaged;
 mod pip;
 pub mod pool;
 mod private_cluster;

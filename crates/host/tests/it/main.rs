@@ -27,6 +27,7 @@ mod snapshot_damage;
 mod snapshot_space;
 mod snapshots;
 mod survivors;
+mod takeover;
 mod templates;
 mod update_and_serve;
 mod warm_copies;

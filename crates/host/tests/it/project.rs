@@ -223,6 +223,8 @@ pub(crate) fn run_modules(data_set: DataSetId, release: &Release, install: &[&st
         release: release.id.clone(),
         install: names(install),
         update: names(update),
+        renames: Vec::new(),
+        corrections: Vec::new(),
         with_demo: false,
         admin_password: None,
         settings: OdooSettings::default(),

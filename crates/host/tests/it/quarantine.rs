@@ -310,6 +310,8 @@ async fn raw_data_are_updated_without_a_network(world: &World) {
         release: world.release.id.clone(),
         install: Vec::new(),
         update: names(&["acme"]),
+        renames: Vec::new(),
+        corrections: Vec::new(),
         with_demo: false,
         admin_password: None,
         settings: settings.clone(),

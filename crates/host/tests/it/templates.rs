@@ -99,6 +99,8 @@ async fn a_build_begins_with_what_an_earlier_one_installed_and_gets_an_identity_
         release: release.id.clone(),
         install: names(install),
         update: Vec::new(),
+        renames: Vec::new(),
+        corrections: Vec::new(),
         with_demo: false,
         admin_password: Some(password.to_owned()),
         settings: OdooSettings::default(),

@@ -12,6 +12,12 @@ pub struct ModuleDescription {
     pub manifest: Option<BTreeMap<String, Value>>,
     /// By path relative to the module, with `/`. Without the manifest and byte code.
     pub files: BTreeMap<String, FileDescription>,
+    /// The Python packages from elsewhere that what it declares uses, by the names of their imports. Sorted.
+    #[serde(default)]
+    pub packages: Vec<String>,
+    /// The words in the texts of its `pre_init_hook` and of what that uses, e.g. names of modules in its SQL. Sorted, bounded.
+    #[serde(default)]
+    pub hook_words: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -33,6 +39,8 @@ pub enum Content {
         line: Option<u32>,
         reason: String,
     },
+    /// A file `*.po` of `i18n/` or `i18n_extra/`.
+    Translations(TranslationFile),
     /// A link.
     Link,
     /// Anything else: only its digest counts.
@@ -134,6 +142,16 @@ pub struct RecordFile {
     pub records: Vec<Record>,
     /// Files that records read when they are loaded: `file="…"`, `web_icon="…"`. Relative to the module, as far as they are in it.
     pub mentions: Vec<String>,
+}
+
+/// Words of one language.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TranslationFile {
+    /// Those that Odoo loads into the database and that have a translation, by where they stand and, in a second line, their English.
+    pub words: BTreeMap<String, String>,
+    /// Over those that Odoo reads from the file itself.
+    pub code: String,
 }
 
 /// An element of a data file, or a line of a CSV file.

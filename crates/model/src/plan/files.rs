@@ -4,10 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
-use super::{Change, Content, FileDescription, ModuleDescription, Way, python, records};
+use super::{Change, Content, Database, FileDescription, ModuleDescription, Way, python, records, translations};
 
-/// What of the difference between two states of an installed module asks for what. Empty when there is none.
-pub fn compare(module: &str, old: &ModuleDescription, new: &ModuleDescription) -> Vec<Change> {
+/// What of the difference between two states of a module that is installed in this database asks for what. Empty when there is none.
+pub fn compare(module: &str, old: &ModuleDescription, new: &ModuleDescription, database: &Database) -> Vec<Change> {
+    if !database.has_demo && (has_demo(old) || has_demo(new)) {
+        return without_demo(module, old, new, database);
+    }
     let mut changes = Vec::new();
     manifest(module, old, new, &mut changes);
     let roles = Roles::of(old, new);
@@ -25,12 +28,58 @@ pub fn compare(module: &str, old: &ModuleDescription, new: &ModuleDescription) -
     }
     python::compare(module, old, new, &mut changes);
     records::compare(module, old, new, &mut changes);
+    translations::compare(module, old, new, database, &mut changes);
     for path in code {
         if !changes.iter().any(|change| change.file.as_ref() == Some(path)) {
             changes.push(Change::new(module, Way::Reload, (Some(path), None), "imports, texts or layout of the code have changed"));
         }
     }
     changes.sort_by(|one, other| (other.way, &one.file, one.line).cmp(&(one.way, &other.file, other.line)));
+    changes
+}
+
+const DEMO: [&str; 2] = ["demo", "demo_xml"];
+
+fn has_demo(description: &ModuleDescription) -> bool {
+    description.manifest.as_ref().is_some_and(|manifest| DEMO.iter().any(|key| manifest.contains_key(*key)))
+}
+
+/// The files that nothing but demo data are in are none of the module's.
+fn without_demo(module: &str, old: &ModuleDescription, new: &ModuleDescription, database: &Database) -> Vec<Change> {
+    let mut left_out = BTreeSet::new();
+    let mut strip = |description: &ModuleDescription| {
+        let before: BTreeSet<String> = records::data_files(description).into_iter().map(str::to_owned).collect();
+        let mut stripped = description.clone();
+        if let Some(manifest) = &mut stripped.manifest {
+            manifest.retain(|key, _| !DEMO.contains(&key.as_str()));
+        }
+        let after: BTreeSet<String> = records::data_files(&stripped).into_iter().map(str::to_owned).collect();
+        left_out.extend(before.difference(&after).cloned());
+        let read = records::mentions(&stripped);
+        left_out.extend(records::mentions(description).into_keys().filter(|path| !read.contains_key(path)).map(str::to_owned));
+        stripped
+    };
+    let (mut stripped_old, mut stripped_new) = (strip(old), strip(new));
+    let needed: BTreeSet<String> =
+        [&stripped_old, &stripped_new].into_iter().flat_map(|description| records::data_files(description)).map(str::to_owned).collect();
+    left_out.retain(|path| !needed.contains(path));
+    for stripped in [&mut stripped_old, &mut stripped_new] {
+        stripped.files.retain(|path, _| !left_out.contains(path));
+    }
+    let mut changes = compare(module, &stripped_old, &stripped_new, database);
+    for path in
+        left_out.iter().filter(|path| old.files.get(*path).map(|file| &file.digest) != new.files.get(*path).map(|file| &file.digest))
+    {
+        changes.push(Change::new(module, Way::Nothing, (Some(path), None), "demo data, which this database does not have"));
+    }
+    if changes.is_empty() && old.manifest != new.manifest {
+        changes.push(Change::new(
+            module,
+            Way::Nothing,
+            (Some("__manifest__.py"), None),
+            "other demo data, which this database does not have",
+        ));
+    }
     changes
 }
 
@@ -148,11 +197,13 @@ fn file(module: &str, path: &str, states: [Option<&FileDescription>; 2], roles: 
         "migrations" | "upgrades" if is_gone => return say(Way::Nothing, None, "a migration script is gone".to_owned()),
         "migrations" | "upgrades" => return say(Way::UpdateAndHoldWrites, None, "a migration script is new or has changed".to_owned()),
         "static" => return say(Way::Reload, None, "a static file".to_owned()),
+        // Word by word, in `translations`.
+        "i18n" | "i18n_extra" if contents().all(|content| matches!(content, Content::Translations(_))) => return,
         "i18n" | "i18n_extra" if ending == "po" => {
-            return say(Way::Update, None, "a translation, part of which is in the database".to_owned());
+            return say(Way::Update, None, "a translation that cannot be read, part of which is in the database".to_owned());
         }
         "i18n" | "i18n_extra" if ending == "pot" => {
-            return say(Way::Nothing, None, "the template of translations, which Odoo does not read".to_owned());
+            return say(Way::Nothing, None, "the template of translations; what follows from it is said of each language".to_owned());
         }
         "doc" | "docs" | "readme" => return say(Way::Nothing, None, "documentation".to_owned()),
         _ => {}

@@ -8,6 +8,7 @@ mod fields;
 mod files;
 mod python;
 mod records;
+mod translations;
 
 use std::fmt;
 
@@ -17,6 +18,7 @@ use utoipa::ToSchema;
 pub use self::{
     description::*,
     files::{appears, compare},
+    translations::{Correction, corrections},
 };
 use crate::state::words;
 
@@ -40,9 +42,31 @@ impl Way {
         self >= Self::Update
     }
 
+    /// As people read it.
+    pub fn in_words(self) -> String {
+        self.as_str().replace('_', " ")
+    }
+
     /// Of plans that were made before plans had a way.
     pub fn unknown() -> Self {
         Self::UpdateAndHoldWrites
+    }
+}
+
+/// What of a database decides which files of a module Odoo loads into it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Database {
+    /// Odoo's codes of its active languages, e.g. `fr_BE`; `None` when they are not known, which counts as all.
+    pub languages: Option<Vec<String>>,
+    /// The module in question has its demo data.
+    pub has_demo: bool,
+}
+
+impl Database {
+    /// Whether Odoo loads the file of this language, e.g. `fr`, `fr_BE` or `es_419`: a language takes those of its relatives, too.
+    fn speaks(&self, language: &str) -> bool {
+        let family = |code: &str| code.split(['_', '@']).next().unwrap_or_default().to_owned();
+        self.languages.as_ref().is_none_or(|languages| languages.iter().any(|active| family(active) == family(language)))
     }
 }
 

@@ -90,6 +90,27 @@ const CASES: &[Case] = &[
         step: "checkout",
     },
     Case {
+        name: "a version that is the series alone",
+        break_it: |scene| write_manifest(&scene.repository, "shop", &["base", "web"], "19.0"),
+        sentence: &["`shop`", "`19.0`", "19.0.x.y"],
+        step: "plan",
+    },
+    Case {
+        name: "a module that has left",
+        break_it: |scene| {
+            scene.repository.remove("shop")?;
+            write_module(&scene.repository, "other", "words")
+        },
+        sentence: &["`shop`", "put it back", "[modules.renamed]", "deletes its data"],
+        step: "plan",
+    },
+    Case {
+        name: "a setting that is not a project's",
+        break_it: |scene| scene.repository.write("ocore.toml", "[odoo]\nworkers = 4\n"),
+        sentence: &["workers", "setting of the instance"],
+        step: "checkout",
+    },
+    Case {
         name: "no module at all",
         break_it: |scene| {
             scene.repository.remove("shop")?;

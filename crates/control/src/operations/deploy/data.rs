@@ -1,11 +1,14 @@
 //! The nodes that work on data: a new data set beside the live one, and Odoo's modules in it.
 
-use std::sync::Arc;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use ocore_host::{DataSource, HostError, NewDataSet, Progress, RunModules, ServableDataSet, SlotSpec};
 use ocore_model::{
-    deployment::{DataMode, DataOrigin, DeploymentStatus, ModulePlan, StepName},
+    deployment::{DataMode, DataOrigin, DeploymentStatus, StepName},
     ids::InstanceId,
     names::ModuleName,
     report::Moment,
@@ -13,7 +16,9 @@ use ocore_model::{
 use rand::{RngExt, distr::Alphanumeric};
 
 use super::{
-    Parameters, quarantine, rehearsal, snapshot,
+    Parameters, quarantine, rehearsal,
+    release::Planned,
+    snapshot,
     step::{Step, UndoStep},
     template, watch,
 };
@@ -52,7 +57,8 @@ pub(super) async fn copy(step: Arc<Step>) -> Result<(NewDataSet, String), Failur
     }
     if step.beside {
         let data_set = parameters.data_set(step.beside);
-        store::deploy::set_place(&mut transaction, parameters.deployment, parameters.color, data_set, parameters.origin).await?;
+        let color = parameters.live.as_ref().filter(|_| step.same).map_or(parameters.color, |live| live.color);
+        store::deploy::set_place(&mut transaction, parameters.deployment, color, data_set, parameters.origin).await?;
     }
     if rests {
         routes::raise(&mut transaction, parameters.instance).await?;
@@ -147,7 +153,7 @@ pub(super) async fn undo_copy(step: Arc<UndoStep>) -> Result<(), Failure> {
 pub(super) async fn update(step: Arc<Step>) -> Result<(Option<String>, String), Failure> {
     let parameters = &step.parameters;
     let control = step.control();
-    let plan: ModulePlan = step.context.output("deploy::plan")?;
+    let Planned { plan, corrections, .. } = step.context.output("deploy::plan")?;
     if plan.install.is_empty() && plan.update.is_empty() {
         step.say("nothing that Odoo loads into its database has changed");
         return Ok((None, "nothing to do".to_owned()));
@@ -173,10 +179,13 @@ pub(super) async fn update(step: Arc<Step>) -> Result<(Option<String>, String), 
         release: step.context.output("deploy::build")?,
         install: rest.clone(),
         update: names(&plan.update)?,
+        renames: renames(&plan.renames)?,
+        corrections,
         with_demo: parameters.with_demo && plan.data == DataMode::Fresh,
         admin_password: password.clone(),
         settings: parameters.settings.open(control, parameters.instance)?,
     };
+    let before = if plan.data == DataMode::Keep && !rest.is_empty() { Some(installed(&step).await?) } else { None };
     if let Err(failure) = run(&step, request).await {
         return Err(quarantine::failed(&step, StepName::Update, failure).await);
     }
@@ -195,7 +204,20 @@ pub(super) async fn update(step: Arc<Step>) -> Result<(Option<String>, String), 
     if !plan.update.is_empty() {
         parts.push(format!("{} updated", plan.update.len()));
     }
+    if let Some(before) = before {
+        let along: Vec<String> =
+            installed(&step).await?.into_iter().filter(|name| !before.contains(name) && !plan.install.contains(name)).collect();
+        if !along.is_empty() {
+            parts.push(format!("and with them, since they need them or Odoo adds them by itself: {}", along.join(", ")));
+        }
+    }
     Ok((sealed, parts.join(", ")))
+}
+
+/// The modules of the new data set.
+async fn installed(step: &Step) -> Result<BTreeSet<String>, Failure> {
+    let modules = step.control().host.installed_modules(step.parameters.instance, step.parameters.data_set, step.fence()).await?;
+    Ok(modules.into_iter().filter(|module| module.state == "installed").map(|module| module.name).collect())
 }
 
 /// Users wait: an update that takes far longer than its rehearsal is ended, and what served before serves again.
@@ -241,6 +263,11 @@ pub(super) fn password_place(instance: InstanceId) -> Place {
 
 pub(super) fn new_password() -> String {
     rand::rng().sample_iter(Alphanumeric).take(PASSWORD_LENGTH).map(char::from).collect()
+}
+
+pub(super) fn renames(renames: &BTreeMap<String, String>) -> Result<Vec<(ModuleName, ModuleName)>, Failure> {
+    let pairs = renames.iter().map(|(from, to)| names(&[from.clone(), to.clone()]));
+    pairs.map(|pair| Ok(<[ModuleName; 2]>::try_from(pair?).map_err(|_| Failure::broken("a rename has no two names"))?.into())).collect()
 }
 
 pub(super) fn names(names: &[String]) -> Result<Vec<ModuleName>, Failure> {

@@ -23,7 +23,7 @@ mod watch;
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use ocore_host::{OdooSettings, ReleaseId, ServableDataSet, SlotSpec};
 use ocore_model::{
-    deployment::{DataOrigin, DeploymentStatus, StepName},
+    deployment::{DataOrigin, DeploymentStatus, StepName, Trigger},
     environment::Stage,
     ids::{DataSetId, DeploymentId, EnvironmentId, InstanceId, ProjectId, SnapshotId},
     instance::{Color, InstanceStatus},
@@ -63,6 +63,9 @@ pub(super) struct Parameters {
     odoo_version: OdooVersion,
     selection: ModuleSelection,
     with_demo: bool,
+    /// A push began it, and nobody asked for a start.
+    #[serde(default)]
+    by_push: bool,
     #[serde(alias = "data", deserialize_with = "version_one::origin")]
     origin: DataOrigin,
     /// What is known of the snapshot that `origin` names.
@@ -241,6 +244,7 @@ pub(super) async fn parameters(control: &Control, deployment: DeploymentId) -> R
         odoo_version: row.odoo_version,
         selection: serde_json::from_value(row.module_selection).map_err(unreadable("a project's modules"))?,
         with_demo: row.with_demo,
+        by_push: matches!(row.trigger, Trigger::Push | Trigger::Webhook),
         origin,
         restored,
         settings: SealedSettings::new(&control.settings, row.instance_id, row.settings, row.env_vars)?,

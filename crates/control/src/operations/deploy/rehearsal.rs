@@ -12,7 +12,7 @@ use ocore_model::{
 };
 
 use super::{
-    data::names,
+    data::{names, renames},
     release::Planned,
     step::{Step, UndoStep},
 };
@@ -54,6 +54,8 @@ pub(super) async fn rehearse(step: Arc<Step>) -> Result<(Option<Rehearsal>, Stri
             release: step.context.output("deploy::build")?,
             install: names(&planned.plan.install)?,
             update: names(&planned.plan.update)?,
+            renames: renames(&planned.plan.renames)?,
+            corrections: planned.corrections.clone(),
             with_demo: false,
             admin_password: None,
             settings: parameters.settings.open(control, parameters.instance)?,

@@ -1,10 +1,11 @@
 //! The nodes that make a release: commit, plan, build. Nothing of the instance is touched by them.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use ocore_host::{BuildRelease, CheckImport, InstalledModule, Release, ReleaseId, Snapshot, SourceId};
 use ocore_model::{
-    deployment::{DataMode, DataOrigin, ModulePlan},
+    deployment::{DataOrigin, ModulePlan, StepName},
+    plan::{Correction, Way},
     report::Moment,
 };
 use serde::{Deserialize, Serialize};
@@ -13,7 +14,7 @@ use super::{short, step::Step, watch};
 use crate::{
     Error, git,
     operations::{
-        plan::{self, Situation},
+        plan::{self, Decision, Situation},
         saga::Failure,
     },
     store,
@@ -42,9 +43,15 @@ async fn export(step: &Step) -> Result<(SourceId, usize), Failure> {
 pub(super) struct Planned {
     #[serde(flatten)]
     pub(super) plan: ModulePlan,
+    /// Words that the update sets anew.
+    #[serde(default)]
+    pub(super) corrections: Vec<Correction>,
     /// The new slot starts beside the live one, on the same data, and nothing rests. Decided once, so that each node and each undo sees the same.
     #[serde(default)]
     pub(super) beside: bool,
+    /// The commit has the files of the live one, by a push: what runs goes on, and nothing starts. Decided once, too.
+    #[serde(default)]
+    pub(super) same: bool,
 }
 
 /// Which modules are installed and updated, on which data.
@@ -55,31 +62,33 @@ pub(super) async fn plan(step: Arc<Step>) -> Result<(Planned, String), Failure> 
     let source =
         host.find_source(&source).await?.ok_or_else(|| Failure::broken("the source tree has vanished from the server; deploy again"))?;
     let distribution = host.distribution(&parameters.odoo_version).await?;
-    let (release, installed) = found(&step).await?;
+    let found = found(&step).await?;
     let situation = Situation {
         data: parameters.origin.mode(),
         selection: &parameters.selection,
-        source: &source.modules,
+        source: &source,
         distribution: &distribution,
-        live: release.as_ref(),
-        installed: &installed,
+        live: found.release.as_ref(),
+        installed: &found.installed,
+        languages: found.languages.as_deref(),
+        once: &found.once,
     };
-    let plan = plan::make(step.control(), situation, &source, step.progress()).await?;
+    let Decision { plan, corrections } = plan::make(step.control(), situation, step.progress()).await?;
     for line in plan.lines() {
         step.say(&line);
     }
     let beside = may_start_beside(&step, &plan).await?;
-    if beside {
+    let is_live = found.release.as_ref().is_some_and(|release| release.source == source.id);
+    let same = beside && plan.way == Way::Nothing && is_live && parameters.by_push;
+    if same {
+        step.say("the commit has the files of the one that is live: what runs goes on, and nothing is started");
+    } else if beside {
         step.say("the new processes start beside the old ones, on the same data, and take over when they answer; nobody waits");
     }
     let json = serde_json::to_value(&plan).map_err(|error| Error::internal("writing a plan", error))?;
     store::deploy::set_plan(&mut *step.control().pool.acquire().await?, parameters.deployment, &json).await?;
-    let summary = match (plan.data, plan.install.len(), plan.update.len()) {
-        (DataMode::Fresh, install, _) => format!("a fresh database with {install} to install"),
-        (DataMode::Keep, 0, 0) => format!("{}: nothing to install or update", plan.way),
-        (DataMode::Keep, install, update) => format!("{}: {update} to update, {install} to install", plan.way),
-    };
-    Ok((Planned { plan, beside }, summary))
+    let summary = plan.summary();
+    Ok((Planned { plan, corrections, beside, same }, summary))
 }
 
 /// Only code has changed, and the live Odoo runs and lets the crons of another one wait for the end of its own.
@@ -96,28 +105,42 @@ async fn may_start_beside(step: &Step, plan: &ModulePlan) -> Result<bool, Failur
     Ok(slots.into_iter().any(|slot| slot.color == live.color && slot.data_set == live.data_set && slot.takes_turns))
 }
 
-/// What the data hold that the commit comes live on: the modules, and the release that ran on them, where that is known.
-async fn found(step: &Step) -> Result<(Option<Release>, Vec<InstalledModule>), Failure> {
+/// What the data hold that the commit comes live on.
+#[derive(Default)]
+struct Found {
+    /// What ran on them, where that is known.
+    release: Option<Release>,
+    installed: Vec<InstalledModule>,
+    languages: Option<Vec<String>>,
+    once: BTreeSet<String>,
+}
+
+async fn found(step: &Step) -> Result<Found, Failure> {
     let parameters = &step.parameters;
     let host = &step.control().host;
+    let once = async |environment| {
+        let mut connection = step.control().pool.acquire().await?;
+        store::plans::once_installed(&mut connection, environment).await
+    };
     match parameters.origin {
-        DataOrigin::Fresh | DataOrigin::Snapshot { .. } => Ok((None, Vec::new())),
+        DataOrigin::Fresh | DataOrigin::Snapshot { .. } => Ok(Found::default()),
         DataOrigin::Live => {
-            let Some(live) = &parameters.live else { return Ok((None, Vec::new())) };
+            let Some(live) = &parameters.live else { return Ok(Found::default()) };
             let installed = host.installed_modules(parameters.instance, live.data_set, step.fence()).await?;
-            Ok((host.find_release(&live.release).await?, installed))
+            let languages = host.peek_languages(parameters.instance, live.data_set).await?;
+            Ok(Found { release: host.find_release(&live.release).await?, installed, languages, once: once(parameters.environment).await? })
         }
-        DataOrigin::Environment { .. } => {
+        DataOrigin::Environment { environment, .. } => {
             let taken: Snapshot = step.context.output("deploy::snapshot")?;
             let release = match &taken.release {
                 Some(release) => host.find_release(release).await?,
                 None => None,
             };
-            Ok((release, taken.modules))
+            Ok(Found { release, installed: taken.modules, languages: None, once: once(environment).await? })
         }
         DataOrigin::Import { import } => {
             let request = CheckImport { import, odoo_version: parameters.odoo_version.clone(), release: None };
-            Ok((None, host.check_import(request, step.progress()).await?.modules))
+            Ok(Found { installed: host.check_import(request, step.progress()).await?.modules, ..Found::default() })
         }
     }
 }
@@ -141,7 +164,29 @@ pub(super) async fn build(step: Arc<Step>) -> Result<(ReleaseId, String), Failur
         let request = BuildRelease { source, odoo_version: parameters.odoo_version.clone(), isolation_key };
         (host.build_release(request, step.progress()).await?, "")
     };
+    check_packages(&step, &release).await?;
     store::deploy::set_release(&mut *step.control().pool.acquire().await?, parameters.deployment, &release.id.0).await?;
     let summary = format!("release {} {how}", release.id.0.get(..12).unwrap_or(&release.id.0));
     Ok((release.id, summary.trim_end().to_owned()))
+}
+
+/// That the Python packages have brought the modules that nothing else has.
+async fn check_packages(step: &Step, release: &Release) -> Result<(), Failure> {
+    if !step.has(StepName::Plan) {
+        return Ok(());
+    }
+    let planned: Planned = step.context.output("deploy::plan")?;
+    if planned.plan.packaged.is_empty() {
+        return Ok(());
+    }
+    let brought = step.control().host.packaged_modules(&release.id).await?;
+    match planned.plan.packaged.iter().find(|name| !brought.contains(*name)) {
+        None => Ok(()),
+        Some(name) => Err(Failure::rejected(format!(
+            "the module `{name}`, which is installed or needed, is neither in the repository nor part of Odoo {}, and no Python package of the project's \
+             requirements brings it; put it back, or name the package that has it in requirements.txt. If it has another name now, add \
+             `{name} = \"its new name\"` to [modules.renamed] of ocore.toml; uninstalling it in Odoo would delete its data",
+            step.parameters.odoo_version
+        ))),
+    }
 }

@@ -52,6 +52,9 @@ pub(super) async fn start(step: Arc<Step>) -> Result<(Addresses, String), Failur
         step.hold_requests().await;
         control.host.pause_slot(parameters.instance, live.color, step.fence()).await?;
     }
+    if let Some(live) = parameters.live.as_ref().filter(|_| step.same) {
+        return goes_on(&step, live).await;
+    }
     let slot = SlotSpec {
         color: parameters.color,
         data_set: quarantine::servable(&step)?,
@@ -66,6 +69,14 @@ pub(super) async fn start(step: Arc<Step>) -> Result<(Addresses, String), Failur
     let (running, ()) = tokio::try_join!(start, keep)?;
     prove(&step).await?;
     Ok((Addresses { http: running.http, websocket: running.websocket }, format!("{} answers", parameters.color)))
+}
+
+/// Where what runs answers. Should it have ended meanwhile, the deployment fails and the reconcilers start it again.
+async fn goes_on(step: &Step, live: &Live) -> Result<(Addresses, String), Failure> {
+    let there = watch::observed(step.control(), &step.parameters).await;
+    let running = there.and_then(|there| there.slots.into_iter().find(|slot| slot.color == live.color && slot.data_set == live.data_set));
+    let running = running.ok_or_else(|| Failure::broken("the Odoo that is live has ended; deploy again when it runs"))?;
+    Ok((Addresses { http: running.http, websocket: running.websocket }, format!("{} runs and goes on", live.color)))
 }
 
 /// The pages that every Odoo has, and the project's own, on the new slot while nobody is sent to it. Where nobody waits, also the scripts and styles of
@@ -92,6 +103,9 @@ async fn prove(step: &Step) -> Result<(), Failure> {
 
 pub(super) async fn undo_start(step: Arc<UndoStep>) -> Result<(), Failure> {
     let parameters = &step.parameters;
+    if step.same {
+        return Ok(());
+    }
     match step.control().host.stop_slot(parameters.instance, parameters.color, step.fence()).await {
         Ok(()) | Err(HostError::NotFound { .. }) => Ok(()),
         Err(error) => Err(error.into()),
@@ -105,8 +119,10 @@ pub(super) async fn switch(step: Arc<Step>) -> Result<((), String), Failure> {
     let addresses: Addresses = step.context.output("deploy::start")?;
     let release: ReleaseId = step.context.output("deploy::build")?;
     let password = unsealable(password(&step)?.as_ref())?;
+    let goes_on = parameters.live.as_ref().filter(|_| step.same);
+    let release = goes_on.map_or(release, |live| live.release.clone());
     let live = NewLive {
-        color: Some(parameters.color),
+        color: Some(goes_on.map_or(parameters.color, |live| live.color)),
         data_set: Some(parameters.data_set(step.beside)),
         release: Some(&release.0),
         deployment: Some(parameters.deployment),
@@ -157,6 +173,9 @@ pub(super) async fn undo_switch(step: Arc<UndoStep>) -> Result<(), Failure> {
     let direction = Direction::Back { kept: parameters.keeps(step.beside) };
     step.held(set_live(control, step.fence(), parameters, &live, commit, direction).await?)?;
     routes::apply(control).await?;
+    if step.same {
+        return Ok(());
+    }
     // What the new slot has begun to answer it may end.
     let new: Addresses = step.context.output("deploy::start")?;
     prove::drain(control, parameters.instance, new.http).await;
@@ -203,7 +222,9 @@ pub(super) async fn verify(step: Arc<Step>) -> Result<((), String), Failure> {
         .notify(|failure, _| step.say(&failure.message))
         .await?;
     step.say(&format!("{host_name} answers {answered} through the edge"));
-    watch::watch(&step).await?;
+    if !step.same {
+        watch::watch(&step).await?;
+    }
     Ok(((), format!("{host_name} answers")))
 }
 
@@ -212,7 +233,7 @@ pub(super) async fn verify(step: Arc<Step>) -> Result<((), String), Failure> {
 pub(super) async fn let_go(step: Arc<Step>) -> Result<(), Failure> {
     let parameters = &step.parameters;
     let (control, fence) = (step.control(), step.fence());
-    if let Some(old) = &parameters.live {
+    if let Some(old) = parameters.live.as_ref().filter(|_| !step.same) {
         if let Some(http) = old.http.as_deref().and_then(|address| address.parse().ok()) {
             prove::drain_with_websockets(control, parameters.instance, http).await;
         }

@@ -31,15 +31,18 @@ pub(super) struct Step {
     pub(super) again: bool,
     /// The new slot works beside the live one, on its data. Not known before the plan is made.
     pub(super) beside: bool,
+    /// What runs is what would be started: it goes on, under the new commit's name.
+    pub(super) same: bool,
 }
 
-/// What the plan decided, for a step, or for the node after the last one.
-fn is_beside(context: &NodeContext, parameters: &Parameters, step: Option<StepName>) -> Result<bool, Failure> {
+/// What the plan decided, for a step, or for the node after the last one: `beside` and `same`.
+fn decided(context: &NodeContext, parameters: &Parameters, step: Option<StepName>) -> Result<(bool, bool), Failure> {
     let has_plan = parameters.origin.steps(parameters.instance, parameters.stage).contains(&StepName::Plan);
     if !has_plan || step.is_some_and(|step| step <= StepName::Plan) {
-        return Ok(false);
+        return Ok((false, false));
     }
-    Ok(context.output::<Planned>("deploy::plan")?.beside)
+    let planned = context.output::<Planned>("deploy::plan")?;
+    Ok((planned.beside, planned.same))
 }
 
 impl Step {
@@ -99,8 +102,8 @@ where
         let action = action.clone();
         Box::pin(async move {
             let parameters: Parameters = context.parameters()?;
-            let beside = is_beside(&context, &parameters, None)?;
-            action(Arc::new(Step { context, parameters, log: Arc::new(Quiet), again: false, beside })).await
+            let (beside, same) = decided(&context, &parameters, None)?;
+            action(Arc::new(Step { context, parameters, log: Arc::new(Quiet), again: false, beside, same })).await
         })
     }
 }
@@ -120,7 +123,7 @@ where
         Box::pin(async move {
             let parameters: Parameters = context.parameters()?;
             let deployment = parameters.deployment;
-            let beside = is_beside(&context, &parameters, Some(name))?;
+            let (beside, same) = decided(&context, &parameters, Some(name))?;
             let control = context.control().clone();
             let cancel = context.execution().cancel.clone();
             // What is live is not cancelled any more.
@@ -133,7 +136,7 @@ where
             .await?;
             let log = Arc::new(StepLog::start(control.pool.clone(), deployment, begun.id));
             let halt = context.execution().halt.clone();
-            let result = action(Arc::new(Step { context, parameters, log: log.clone(), again: begun.again, beside })).await;
+            let result = action(Arc::new(Step { context, parameters, log: log.clone(), again: begun.again, beside, same })).await;
             failpoint(|| format!("deploy::{name}")).await;
             log.flush().await;
             let (status, summary, result) = match result {
@@ -157,6 +160,7 @@ pub(super) struct UndoStep {
     pub(super) parameters: Parameters,
     /// As of [`Step`].
     pub(super) beside: bool,
+    pub(super) same: bool,
 }
 
 impl UndoStep {
@@ -193,8 +197,8 @@ where
             let parameters: Parameters = context.parameters()?;
             let deployment = parameters.deployment;
             let control = context.control().clone();
-            let beside = is_beside(&context, &parameters, steps.first().copied())?;
-            action(Arc::new(UndoStep { context, parameters, beside })).await?;
+            let (beside, same) = decided(&context, &parameters, steps.first().copied())?;
+            action(Arc::new(UndoStep { context, parameters, beside, same })).await?;
             for name in steps {
                 store::steps::mark_undone(&mut *control.pool.acquire().await?, deployment, *name).await?;
             }

@@ -1,6 +1,9 @@
 //! What the machine in memory does when it is called: the promises of [`Host`], kept in tables.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+};
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
@@ -18,6 +21,7 @@ use ocore_model::{
     instance::Color,
     mail::{MailboxSpec, MailboxStatus},
     names::{ModuleName, OdooVersion},
+    odoo_options::OdooOptions,
     plan::ModuleDescription,
     project::DeploySettings,
     rehearsal::Rehearsal,
@@ -51,6 +55,7 @@ impl Host for World {
                 in_submodule: false,
                 installable: true,
                 auto_install: false,
+                triggers: None,
                 version: "19.0.1.0.0".to_owned(),
                 depends: vec!["base".to_owned()],
                 digest,
@@ -62,6 +67,9 @@ impl Host for World {
             requirements: Vec::new(),
             requirements_digest: String::new(),
             deploy: DeploySettings::default(),
+            odoo: OdooOptions::default(),
+            renamed: BTreeMap::new(),
+            notes: Vec::new(),
             bytes: 1,
         };
         self.state().sources.insert(source.clone(), sealed);
@@ -101,6 +109,10 @@ impl Host for World {
         Ok(world.clusters.contains(&data_set).then(|| world.modules(data_set)))
     }
 
+    async fn peek_languages(&self, instance: InstanceId, data_set: DataSetId) -> Result<Option<Vec<String>>> {
+        Ok(self.instance(instance).clusters.contains(&data_set).then(|| vec!["en_US".to_owned()]))
+    }
+
     async fn keep_copy_warm(&self, _: InstanceId, _: DataSetId, _: Progress) -> Result<()> {
         self.enter("keep_copy_warm", false, None).await
     }
@@ -133,6 +145,10 @@ impl Host for World {
 
     async fn find_release(&self, release: &ReleaseId) -> Result<Option<Release>> {
         Ok(self.state().releases.get(release).cloned())
+    }
+
+    async fn packaged_modules(&self, _: &ReleaseId) -> Result<BTreeSet<String>> {
+        Ok(BTreeSet::new())
     }
 
     async fn prune_releases(&self, _: &[ReleaseId]) -> Result<()> {

@@ -95,7 +95,7 @@ impl InstanceWorld {
     fn modules(&self, data_set: DataSetId) -> Vec<InstalledModule> {
         let done = self.data_sets.get(&data_set).into_iter().flatten();
         let names: BTreeSet<&str> = done.filter_map(|done| done.strip_prefix("installed ")).collect();
-        names.into_iter().map(|name| InstalledModule { name: name.to_owned(), state: "installed".to_owned(), version: None }).collect()
+        names.into_iter().map(|name| InstalledModule::new(name, "installed")).collect()
     }
 }
 

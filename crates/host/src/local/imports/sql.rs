@@ -18,6 +18,7 @@ use memchr::memchr;
 use crate::{
     api::InstalledModule,
     error::{HostError, Result},
+    local::database::STUDIO,
 };
 
 /// A statement that is longer than this is passed on in pieces and not looked at any further, in bytes. Those that are left out are short.
@@ -103,12 +104,15 @@ struct Filter<W> {
     backslash_escapes: bool,
     /// The key of the dump's own `\restrict`.
     restricted: Option<Vec<u8>>,
-    /// Where name, state and version are in the rows of the COPY that is under way, when it is that of the modules.
-    columns: Option<[Option<usize>; 3]>,
+    /// Where they are in the rows of the COPY that is under way, when it is that of the modules.
+    columns: Option<Columns>,
     /// The row so far, or its beginning.
     row: Vec<u8>,
     findings: Findings,
 }
+
+/// Where name, state, version, `imported` and `demo` of a module are, as far as the table has them.
+type Columns = [Option<usize>; 5];
 
 impl<W: Write> Filter<W> {
     fn new(output: W) -> Self {
@@ -342,7 +346,7 @@ impl<W: Write> Filter<W> {
                 if matches!(table.as_str(), "public.ir_module_module" | "ir_module_module") {
                     self.findings.has_modules = true;
                     let place = |name: &str| columns.iter().position(|column| column == name);
-                    self.columns = Some([place("name"), place("state"), place("latest_version")]);
+                    self.columns = Some(["name", "state", "latest_version", "imported", "demo"].map(place));
                 }
                 self.write(&statement)?;
                 return Ok(State::CopyHead);
@@ -352,13 +356,15 @@ impl<W: Write> Filter<W> {
         Ok(State::Top)
     }
 
-    fn note_module(&mut self, row: &[u8], [name, state, version]: [Option<usize>; 3]) {
+    fn note_module(&mut self, row: &[u8], [name, state, version, imported, demo]: Columns) {
         let text = String::from_utf8_lossy(row);
         let fields: Vec<&str> = text.trim_end_matches(['\n', '\r']).split('\t').collect();
         let field = |at: Option<usize>| at.and_then(|at| fields.get(at)).filter(|field| **field != "\\N").map(|field| (*field).to_owned());
         let (Some(name), Some(state)) = (field(name), field(state)) else { return };
         if !matches!(state.as_str(), "uninstalled" | "uninstallable") {
-            self.findings.modules.push(InstalledModule { name, state, version: field(version) });
+            let imported = name == STUDIO || field(imported).is_some_and(|value| value == "t");
+            let demo = demo.is_none() || field(demo).is_some_and(|value| value == "t");
+            self.findings.modules.push(InstalledModule { name, state, version: field(version), imported, demo });
         }
     }
 }

@@ -7,7 +7,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use ocore_model::names::OdooVersion;
+use ocore_model::{
+    names::{ModuleName, OdooVersion},
+    odoo_options::OdooOptions,
+};
 use uuid::Uuid;
 
 use crate::{
@@ -44,6 +47,8 @@ pub(super) struct OdooConfig<'a> {
     pub(super) data_dir: PathBuf,
     pub(super) socket_directory: PathBuf,
     pub(super) settings: &'a OdooSettings,
+    /// What the project sets itself.
+    pub(super) project: &'a OdooOptions,
     /// `None` for a run that ends by itself: no HTTP, no workers, no crons, and the log on standard error.
     pub(super) serve: Option<Serve>,
 }
@@ -112,12 +117,14 @@ impl OdooConfig<'_> {
             }
             None => options.extend([("workers", "0".to_owned()), ("max_cron_threads", "0".to_owned())]),
         }
-        let mut text = "[options]\n".to_owned();
-        for (name, value) in options {
-            text.push_str(name);
-            text.push_str(" = ");
-            text.push_str(&one_line(&value));
+        if !self.project.server_wide_modules.is_empty() {
+            options.push(("server_wide_modules", server_wide(self.version, &self.project.server_wide_modules)));
+        }
+        options.extend(self.project.options.iter().map(|(name, value)| (name.as_str(), value.clone())));
+        let mut text = section("options", options.iter().map(|(name, value)| (*name, value.as_str())));
+        for (name, entries) in &self.project.sections {
             text.push('\n');
+            text.push_str(&section(name, entries.iter().map(|(name, value)| (name.as_str(), value.as_str()))));
         }
         text
     }
@@ -132,6 +139,18 @@ impl OdooConfig<'_> {
         };
         write().map_err(|error| HostError::machine_from(format!("{} could not be written: {error}", path.display()), error))
     }
+}
+
+fn section<'a>(name: &str, entries: impl Iterator<Item = (&'a str, &'a str)>) -> String {
+    let lines = entries.map(|(name, value)| format!("{} = {}\n", one_line(name), one_line(value)));
+    std::iter::once(format!("[{}]\n", one_line(name))).chain(lines).collect()
+}
+
+/// Those that Odoo loads with the server by itself, and these.
+fn server_wide(version: &OdooVersion, modules: &[ModuleName]) -> String {
+    let usual: &[&str] = if major(version) >= 19 { &["base", "rpc", "web"] } else { &["base", "web"] };
+    let more = modules.iter().map(ModuleName::as_str).filter(|module| !usual.contains(module));
+    usual.iter().copied().chain(more).collect::<Vec<_>>().join(",")
 }
 
 /// A value ends with its line; what would begin another one is left out.
@@ -153,6 +172,7 @@ mod tests {
             data_dir: "/pool/data".into(),
             socket_directory: "/run/x".into(),
             settings: &settings,
+            project: &OdooOptions::default(),
             serve: Some(Serve {
                 http: ([127, 0, 0, 1], 20_000).into(),
                 websocket: Some(([127, 0, 0, 1], 20_001).into()),
@@ -173,11 +193,35 @@ mod tests {
             data_dir: "/d".into(),
             socket_directory: "/s".into(),
             settings: &settings,
+            project: &OdooOptions::default(),
             serve: None,
         };
         let text = config.text("secret");
         assert!(text.contains("workers = 0\nmax_cron_threads = 0\n"), "{text}");
         assert!(!text.contains("addons_path") && !text.contains("logfile"), "{text}");
+    }
+
+    #[test]
+    fn what_the_project_sets_stands_beside_what_ocore_sets() {
+        let (settings, version) = (OdooSettings::default(), "19.0".parse().unwrap());
+        let project = OdooOptions {
+            server_wide_modules: ["web", "beacon", "queue_job"].iter().map(|name| name.parse().unwrap()).collect(),
+            options: [("limit_request".to_owned(), "9".to_owned())].into(),
+            sections: [("beacon".to_owned(), [("channels".to_owned(), "root:2".to_owned())].into())].into(),
+        };
+        let config = OdooConfig {
+            version: &version,
+            addons_path: Vec::new(),
+            data_dir: "/d".into(),
+            socket_directory: "/s".into(),
+            settings: &settings,
+            project: &project,
+            serve: None,
+        };
+        let text = config.text("secret");
+        assert!(text.contains("\nserver_wide_modules = base,rpc,web,beacon,queue_job\nlimit_request = 9\n"), "{text}");
+        assert!(text.ends_with("\n\n[beacon]\nchannels = root:2\n"), "{text}");
+        assert_eq!(server_wide(&"17.0".parse().unwrap(), &project.server_wide_modules), "base,web,beacon,queue_job");
     }
 
     #[test]

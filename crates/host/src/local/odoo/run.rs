@@ -12,6 +12,7 @@ use super::{
     config::{DATABASE, OdooConfig, demo_option},
     guard::Guard,
     log_record::Log,
+    takeover,
     verdict::{self, Exit},
 };
 use crate::{
@@ -63,6 +64,7 @@ impl LocalHost {
             data_dir: self.layout.data_dir(instance, request.data_set),
             socket_directory: cluster.socket_directory.clone(),
             settings: &request.settings,
+            project: &self.project_options(claim, request.data_set, &record, Some(&install)).await?,
             serve: None,
         }
         .write(&config, &allocation.odoo)?;
@@ -72,6 +74,7 @@ impl LocalHost {
             if install.is_empty() && request.update.is_empty() {
                 return Ok(Log::default());
             }
+            takeover::take_over(&cluster, request, progress).await?;
             progress.log.line(&announce(&install, &request.update));
             let mut program = self
                 .warm(command::odoo(&distribution, &record, &allocation.odoo, &request.settings), &distribution, &record)

@@ -142,6 +142,7 @@ impl LocalHost {
             data_dir: self.layout.data_dir(instance, spec.data_set.id()),
             socket_directory: cluster.socket_directory.clone(),
             settings: &spec.settings,
+            project: &self.project_options(claim, spec.data_set.id(), &record, update.map(|request| request.install.as_slice())).await?,
             serve: Some(Serve { http, websocket, log: log.clone(), mail }),
         }
         .write(&config, &allocation.odoo)?;

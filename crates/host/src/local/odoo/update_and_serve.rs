@@ -11,6 +11,7 @@ use ocore_model::names::ModuleName;
 use super::{
     failure::Failure,
     log_record::Log,
+    takeover,
     verdict::{self, Exit},
 };
 use crate::{
@@ -36,6 +37,7 @@ impl LocalHost {
             return Err(HostError::machine("a database without Odoo is filled before anything serves it"));
         }
         self.end_slot(claim, spec.color).await?;
+        takeover::take_over(&self.run_cluster(claim.instance, request.data_set).await?, request, progress).await?;
         progress.log.line(&super::run::announce(&request.install, &request.update));
         let mut written = self.read_log(claim.instance, 0, true).await?;
         let serving = async {

@@ -75,12 +75,15 @@ fn silent(log: &Log, install: &[ModuleName], source: &Path) -> Option<Failure> {
         ) {
             return Some(failure);
         }
+        if let Some(failure) = names.iter().find_map(|name| of_its_version(log, name, source)) {
+            return Some(failure);
+        }
         let names = list(names.into_iter());
         return Some(with(
             record,
             format!(
-                "{names} is installed in the database, but the repository does not have it any more or its dependencies are not there; put it back, or \
-                 uninstall it before it is removed"
+                "{names} is installed in the database, but the repository does not have it any more or its dependencies are not there; put it back, or, if \
+                 it has another name now, say so in [modules.renamed] of ocore.toml. Uninstalling it in Odoo would delete its data"
             ),
         ));
     }
@@ -134,20 +137,25 @@ pub(crate) fn of_modules(modules: &[InstalledModule], requested: &[ModuleName], 
 /// Why modules that were to be installed are not; `None` when there are none.
 fn not_installed(log: &Log, missing: &[&str], source: &Path) -> Option<Failure> {
     let first = missing.first()?;
-    let incompatible =
-        log.records.iter().find(|record| record.message.starts_with(&format!("The module {first} has an incompatible version")));
-    Some(match incompatible {
-        Some(record) => Failure {
-            summary: format!("module `{first}` is made for another Odoo: the version in its manifest begins with another series"),
-            excerpt: failure::excerpt_of(record, source),
-        },
-        None => Failure {
-            summary: format!(
-                "Odoo did not install {}: a manifest says that it is not installable, or it or what it depends on is not in the repository",
-                list(missing.iter().copied())
-            ),
-            excerpt: last_lines(log),
-        },
+    Some(of_its_version(log, first, source).unwrap_or_else(|| Failure {
+        summary: format!(
+            "Odoo did not install {}: a manifest says that it is not installable, or it or what it depends on is not in the repository",
+            list(missing.iter().copied())
+        ),
+        excerpt: last_lines(log),
+    }))
+}
+
+/// Odoo leaves a module out whose version it does not take.
+fn of_its_version(log: &Log, module: &str, source: &Path) -> Option<Failure> {
+    let record =
+        log.records.iter().find(|record| record.message.starts_with(&format!("The module {module} has an incompatible version")))?;
+    Some(Failure {
+        summary: format!(
+            "Odoo leaves module `{module}` out because of the version in its manifest: it is made for another series, or too short; write it like \
+             `19.0.x.y`, beginning with this Odoo's series"
+        ),
+        excerpt: failure::excerpt_of(record, source),
     })
 }
 
@@ -184,7 +192,7 @@ mod tests {
     }
 
     fn module(name: &str, state: &str) -> InstalledModule {
-        InstalledModule { name: name.to_owned(), state: state.to_owned(), version: None }
+        InstalledModule::new(name, state)
     }
 
     #[test]
@@ -208,7 +216,7 @@ mod tests {
         assert!(failure.summary.starts_with("Odoo did not install module `parcels`"), "{}", failure.summary);
         assert_eq!(of_modules(&[module("parcels", "installed")], &requested, &log, source()), Ok(()));
         let failure = of_modules(&[], &requested, &captured("incompatible_version"), source()).unwrap_err();
-        assert!(failure.summary.starts_with("module `parcels` is made for another Odoo"), "{}", failure.summary);
+        assert!(failure.summary.starts_with("Odoo leaves module `parcels` out because of the version"), "{}", failure.summary);
     }
 
     #[test]

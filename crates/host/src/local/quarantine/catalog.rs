@@ -1,9 +1,6 @@
 //! The columns of a database that can hold a word, and what they hold.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt::Write as _,
-};
+use std::{collections::BTreeMap, fmt::Write as _};
 
 use serde::{Deserialize, Serialize};
 use sqlx::{AssertSqlSafe, PgConnection, Row, postgres::PgRow};
@@ -262,24 +259,4 @@ async fn look_at_files(connection: &mut PgConnection, files: &[AttachmentRule], 
         }
     }
     Ok(())
-}
-
-/// Modules that somebody has imported as data: rows without files, which Odoo does not look for either.
-pub(super) async fn imported_modules(connection: &mut PgConnection) -> Result<BTreeSet<String>> {
-    let knows: bool = sqlx::query_scalar(
-        "select exists (select from pg_attribute where attrelid = to_regclass('public.ir_module_module') and attname = 'imported' and not attisdropped)",
-    )
-    .fetch_one(&mut *connection)
-    .await
-    .map_err(lost)?;
-    // Odoo Studio keeps its changes in a module without files.
-    let mut imported = BTreeSet::from(["studio_customization".to_owned()]);
-    if knows {
-        let names: Vec<String> = sqlx::query_scalar("select name::text from public.ir_module_module where imported")
-            .fetch_all(&mut *connection)
-            .await
-            .map_err(lost)?;
-        imported.extend(names);
-    }
-    Ok(imported)
 }

@@ -176,8 +176,7 @@ impl LocalHost {
         if installed.is_empty() {
             return Err(HostError::rejected("the copied database holds no Odoo, so it cannot be neutralized"));
         }
-        let imported = catalog::imported_modules(connection).await?;
-        let modules = self.module_scripts(&installed, &imported, &record, &distribution)?;
+        let modules = self.module_scripts(&installed, &record, &distribution)?;
         let project = self.project_scripts(&request.release)?;
         let settings = ProjectSettings::read(project.settings.as_deref())?;
         let kept = settings.neutralization.kept(Rules::known()?)?;

@@ -1,14 +1,14 @@
 //! Which scripts neutralize a database: one of each installed module, and the project's own.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     path::{Path, PathBuf},
 };
 
 use crate::{
     api::{InstalledModule, ReleaseId},
     error::{HostError, Result},
-    local::{LocalHost, distribution::InstalledDistribution, releases::ReleaseRecord, sources::read_inside},
+    local::{LocalHost, distribution::InstalledDistribution, packaged, releases::ReleaseRecord, sources::read_inside},
 };
 
 /// States in which a module's code runs, as Odoo's own neutralization has them (`odoo/modules/neutralize.py`).
@@ -48,19 +48,19 @@ pub(super) struct ProjectScripts {
 
 impl LocalHost {
     /// Finds the scripts of all installed modules in the order in which Odoo looks. Odoo itself skips a module that is not there; here it is
-    /// refused, since what it would have switched off stays on. `imported`: modules that are only rows in the database and have no files.
+    /// refused, since what it would have switched off stays on. Those that are only rows in the database have none.
     pub(super) fn module_scripts(
         &self,
         modules: &[InstalledModule],
-        imported: &BTreeSet<String>,
         record: &ReleaseRecord,
         distribution: &InstalledDistribution,
     ) -> Result<ModuleScripts> {
         let mut path = distribution.own_addons();
         path.extend(self.addons_path(record, distribution)?);
+        path.extend(packaged::addons(record)?);
         let mut found = ModuleScripts::default();
         let mut missing = Vec::new();
-        for module in modules.iter().filter(|module| INSTALLED.contains(&module.state.as_str()) && !imported.contains(&module.name)) {
+        for module in modules.iter().filter(|module| INSTALLED.contains(&module.state.as_str()) && !module.imported) {
             let Some(directory) = path.iter().map(|addons| addons.join(&module.name)).find(|directory| is_module(directory)) else {
                 missing.push(module.name.as_str());
                 continue;
@@ -74,12 +74,13 @@ impl LocalHost {
             return Ok(found);
         }
         Err(HostError::rejected(format!(
-            "{} installed in the copied database but not in this release, so nobody can say how to make {} harmless: {}; add {} to the branch, or uninstall {} at the source",
+            "{} installed in the copied database but not in this release, so nobody can say how to make {} harmless: {}; add {} to the branch (uninstalling {} at the source would delete what {} there)",
             if missing.len() == 1 { "a module is" } else { "modules are" },
             if missing.len() == 1 { "it" } else { "them" },
             missing.join(", "),
             if missing.len() == 1 { "it" } else { "them" },
             if missing.len() == 1 { "it" } else { "them" },
+            if missing.len() == 1 { "it has" } else { "they have" },
         )))
     }
 

@@ -167,6 +167,9 @@ mod tests {
             requirements: Vec::new(),
             requirements_digest: String::new(),
             deploy: ocore_model::project::DeploySettings::default(),
+            odoo: ocore_model::odoo_options::OdooOptions::default(),
+            renamed: std::collections::BTreeMap::new(),
+            notes: Vec::new(),
             bytes: 0,
         }
     }

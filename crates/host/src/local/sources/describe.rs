@@ -49,6 +49,8 @@ struct Files {
 struct Answer {
     manifest: Option<BTreeMap<String, Value>>,
     files: BTreeMap<String, Content>,
+    packages: Vec<String>,
+    hook_words: Vec<String>,
 }
 
 impl LocalHost {
@@ -119,7 +121,8 @@ fn put_together(modules: Vec<(ModuleName, Files)>, answers: Option<Vec<Answer>>)
                 file.content = answer.files.remove(path).unwrap_or_else(unknown);
             }
         }
-        descriptions.insert(name, ModuleDescription { manifest: answer.manifest, files: all });
+        let Answer { manifest, packages, hook_words, .. } = answer;
+        descriptions.insert(name, ModuleDescription { manifest, files: all, packages, hook_words });
     }
     descriptions
 }
@@ -169,7 +172,9 @@ fn gather(root: &Path, module: &Path) -> Result<Files> {
 fn is_read(path: &str) -> bool {
     let is_apart = path.starts_with("static/") || path.split('/').any(|part| part == "tests");
     let ending = Path::new(path).extension();
-    !is_apart && ending.is_some_and(|ending| ["py", "xml", "csv"].iter().any(|known| ending.eq_ignore_ascii_case(known)))
+    let is_translation = ["i18n/", "i18n_extra/"].iter().any(|place| path.starts_with(place))
+        && ending.is_some_and(|ending| ["po", "pot"].iter().any(|known| ending == *known));
+    is_translation || !is_apart && ending.is_some_and(|ending| ["py", "xml", "csv"].iter().any(|known| ending.eq_ignore_ascii_case(known)))
 }
 
 fn at(path: &Path) -> impl FnOnce(io::Error) -> HostError + '_ {

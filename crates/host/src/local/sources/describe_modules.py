@@ -1,12 +1,13 @@
 """Says what the files of Odoo modules declare, without running any of them.
 
 Standard input: a JSON list of {"name", "manifest", "files": {path: text}}, paths relative to the module.
-Standard output: a JSON list in the same order, of {"manifest": {...} | null, "files": {path: {...}}}; what a file's entry holds says
-crates/model/src/plan/description.rs.
+Standard output: a JSON list in the same order, of {"manifest": {...} | null, "files": {path: {...}}, "packages": […], "hook_words": […]}; what
+these hold says crates/model/src/plan/description.rs.
 """
 import ast
 import hashlib
 import json
+import re
 import sys
 import xml.parsers.expat
 
@@ -17,6 +18,9 @@ MODEL_BASES = {"BaseModel", "Model", "AbstractModel", "TransientModel"}
 TABLE_OBJECTS = {"Constraint", "Index", "UniqueIndex"}
 # What `odoo.fields` has besides classes of fields.
 NO_FIELDS = {"Command", "Domain", "NewId"}
+# What an import may name and what comes neither from the module nor from a Python package of the project.
+AT_HAND = {"odoo", "openerp", *sys.stdlib_module_names}
+HOOK_WORDS = 5000
 
 
 def code(node):
@@ -47,6 +51,15 @@ def is_text(node):
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, (str, type(...)))
 
 
+def substance(node):
+    """A node as text, without what only explains it."""
+    if not isinstance(node, (*FUNCTIONS, ast.ClassDef)):
+        return ast.dump(node)
+    head = [node.args] if isinstance(node, FUNCTIONS) else [*node.bases, *(keyword.value for keyword in node.keywords)]
+    parts = [*node.decorator_list, *head, *(statement for statement in node.body if not is_text(statement))]
+    return f"{node.name}({','.join(map(substance, parts))})"
+
+
 def body_digest(body):
     return digest("".join(ast.dump(statement) for statement in body if not is_text(statement)))
 
@@ -59,6 +72,10 @@ class Module:
         self.paths = set(files)
         self.broken = {}
         self.files = {}
+        # Python packages from elsewhere that its definitions use.
+        self.packages = set()
+        # Of what was followed already, by what it is.
+        self.digests = {}
         for path, text in files.items():
             try:
                 self.files[path] = PythonFile(self, path, ast.parse(text))
@@ -110,6 +127,9 @@ class PythonFile:
         self.names = {}
         self.bindings = {}
         self.functions = {}
+        self.foreign = {}
+        # Where all names of other files of the module come from.
+        self.stars = []
         self.aliases = {"fields": "fields", "models": "models", "api": "api"}
         self.is_dynamic = False
         for node in ast.walk(tree):
@@ -118,6 +138,10 @@ class PythonFile:
                     place = module.local(path, 0, alias.name)
                     if place is not None:
                         self.imports += module.files_of(place)
+                        if alias.asname:
+                            self.names[alias.asname] = tuple(place.rpartition("/")[::2])
+                    elif (package := alias.name.split(".")[0]) not in AT_HAND:
+                        self.foreign[alias.asname or package] = package
                     if alias.name.split(".")[0] in ("importlib", "pkgutil"):
                         self.is_dynamic = True
             elif isinstance(node, ast.ImportFrom):
@@ -138,9 +162,14 @@ class PythonFile:
                     self.aliases[alias.asname or alias.name] = alias.name
                 elif node.module in ("odoo.fields", "odoo.models", "odoo.api"):
                     self.aliases[alias.asname or alias.name] = f"{node.module[5:]}.{alias.name}"
+                elif not node.level and (package := (node.module or "").split(".")[0]) not in AT_HAND:
+                    self.foreign[alias.asname or alias.name] = package
             return
         self.imports += self.module.files_of(place)
         for alias in node.names:
+            if alias.name == "*":
+                self.stars.append(place)
+                continue
             inner = f"{place}/{alias.name}" if place else alias.name
             self.imports += self.module.files_of(inner)
             self.names[alias.asname or alias.name] = (place, alias.name)
@@ -170,18 +199,86 @@ class PythonFile:
                     found = other.constant(original, depth - 1)
                     if found[1]:
                         return found
+        for place in self.stars if depth and name not in self.bindings else []:
+            for path in (f"{place}.py", f"{place}/__init__.py" if place else "__init__.py"):
+                other = self.module.files.get(path)
+                if other is not None and other is not self:
+                    found = other.constant(name, depth - 1)
+                    if found[1]:
+                        return found
         return self, []
 
     def attribute_constant(self, node, depth):
-        """The same for `constants.NAME`, when `constants` is a file of the module."""
-        if isinstance(node.value, ast.Name) and node.value.id in self.names:
-            place, original = self.names[node.value.id]
+        """The same for `constants.NAME` of a file of the module, and for `Class.NAME` of a class of the module, wherever it stands."""
+        inner = self.module_file(node.value)
+        if inner is not None:
+            return inner.constant(node.attr, depth)
+        if not depth:
+            return self, []
+        if isinstance(node.value, ast.Name):
+            owner, nodes = self.constant(node.value.id, depth)
+        elif isinstance(node.value, ast.Attribute):
+            owner, nodes = self.attribute_constant(node.value, depth - 1)
+        else:
+            return self, []
+        if len(nodes) == 1 and isinstance(nodes[0], ast.ClassDef):
+            return owner.member(nodes[0], node.attr, depth - 1)
+        return self, []
+
+    def module_file(self, node):
+        """The file of the module that a name stands for: `from . import constants`."""
+        if isinstance(node, ast.Name) and node.id in self.names:
+            place, original = self.names[node.id]
             inner = f"{place}/{original}" if place else original
             for path in (f"{inner}.py", f"{inner}/__init__.py"):
-                other = self.module.files.get(path)
-                if other is not None:
-                    return other.constant(node.attr, depth)
+                if path in self.module.files:
+                    return self.module.files[path]
+        return None
+
+    def member(self, node, name, depth):
+        """What binds a name in a class, or in those of its bases that the module has."""
+        found = [statement for statement in node.body if name in bound_names(statement)]
+        if found or not depth:
+            return self, found
+        for base in node.bases:
+            owner, nodes = self.named(base, depth - 1)
+            if len(nodes) == 1 and isinstance(nodes[0], ast.ClassDef):
+                owner, found = owner.member(nodes[0], name, depth - 1)
+                if found:
+                    return owner, found
         return self, []
+
+    def named(self, node, depth):
+        """What binds a name, or a name of a name; none for any other expression."""
+        if isinstance(node, ast.Name):
+            return self.constant(node.id, depth)
+        if isinstance(node, ast.Attribute):
+            return self.attribute_constant(node, depth)
+        return self, []
+
+    def closure(self, nodes, seen=None):
+        """These nodes with everything of the module that is named in them, directly or not."""
+        seen = {} if seen is None else seen
+        for node in nodes:
+            if id(node) in seen:
+                continue
+            seen[id(node)] = node
+            for part in ast.walk(node):
+                if isinstance(part, (ast.Name, ast.Attribute)):
+                    self.note_package(part)
+                    owner, bound = self.named(part, 3)
+                    if isinstance(part, ast.Attribute) and not bound:
+                        continue
+                    owner.closure([other for other in bound if not owner.is_made_by_odoo(other)], seen)
+        return list(seen.values())
+
+    def note_package(self, node):
+        if isinstance(node, ast.Name) and node.id in self.foreign:
+            self.module.packages.add(self.foreign[node.id])
+
+    def is_made_by_odoo(self, node):
+        """Models are compared by themselves."""
+        return isinstance(node, ast.ClassDef) and self.is_model(node)
 
     def expression(self, node, local=None):
         """An expression as text in which the module's own constants stand by their values, and its value when it is a plain one."""
@@ -214,7 +311,7 @@ class PythonFile:
                 if self.is_model(node):
                     answer["models"].append(self.model(node))
                 else:
-                    answer["classes"][node.name] = {"line": node.lineno, "digest": digest(ast.dump(node))}
+                    self.plain_class(node, node.name, answer)
             elif is_harmless(node):
                 answer["functions"][f"line: {code(node)[:80]}"] = {"line": node.lineno, "head": "", "body": digest(ast.dump(node))}
             elif binds_names_only(node):
@@ -225,6 +322,21 @@ class PythonFile:
             else:
                 answer["statements"].append({"line": node.lineno, "digest": digest(ast.dump(node))})
         return answer
+
+    def plain_class(self, node, name, answer):
+        """What a class that is no model assigns may be used in definitions, also in those of other modules, as constants of a file may."""
+        constants = []
+        if not any(dotted(base).endswith("Controller") for base in node.bases):
+            constants = [statement for statement in node.body if binds_names_only(statement)]
+            for statement in constants:
+                for constant in bound_names(statement):
+                    answer["constants"][f"{name}.{constant}"] = {"line": statement.lineno, "source": code(statement)}
+        inner = [statement for statement in node.body if isinstance(statement, ast.ClassDef)]
+        for other in inner:
+            self.plain_class(other, f"{name}.{other.name}", answer)
+        rest = [statement for statement in node.body if statement not in [*constants, *inner] and not is_text(statement)]
+        head = [*node.decorator_list, *node.bases, *(keyword.value for keyword in node.keywords)]
+        answer["classes"][name] = {"line": node.lineno, "digest": digest("".join(map(substance, [*head, *rest])))}
 
     def is_model(self, node):
         bases = [self.odoo_name(base) for base in node.bases]
@@ -246,6 +358,8 @@ class PythonFile:
             "attributes": {}, "fields": {}, "objects": {}, "methods": {}, "statements": [],
         }
         local = {}
+        for base in node.bases:
+            self.closure([base])
         for statement in node.body:
             if is_text(statement) or isinstance(statement, ast.Pass):
                 continue
@@ -271,6 +385,7 @@ class PythonFile:
                     answer["objects"][name] = {"line": value.lineno, "object": kind[7:], "source": source}
                 elif isinstance(value, ast.Call) and not name.startswith("_") and dotted(value.func).rpartition(".")[2][:1].isupper():
                     # A class of fields that somebody else has written, as far as one can see.
+                    self.closure([value.func])
                     answer["fields"][name] = {**self.field(kind or "?", value, local), "dynamic": True}
                 else:
                     answer["attributes"][name] = {"line": statement.lineno, **self.expression(value, local)}
@@ -318,11 +433,15 @@ class Resolver:
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
             if node.id in self.local:
                 return self.resolve(self.local[node.id], depth - 1)
+            self.file.note_package(node)
             return self.put(node, *self.file.constant(node.id, 3), depth)
         if isinstance(node, ast.Attribute):
             put = self.put(node, *self.file.attribute_constant(node, 3), depth)
             if put is not node:
                 return put
+            if node.attr in ("value", "name") and (member := self.enum_member(node, depth)) is not None:
+                return member
+            self.note_class(node.value)
         if isinstance(node, (ast.Lambda, *FUNCTIONS)):
             return node
         fresh = {}
@@ -332,11 +451,10 @@ class Resolver:
             elif isinstance(value, list):
                 value = [self.resolve(item, depth) if isinstance(item, ast.AST) else item for item in value]
             fresh[name] = value
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            other, nodes = self.file.constant(node.func.id, 3)
-            for function in nodes:
-                if isinstance(function, FUNCTIONS):
-                    self.notes.add(f"{function.name} is {body_digest(function.body)}")
+        if isinstance(node, ast.Call):
+            other, nodes = self.file.named(node.func, 3)
+            if any(isinstance(function, FUNCTIONS) for function in nodes):
+                self.note(node.func, other, nodes)
         return ast.copy_location(type(node)(**fresh), node)
 
     def put(self, node, other, nodes, depth):
@@ -348,11 +466,42 @@ class Resolver:
                 value = assigned(nodes[0])[0][1]
             if value is not None:
                 return Resolver(other, {}, self.notes).resolve(value, depth - 1)
-        if all(isinstance(bound, (*FUNCTIONS, ast.ClassDef)) for bound in nodes):
+        if all(isinstance(bound, FUNCTIONS) for bound in nodes) or any(other.is_made_by_odoo(bound) for bound in nodes):
             # What is only named, to be called later.
             return node
-        self.notes.add(f"{code(node)} is {digest(''.join(ast.dump(bound) for bound in nodes))}")
+        self.note(node, other, nodes)
         return node
+
+    def note(self, node, other, nodes):
+        """What it is follows from all of this."""
+        known = self.file.module.digests
+        key = tuple(map(id, nodes))
+        if key not in known:
+            known[key] = digest("".join(sorted(map(substance, other.closure(nodes)))))
+        self.notes.add(f"{code(node)} is {known[key]}")
+
+    def note_class(self, node):
+        """Something of a class that cannot be found in it: of `Enum`, say."""
+        other, nodes = self.file.named(node, 3)
+        if nodes and all(isinstance(bound, ast.ClassDef) and not other.is_made_by_odoo(bound) for bound in nodes):
+            self.note(node, other, nodes)
+
+    def enum_member(self, node, depth):
+        """The value or the name of `Kind.LARGE`."""
+        if not isinstance(node.value, ast.Attribute):
+            return None
+        owner, nodes = self.file.named(node.value.value, 3)
+        if len(nodes) != 1 or not isinstance(nodes[0], ast.ClassDef) or self.file.module_file(node.value.value):
+            return None
+        owner, found = owner.member(nodes[0], node.value.attr, 3)
+        if len(found) != 1 or not assigned(found[0]):
+            return None
+        if any(isinstance(part, ast.Call) for part in ast.walk(found[0])):
+            # `auto()`: it follows from the others.
+            self.note_class(node.value.value)
+        if node.attr == "name":
+            return ast.copy_location(ast.Constant(node.value.attr), node)
+        return Resolver(owner, {}, self.notes).resolve(assigned(found[0])[0][1], depth - 1)
 
 
 def is_field(name):
@@ -555,6 +704,70 @@ def read_data(module, path, text):
         return {"kind": "unreadable", "line": None, "reason": str(error) or type(error).__name__}
 
 
+# Translations ---------------------------------------------------------------------------------------------------------------------
+
+STORED = re.compile(r"(?:model|model_terms):[\w.]+,\w+:\w+\.\S+")
+ESCAPES = {"n": "\n", "t": "\t", "r": "\r"}
+
+
+def read_po(text):
+    """Each entry as the places where its words stand, the English and the translation; of the same English the last one counts, as in Odoo."""
+    entries = {}
+    entry, part = {}, None
+
+    def keep():
+        if entry.get("msgid"):
+            entries[entry.get("msgctxt"), entry["msgid"]] = (entry.get("places", []), entry["msgid"], entry.get("msgstr", ""))
+        entry.clear()
+
+    for line in text.removeprefix("\ufeff").splitlines():
+        line = line.strip()
+        if line.startswith("#"):
+            if "msgid" in entry:
+                keep()
+            if line.startswith("#:"):
+                entry.setdefault("places", []).extend(line[2:].split())
+            continue
+        key, _, rest = line.partition(" ")
+        if key in ("msgctxt", "msgid") and (key == "msgctxt" or "msgctxt" not in entry or "msgid" in entry) and "msgid" in entry:
+            keep()
+        if key in ("msgctxt", "msgid", "msgstr", "msgstr[0]"):
+            part = key.removesuffix("[0]")
+            entry[part] = ""
+            line = rest.strip()
+        elif key.startswith("msg"):
+            part = None
+        if part and line.startswith('"') and line.endswith('"') and len(line) > 1:
+            entry[part] += re.sub(r"\\(.)", lambda match: ESCAPES.get(match[1], match[1]), line[1:-1])
+    keep()
+    return entries
+
+
+def read_translations(module, path, files):
+    """What Odoo's own reader makes of the file: with a template beside it, the template says what there is, and where."""
+    entries = read_po(files[path])
+    template = files.get(f"{path.rpartition('/')[0]}/{module}.pot")
+    places = {key: found[0] for key, found in (read_po(template) if template is not None else entries).items()}
+    words, rest = {}, []
+    for key, (_, english, translation) in entries.items():
+        for place in places.get(key, []) if translation else []:
+            if STORED.fullmatch(place):
+                # Of a field that is translated as a whole only the record counts, whatever it says in English by now.
+                words[f"{place}\n{english if place.startswith('model_terms:') else ''}"] = translation
+            elif place.startswith("code:"):
+                rest.append(f"{english}\n{translation}")
+    return {"kind": "translations", "words": words, "code": digest("\n\n".join(sorted(rest)))}
+
+
+def read_other(module, path, files):
+    if path.endswith(".po"):
+        try:
+            return read_translations(module, path, files)
+        except (ValueError, RecursionError) as error:
+            return {"kind": "unreadable", "line": None, "reason": str(error)}
+    return {"kind": "opaque"} if path.endswith(".pot") else read_data(module, path, files[path])
+
+
 def read_manifest(text):
     try:
         manifest = ast.literal_eval(text)
@@ -564,12 +777,32 @@ def read_manifest(text):
         return None
 
 
+def hook_words(module, manifest):
+    """The words in the texts of what runs before the module is installed, e.g. of the SQL that takes over what another module had."""
+    name = (manifest or {}).get("pre_init_hook")
+    file = module.files.get("__init__.py")
+    if not isinstance(name, str) or file is None:
+        return []
+    other, nodes = file.constant(name, 3)
+    words = set()
+    for node in other.closure(nodes):
+        for part in ast.walk(node):
+            if isinstance(part, ast.Constant) and isinstance(part.value, str):
+                words.update(re.findall(r"[A-Za-z][A-Za-z0-9_]{0,99}", part.value))
+    return sorted(words)[:HOOK_WORDS]
+
+
 answers = []
 for entry in json.load(sys.stdin):
     files = entry["files"]
     module = Module(entry["name"], {path: text for path, text in files.items() if path.endswith(".py")})
     answer = {}
-    for path, text in files.items():
-        answer[path] = module.describe(path) if path.endswith(".py") else read_data(entry["name"], path, text)
-    answers.append({"manifest": read_manifest(entry["manifest"]), "files": answer})
+    for path in files:
+        answer[path] = module.describe(path) if path.endswith(".py") else read_other(entry["name"], path, files)
+    manifest = read_manifest(entry["manifest"])
+    try:
+        words = hook_words(module, manifest)
+    except RecursionError:
+        words = []
+    answers.append({"manifest": manifest, "files": answer, "packages": sorted(module.packages), "hook_words": words})
 json.dump(answers, sys.stdout)

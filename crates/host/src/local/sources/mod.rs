@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use tokio_util::io::SyncIoBridge;
 
 use self::scan::{Candidate, Scan};
-pub(super) use self::settings::read_inside;
+pub(super) use self::settings::{odoo_options, read_inside};
 use super::{
     LocalHost,
     durable::{self, blocking},
@@ -60,6 +60,7 @@ struct ManifestAnswer {
 struct Manifest {
     installable: bool,
     auto_install: bool,
+    triggers: Option<Vec<String>>,
     version: String,
     depends: Vec<String>,
 }
@@ -101,12 +102,19 @@ impl LocalHost {
         let manifests = self.read_manifests(&scan.candidates, progress).await?;
         let modules = modules(&scan.candidates, &manifests, submodules, progress)?;
         progress.log.line(&describe(&modules, &scan));
+        let settings = settings::of_tree(&self.source_tree(source)?)?;
+        for note in &settings.notes {
+            progress.log.line(note);
+        }
         let sealed = Source {
             id: source.clone(),
             modules,
             requirements: scan.requirements,
             requirements_digest: scan.requirements_digest,
-            deploy: settings::of_tree(&self.source_tree(source)?)?,
+            deploy: settings.deploy,
+            odoo: settings.odoo,
+            renamed: settings.renamed,
+            notes: settings.notes,
             bytes: scan.bytes,
         };
         let seal = Seal { source: sealed.clone(), fingerprint: scan.fingerprint, boot_id: process::boot_id().to_owned() };
@@ -224,6 +232,7 @@ fn modules(
                 in_submodule: submodules.iter().any(|prefix| is_below(&candidate.path, prefix)),
                 installable: manifest.installable,
                 auto_install: manifest.auto_install,
+                triggers: manifest.triggers.clone(),
                 version: manifest.version.clone(),
                 depends: manifest.depends.clone(),
                 digest: candidate.digest.clone(),

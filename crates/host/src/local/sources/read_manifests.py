@@ -19,12 +19,16 @@ def read(text):
     if not isinstance(value, dict):
         raise ValueError("it is not a dictionary")
     version = value.get("version", "1.0")
-    if not isinstance(version, str):
+    if isinstance(version, bool) or not isinstance(version, (str, int, float)):
         raise ValueError("'version' must be a string")
+    automatic = value.get("auto_install", False)
+    is_list = isinstance(automatic, (list, tuple, set))
     return {
         "installable": bool(value.get("installable", True)),
-        "auto_install": value.get("auto_install", False) not in (False, None, 0),
-        "version": version,
+        # An empty list is one, too: such a module waits for nothing.
+        "auto_install": is_list or bool(automatic),
+        "triggers": strings(sorted(automatic), "auto_install") if is_list else None,
+        "version": str(version),
         "depends": strings(value.get("depends") or [], "depends"),
     }
 

@@ -100,6 +100,8 @@ impl LocalHost {
             release: release.id,
             install: description.content.requested.clone(),
             update: Vec::new(),
+            renames: Vec::new(),
+            corrections: Vec::new(),
             with_demo: request.with_demo,
             admin_password: None,
             settings: OdooSettings::default(),

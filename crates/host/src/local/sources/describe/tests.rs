@@ -5,7 +5,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use ocore_model::plan::{self, Change, Way};
+use ocore_model::plan::{self, Change, Correction, Database, Way};
 
 use super::*;
 
@@ -37,8 +37,13 @@ fn describe(files: &[(&str, impl AsRef<str>)]) -> ModuleDescription {
     put_together(modules, Some(answers)).into_values().next().unwrap()
 }
 
+/// A database that has all that a module may bring.
+fn everything() -> Database {
+    Database { languages: None, has_demo: true }
+}
+
 fn changes(old: &[(&str, impl AsRef<str>)], new: &[(&str, impl AsRef<str>)]) -> Vec<Change> {
-    plan::compare("shop", &describe(old), &describe(new))
+    plan::compare("shop", &describe(old), &describe(new), &everything())
 }
 
 fn way(changes: &[Change]) -> Way {
@@ -282,7 +287,7 @@ fn each_kind_of_file_has_its_way() {
     let cases = [
         ("static/src/a.js", Way::Reload),
         ("static/src/a.xml", Way::Reload),
-        ("i18n/de.po", Way::Update),
+        ("i18n/de.po", Way::Nothing),
         ("i18n/shop.pot", Way::Nothing),
         ("migrations/1.1/pre-a.py", Way::UpdateAndHoldWrites),
         ("tests/test_a.py", Way::Nothing),
@@ -349,7 +354,7 @@ fn what_cannot_be_taken_apart_is_unreadable() {
     )];
     let described = put_together(modules, None).into_values().next().unwrap();
     assert!(matches!(described.files["a.py"].content, Content::Unreadable { .. }));
-    assert_eq!(way(&plan::compare("shop", &described, &described)), Way::UpdateAndHoldWrites);
+    assert_eq!(way(&plan::compare("shop", &described, &described, &everything())), Way::UpdateAndHoldWrites);
 }
 
 #[test]
@@ -362,4 +367,157 @@ fn a_module_to_install_says_what_it_does_to_what_is_there() {
     assert!(changes.len() == 1 && changes[0].text.contains("new and required"), "{changes:#?}");
     let hook = plan::appears("shop", &describe(&[("__manifest__.py", "{'post_init_hook': 'fill'}")]));
     assert!(hook.iter().any(|change| change.text.contains("`post_init_hook`")), "{hook:#?}");
+}
+
+/// What a definition depends on, in a file of its own, before and after.
+#[track_caller]
+fn depends(field: &str, old: &str, new: &str, expected: Way, part: &str) {
+    let order = format!(
+        "from odoo import fields, models\nfrom . import limits\nfrom .limits import *\nfrom .limits import Limits, Kind, sizes\n\
+         class Order(models.Model):\n    _name = 'shop.order'\n    x = {field}\n"
+    );
+    let files = |limits: &str| {
+        let limits = format!("from enum import Enum, IntEnum, auto\n{limits}\n");
+        [
+            ("models/__init__.py", "from . import order, limits\n".to_owned()),
+            ("models/order.py", order.clone()),
+            ("models/limits.py", limits),
+        ]
+    };
+    let changes = changes(&files(old), &files(new));
+    let words: Vec<String> = changes.iter().map(|change| format!("{}: {change}", change.way)).collect();
+    assert_eq!(way(&changes), expected, "{field}: {words:#?}");
+    assert!(words.iter().any(|words| words.contains(part)), "{part}: {words:#?}");
+}
+
+#[test]
+fn a_definition_is_followed_into_classes_enums_and_functions_of_other_files() {
+    let hold = Way::UpdateAndHoldWrites;
+    let limits = "class Limits:\n    NOTE = 20\n    BIG = False\n    class Inner:\n        DEEP = 1\nclass Kind(Enum):\n    A = 'a'\n    B = 'b'\n\
+                  \n    @classmethod\n    def choices(cls):\n        'Them.'\n        return [(one.value, one.name) for one in cls]\n\
+                  class More(Limits):\n    pass\nSIZE = 3\ndef twice(n):\n    return n * 2\ndef sizes():\n    return twice(SIZE)\n";
+    let changed = |from: &str, to: &str| {
+        assert!(limits.contains(from), "{from}");
+        limits.replace(from, to)
+    };
+    depends("fields.Char(size=Limits.NOTE)", limits, &changed("NOTE = 20", "NOTE = 60"), hold, "`size`");
+    depends("fields.Char(size=limits.Limits.NOTE)", limits, &changed("NOTE = 20", "NOTE = 60"), hold, "`size`");
+    depends("fields.Char(size=More.NOTE)", limits, &changed("NOTE = 20", "NOTE = 60"), hold, "`size`");
+    depends("fields.Char(translate=Limits.BIG)", limits, &changed("BIG = False", "BIG = True"), hold, "`translate`");
+    depends("fields.Char(size=Limits.Inner.DEEP)", limits, &changed("DEEP = 1", "DEEP = 2"), hold, "`size`");
+    for field in [
+        "fields.Selection([(k.value, k.name) for k in Kind])",
+        "fields.Selection(Kind.choices())",
+        "fields.Selection(selection=limits.Kind.choices())",
+    ] {
+        depends(field, limits, &changed("B = 'b'", "B = 'b'\n    C = 'c'"), hold, "its selection has changed");
+    }
+    depends("fields.Char(size=sizes())", limits, &changed("return n * 2", "return n * 3"), hold, "`size`");
+    depends("fields.Char(size=sizes())", limits, &changed("SIZE = 3", "SIZE = 4"), hold, "`size`");
+    depends("fields.Char(default=Kind.A.value)", limits, &changed("A = 'a'", "A = 'aa'"), Way::Update, "`default`");
+    // What other modules may use, and what nobody defines anything with.
+    depends("fields.Char()", limits, &changed("NOTE = 20", "NOTE = 60"), Way::Update, "the constant `Limits.NOTE`");
+    depends("fields.Char()", limits, &changed("return n * 2", "return n * 3"), Way::Reload, "the function `twice`");
+    depends("fields.Selection(Kind.choices())", limits, &changed("'Them.'", "'All of them.'"), Way::Reload, "layout");
+    let page = "class Page(http.Controller):\n    SIZE = 1\n";
+    depends("fields.Char()", page, &page.replace('1', "2"), Way::Reload, "the class `Page` has changed");
+}
+
+#[test]
+fn definitions_that_use_packages_name_them() {
+    let order = "import json\nimport harbour\nfrom pier.sizes import BIG as B\nfrom odoo.tools import ormcache\nimport unused\n\
+                 from odoo import fields, models\nTALL = B + 1\nclass Order(models.Model):\n    _name = 'shop.order'\n    x = fields.Char(size=TALL)\n\
+                 \n    y = fields.Char(help=json.dumps([]))\n\n    def run(self):\n        return harbour.run(unused)\n";
+    assert_eq!(describe(&[("models/order.py", order)]).packages, ["pier"]);
+}
+
+const PO: &str = "msgid \"\"\nmsgstr \"Language: fr\\n\"\n\n#. module: shop\n#: model:shop.order,name:shop.first\nmsgid \"The gate\"\nmsgstr \"La porte\"\n\n\
+                  #: model_terms:ir.ui.view,arch_db:shop.page\nmsgid \"\"\n\"Low \"\n\"tide\"\nmsgstr \"Maree\"\n\n#: code:addons/shop/a.py:0\nmsgid \"Go\"\nmsgstr \"Va\"\n";
+
+#[test]
+fn a_translation_asks_for_what_it_changes_in_this_database() {
+    let states = |old: &str, new: &str| (describe(&[("i18n/fr.po", old)]), describe(&[("i18n/fr.po", new)]));
+    let speaks = |languages: &[&str]| Database {
+        languages: Some(languages.iter().map(|language| (*language).to_owned()).collect()),
+        has_demo: false,
+    };
+    let french = speaks(&["en_US", "fr_BE"]);
+    let ways = |old: &str, new: &str, database: &Database| {
+        let (old, new) = states(old, new);
+        way(&plan::compare("shop", &old, &new, database))
+    };
+    let corrected = PO.replace("La porte", "L'écluse").replace("Maree", "Marée \\\"basse\\\"");
+    assert_eq!(ways(PO, &corrected, &french), Way::Update);
+    assert_eq!(ways(PO, &corrected, &speaks(&["en_US", "de_DE"])), Way::Nothing);
+    assert_eq!(ways(PO, &PO.replace("Va", "Allez"), &french), Way::Reload);
+    assert_eq!(ways(PO, &PO.replace("Language: fr", "Language: fr_FR"), &french), Way::Nothing);
+    assert_eq!(ways(PO, &PO.replace("msgstr \"Maree\"", "msgstr \"\""), &french), Way::Nothing);
+    assert_eq!(ways(&PO.replace("msgstr \"Maree\"", "msgstr \"\""), PO, &french), Way::Update);
+    let (old, new) = states(PO, &corrected);
+    let correction = |model: &str, field: &str, record: &str, term: Option<&str>, before: &str| Correction {
+        language: "fr".to_owned(),
+        model: model.to_owned(),
+        field: field.to_owned(),
+        record: record.to_owned(),
+        term: term.map(str::to_owned),
+        before: before.to_owned(),
+    };
+    assert_eq!(
+        plan::corrections(&old, &new, &french),
+        [
+            correction("shop.order", "name", "shop.first", None, "La porte"),
+            correction("ir.ui.view", "arch_db", "shop.page", Some("Low tide"), "Maree"),
+        ]
+    );
+    assert!(plan::corrections(&old, &new, &speaks(&["en_US"])).is_empty());
+    // The English has changed with it: the same record.
+    let (old, new) = states(PO, &PO.replace("The gate", "The sluice").replace("La porte", "L'écluse"));
+    assert_eq!(plan::corrections(&old, &new, &french)[0].before, "La porte");
+}
+
+#[test]
+fn a_template_of_translations_says_what_there_is_as_for_odoo() {
+    let template = PO.replace("La porte", "").replace("model:shop.order,name:shop.first", "model:shop.order,name:shop.second");
+    let described = describe(&[("i18n/fr.po", PO), ("i18n/shop.pot", template.as_str())]);
+    let Content::Translations(file) = &described.files["i18n/fr.po"].content else { panic!("{described:?}") };
+    assert_eq!(file.words["model:shop.order,name:shop.second\n"], "La porte");
+    assert!(!file.words.keys().any(|place| place.contains("shop.first")));
+}
+
+#[test]
+fn demo_data_ask_for_nothing_where_there_are_none() {
+    let manifest = |more: &str| format!("{{'data': ['data/data.xml'], 'demo': ['demo/demo.xml'{more}]}}");
+    let data = |name: &str| format!("<odoo><record id='a' model='shop.order'><field name='name'>{name}</field></record></odoo>");
+    let picture = "<odoo><record id='b' model='shop.order'><field name='image' type='base64' file='shop/demo/a.bin'/></record></odoo>";
+    let state = |demo: &str, bin: &str, more: &str| {
+        describe(&[
+            ("__manifest__.py", manifest(more)),
+            ("data/data.xml", data("a")),
+            ("demo/demo.xml", demo.to_owned()),
+            ("demo/picture.xml", picture.to_owned()),
+            ("demo/a.bin", bin.to_owned()),
+        ])
+    };
+    let (old, new) = (state(&data("one"), "1", ", 'demo/picture.xml'"), state(&data("two"), "2", ", 'demo/picture.xml'"));
+    let without = Database { languages: None, has_demo: false };
+    assert_eq!(way(&plan::compare("shop", &old, &new, &everything())), Way::Update);
+    let changes = plan::compare("shop", &old, &new, &without);
+    assert_eq!(way(&changes), Way::Nothing, "{changes:#?}");
+    assert!(changes.iter().all(|change| change.text.contains("which this database does not have")), "{changes:#?}");
+    assert_eq!(way(&plan::compare("shop", &old, &state(&data("one"), "1", ""), &without)), Way::Nothing);
+}
+
+#[test]
+fn a_hook_says_which_words_it_knows() {
+    let described = describe(&[
+        ("__manifest__.py", "{'pre_init_hook': 'take_over'}"),
+        ("__init__.py", "from .hooks import take_over"),
+        ("hooks.py", "OLD = 'ferry_booking'\n\ndef take_over(env):\n    env.cr.execute(\"UPDATE x SET a = 'new' WHERE b = %s\", [OLD])\n"),
+    ]);
+    assert!(
+        ["UPDATE", "ferry_booking", "new"].iter().all(|word| described.hook_words.iter().any(|known| known == word)),
+        "{:?}",
+        described.hook_words
+    );
+    assert!(describe(&[("__init__.py", "OLD = 'x'")]).hook_words.is_empty());
 }
