@@ -59,22 +59,28 @@ fn place(said: &str, files: &Files) -> Option<String> {
 /// Before each file stands a line with a mark of its own. The line that the compiler shows is not always the one that it means, so it counts only where a file before
 /// cannot be read: then what the error names is looked for in the files of the repository.
 fn in_parts(said: &str, number: usize, files: &Files) -> Option<(String, usize)> {
+    let quoted = said.lines().next().and_then(|reason| reason.split('"').nth(1)).map(|words| words.trim_start_matches('.').trim());
+    let quoted = quoted.filter(|words| !words.is_empty());
+    let holds = |content: &str, wanted: &str| {
+        let ends = |rest: &str| !rest.starts_with(|next: char| next.is_ascii_alphanumeric() || "-_".contains(next));
+        content.lines().position(|line| line.match_indices(wanted).any(|(at, _)| ends(&line[at + wanted.len()..])))
+    };
     let mut before = 0;
     for address in parts(said) {
         let Some(content) = files.read(address) else { break };
         let lines = content.matches('\n').count() + 1;
         if number <= before + 1 + lines {
             let line = number.checked_sub(before + 1).filter(|line| *line > 0)?;
-            return Some((address.to_owned(), line));
+            // The compiler's count is behind by a line or two in a long text.
+            let near = quoted.and_then(|quoted| {
+                (line..line + 4).find(|line| content.lines().nth(line - 1).is_some_and(|text| holds(text, quoted).is_some()))
+            });
+            return Some((address.to_owned(), near.unwrap_or(line)));
         }
         before += 1 + lines;
     }
     let named = said.lines().next().and_then(|reason| reason.split('"').find(|word| word.starts_with('$')));
     let shown = said.lines().find_map(|line| line.strip_prefix(">> ")).map(str::trim).filter(|text| !text.is_empty());
-    let holds = |content: &str, wanted: &str| {
-        let ends = |rest: &str| !rest.starts_with(|next: char| next.is_ascii_alphanumeric() || "-_".contains(next));
-        content.lines().position(|line| line.match_indices(wanted).any(|(at, _)| ends(&line[at + wanted.len()..])))
-    };
     let own = parts(said).into_iter().filter_map(|address| files.own(address).and_then(|_| Some((address, files.read(address)?))));
     let own: Vec<(&str, String)> = own.collect();
     [named, shown]
