@@ -159,7 +159,7 @@ fn run(command_line: CommandLine) -> Result<()> {
             Ok(())
         }
         Command::Openapi => {
-            out!("{}", ocore_api::openapi().to_pretty_json().context("the document cannot be written")?);
+            out!("{:#}", ocore_api::openapi());
             Ok(())
         }
         Command::Completions { shell } => {

@@ -1,6 +1,6 @@
 //! `ocore serve`: puts the control plane together, runs it, and takes it apart again without touching what it runs.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{io::Write, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use ocore_api::{AppState, Patience};
