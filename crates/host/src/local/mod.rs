@@ -106,7 +106,7 @@ impl LocalHost {
         durable::make_directory(&layout.instances(), 0o711)?;
         odoo::printing::prepare(&layout)?;
         let host = Self {
-            cgroups: Cgroups::detect(config.limits, config.build_limits),
+            cgroups: Cgroups::detect(&config.home, config.limits, config.build_limits),
             edge: EdgeClient::new(&config.edge_socket),
             mail: MailClient::new(layout.mail_socket()),
             fences: Fences::new(layout.fences()),
@@ -157,7 +157,7 @@ pub async fn purge(config: &LocalHostConfig) -> Result<()> {
         return Ok(());
     }
     let ledger = Ledger::open(config).await?;
-    let cgroups = Cgroups::detect(config.limits, config.build_limits);
+    let cgroups = Cgroups::detect(&config.home, config.limits, config.build_limits);
     odoo::nursery::stop_all(&Layout::new(config)).await?;
     if let Some(cluster) = PrivateCluster::find(config).await? {
         cluster.stop().await?;

@@ -416,7 +416,7 @@ const MAIL_BY_VARIABLE: &str = "import os\n\nfrom odoo import fields, models\n\n
     def _compute_smtp(self):\n        self.smtp_host, self.smtp_port = 'smtp.shop.example', 587\n";
 /// One that has a way of its own.
 const MAIL_BY_CODE: &str = "from odoo import models\n\n\nclass MailServer(models.Model):\n    _inherit = 'ir.mail_server'\n\n    \
-    def _connect__(self, host=None, port=None, **options):\n        return super()._connect__(host='smtp.shop.example', port=587)\n";
+    def _connect__(self, *args, **options):\n        return super()._connect__(host='smtp.shop.example', port=587)\n";
 
 async fn mail_servers_whose_rows_do_not_count_are_proven_by_asking_odoo(world: &World) {
     let extends = "insert into ir_model_data (model, module, name, res_id) select 'ir.model', 'acme', 'model_ir_mail_server', id from ir_model where model = 'ir.mail_server'";

@@ -88,7 +88,7 @@ async fn a_module_with_the_name_of_one_of_odoos_own_is_refused() {
 #[tokio::test]
 async fn an_odoo_that_the_configuration_points_to_is_used_and_named_by_its_content() {
     let installed = distribution::find_installed(&odoo_directory().await, &"19.0".parse().unwrap()).unwrap().unwrap();
-    let checkout = tempfile::tempdir().unwrap();
+    let checkout = tempfile::tempdir_in("/srv").unwrap();
     let source = checkout.path().to_owned();
     std::fs::set_permissions(&source, std::fs::Permissions::from_mode(0o755)).unwrap();
     std::fs::copy(&installed.program, source.join("odoo-bin")).unwrap();

@@ -12,10 +12,14 @@ use ocore_model::{
     ids::{DataSetId, InstanceId, OperationId},
     instance::Color,
 };
+use sha2::{Digest, Sha256};
 
 pub use self::group::Group;
 use self::group::remove_empty;
-use super::config::{BuildLimits, InstanceLimits};
+use super::{
+    config::{BuildLimits, InstanceLimits},
+    templates::WORKSHOP,
+};
 
 const MOUNT: &str = "/sys/fs/cgroup";
 const OURS: &str = "ocore";
@@ -97,11 +101,13 @@ pub struct Cgroups {
     whole: Option<PathBuf>,
     limits: InstanceLimits,
     builds: BuildLimits,
+    /// Stands for the home in the names of groups.
+    home: String,
 }
 
 impl Cgroups {
-    /// Finds out what there is by making our own groups.
-    pub fn detect(limits: InstanceLimits, builds: BuildLimits) -> Self {
+    /// Finds out what there is by making our own groups. `home` is whose instances they are of.
+    pub fn detect(home: &Path, limits: InstanceLimits, builds: BuildLimits) -> Self {
         let mount = Path::new(MOUNT);
         let whole = unified(mount).and_then(|whole| make(&whole).map(|()| whole));
         let whole = whole.inspect_err(|error| {
@@ -111,7 +117,7 @@ impl Cgroups {
             tracing::info!(%error, "control groups cannot be used; instances run without limits of memory, processes and processor time");
             Limiting::Absent
         });
-        Self { limiting, whole: whole.ok(), limits, builds }
+        Self { limiting, whole: whole.ok(), limits, builds, home: home_name(home) }
     }
 
     fn limiting_at(mount: &Path) -> io::Result<Limiting> {
@@ -135,10 +141,15 @@ impl Cgroups {
         Err(io::Error::new(io::ErrorKind::NotFound, "no hierarchy with memory and cpu is mounted"))
     }
 
+    /// Of an instance's groups; unique on this machine, where several homes may each have their workshop.
+    fn name(&self, instance: InstanceId) -> String {
+        if instance == WORKSHOP { format!("workshop-{}", self.home) } else { instance.to_string() }
+    }
+
     /// Makes the group of a part of the instance with the configured limits. `beside` a live Odoo the part may take half of what the instance may, so that
     /// the live one is not short of memory because of it. May run twice.
     pub fn prepare(&self, instance: InstanceId, part: Part, beside: bool) -> Group {
-        let name = instance.to_string();
+        let name = self.name(instance);
         self.try_prepare(&name, part, beside).unwrap_or_else(|error| {
             tracing::warn!(%error, %instance, "the instance's control group could not be made; it runs without limits");
             Group { enter: Vec::new(), whole: None }
@@ -147,19 +158,19 @@ impl Cgroups {
 
     /// The group of a part, whether it is there or not, to be ended or removed.
     pub fn find(&self, instance: InstanceId, part: Part) -> Group {
-        self.group(Path::new(&instance.to_string()).join(part.place()).as_path())
+        self.group(Path::new(&self.name(instance)).join(part.place()).as_path())
     }
 
     /// The data sets of whose clusters there are groups.
     pub fn clusters_of(&self, instance: InstanceId) -> Vec<DataSetId> {
-        let clusters = self.group(&Path::new(&instance.to_string()).join("clusters")).whole;
+        let clusters = self.group(&Path::new(&self.name(instance)).join("clusters")).whole;
         let entries = clusters.into_iter().filter_map(|clusters| fs::read_dir(clusters).ok()).flatten().flatten();
         entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
     }
 
     /// The group that holds all runs of an instance.
     pub fn runs(&self, instance: InstanceId) -> Group {
-        self.group(&Path::new(&instance.to_string()).join("runs"))
+        self.group(&Path::new(&self.name(instance)).join("runs"))
     }
 
     /// Where a part of an instance belongs, for whoever makes the group when something begins in it.
@@ -169,7 +180,7 @@ impl Cgroups {
 
     /// All that runs of an instance, in each part.
     pub fn all_of(&self, instance: InstanceId) -> Group {
-        self.group(Path::new(&instance.to_string()))
+        self.group(Path::new(&self.name(instance)))
     }
 
     /// Makes the group of a build with its limits. `name` is unique on this machine. May run twice.
@@ -186,7 +197,7 @@ impl Cgroups {
 
     /// The part is beside nobody any more, and may take what the instance may. Absent is done.
     pub fn release(&self, instance: InstanceId, part: Part) {
-        if let Some((file, none)) = self.memory_file(&instance.to_string(), part.share())
+        if let Some((file, none)) = self.memory_file(&self.name(instance), part.share())
             && file.exists()
         {
             set(&file, none);
@@ -199,9 +210,9 @@ impl Cgroups {
         let count = |file: PathBuf| counted(&fs::read_to_string(file).ok()?, "oom_kill");
         match &self.limiting {
             // Those of the groups below are among them.
-            Limiting::Unified => count(self.whole.as_ref()?.join(instance.to_string()).join("memory.events")),
+            Limiting::Unified => count(self.whole.as_ref()?.join(self.name(instance)).join("memory.events")),
             Limiting::Separate { memory, .. } => {
-                let group = memory.join(instance.to_string());
+                let group = memory.join(self.name(instance));
                 let below = Part::SHARES.iter().filter_map(|share| count(group.join(share).join("memory.oom_control")));
                 Some(count(group.join("memory.oom_control"))? + below.sum::<u64>())
             }
@@ -216,7 +227,7 @@ impl Cgroups {
 
     /// Removes the instance's groups; nothing may run in them. Absent is done.
     pub fn remove(&self, instance: InstanceId) {
-        self.remove_named(&instance.to_string());
+        self.remove_named(&self.name(instance));
     }
 
     /// Removes the groups of a build; nothing may run in them. Absent is done.
@@ -374,9 +385,26 @@ fn make(directory: &Path) -> io::Result<()> {
     }
 }
 
+fn home_name(home: &Path) -> String {
+    hex::encode(&Sha256::digest(home.as_os_str().as_encoded_bytes())[..6])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn homes_on_one_machine_have_workshops_of_their_own() {
+        let of = |home: &str| Cgroups {
+            limiting: Limiting::Absent,
+            whole: Some(PathBuf::from("/whole")),
+            limits: InstanceLimits::default(),
+            builds: BuildLimits::default(),
+            home: home_name(Path::new(home)),
+        };
+        assert_ne!(of("/a").all_of(WORKSHOP).whole, of("/b").all_of(WORKSHOP).whole);
+        assert_eq!(of("/a").all_of(WORKSHOP).whole, of("/a").all_of(WORKSHOP).whole);
+    }
 
     #[test]
     fn kills_are_counted_in_both_kinds() {

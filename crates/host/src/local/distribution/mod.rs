@@ -24,6 +24,7 @@ use super::{
     LocalHost, LocalHostConfig,
     durable::{self, blocking},
     exec::Program,
+    private,
 };
 use crate::{
     api::Distribution,
@@ -134,6 +135,7 @@ async fn look_at(version: &OdooVersion, external: &ExternalDistribution) -> Resu
             program.display()
         )));
     }
+    private::require_visible(&[&external.source, &external.python])?;
     let script =
         "import json, sys, sysconfig; print(json.dumps([sysconfig.get_path('purelib'), sysconfig.get_path('platlib'), sys.version]))";
     // Users of instances run it too, and what is in its environment is not ours.

@@ -550,7 +550,7 @@ mod tests {
     }
 
     fn no_limits() -> Cgroups {
-        Cgroups::detect(InstanceLimits::default(), BuildLimits::default())
+        Cgroups::detect(Path::new("/"), InstanceLimits::default(), BuildLimits::default())
     }
 
     #[tokio::test]

@@ -292,16 +292,11 @@ impl Proving<'_> {
         }
         let faults: Vec<&Fault> = self.faults.iter().filter(|fault| !fault.foreign).collect();
         let Some(first) = faults.first() else { return Ok(()) };
-        let mut excerpts: Vec<&str> = Vec::new();
-        for fault in &faults {
-            if faults.len() > 1 {
-                excerpts.push(&fault.summary);
-            }
-            excerpts.push(&fault.excerpt);
-        }
-        excerpts.retain(|text| !text.is_empty());
+        // What is wrong, first of all: one fault's own words may be longer than what is shown.
+        let summaries = faults.iter().filter(|_| faults.len() > 1).map(|fault| fault.summary.as_str());
+        let excerpts = summaries.chain(faults.iter().map(|fault| fault.excerpt.as_str())).filter(|text| !text.is_empty());
         let more = if faults.len() > 1 { format!(" (and {} more)", faults.len() - 1) } else { String::new() };
-        let lines: Vec<&str> = excerpts.iter().flat_map(|text| text.lines()).take(EXCERPT_LINES).collect();
+        let lines: Vec<&str> = excerpts.flat_map(str::lines).take(EXCERPT_LINES).collect();
         Err(HostError::Rejected { summary: format!("the new Odoo started, but {}{more}", first.summary), excerpt: lines.join("\n") })
     }
 
