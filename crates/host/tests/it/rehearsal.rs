@@ -171,7 +171,7 @@ async fn styles_scripts_templates_and_errors_of_the_new_odoo_are_looked_at_befor
         (
             scripts,
             [
-                "cannot be built: parcels/__manifest__.py, line 1: Could not find /parcels/static/src/lost.css",
+                "cannot be built: parcels/__manifest__.py, line 1: Could not ",
                 "the scripts `web.assets_web` cannot be read: parcels/static/src/back.js, line 3: missing ) after argument list",
             ],
         ),

@@ -29,8 +29,9 @@ pub(super) fn error(body: &str) -> Option<String> {
 /// The sentence for it.
 pub(super) fn explain(bundle: &str, said: &str, files: &Files) -> Fault {
     let reason = said.lines().next().unwrap_or_default().trim().trim_start_matches("Error: ").trim_end_matches('.').to_owned();
-    let missing = ["Could not find ", "File "].iter().find_map(|words| reason.strip_prefix(words)?.split(' ').next());
-    let place = match missing.filter(|address| address.starts_with('/')) {
+    let missing =
+        ["Could not find ", "Could not get content for ", "File "].iter().find_map(|words| reason.strip_prefix(words)?.split(' ').next());
+    let place = match missing.filter(|address| address.contains('/')) {
         Some(address) => files.named_by(address),
         None => place(said, files),
     };
@@ -129,10 +130,10 @@ mod tests {
     fn a_file_that_is_not_there_is_named_by_who_names_it() {
         let directory = tempfile::tempdir().unwrap();
         let files = of(directory.path(), &[("paint/__manifest__.py", "{\n'assets': {'b.c': ['paint/static/lost.css']},\n}")]);
-        let fault = explain("b.c", "Could not find /paint/static/lost.css", &files);
-        assert_eq!(
-            fault.summary,
-            "the styles `b.c` cannot be built: addons/paint/__manifest__.py, line 2: Could not find /paint/static/lost.css"
-        );
+        // The second one where they are mirrored.
+        for said in ["Could not find /paint/static/lost.css", "Could not get content for paint/static/lost.css."] {
+            let wanted = format!("the styles `b.c` cannot be built: addons/paint/__manifest__.py, line 2: {}", said.trim_end_matches('.'));
+            assert_eq!(explain("b.c", said, &files).summary, wanted);
+        }
     }
 }
