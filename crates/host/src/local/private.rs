@@ -27,6 +27,9 @@ const SHARED_MEMORY: &str = "/dev/shm";
 const SHARED_MEMORY_SIZE: &str = "64m";
 /// Counts as memory of the program's control group.
 const FLEETING_SIZE: &str = "512m";
+/// Names below the instance's directory for temporary ones.
+const SHORT: &str = "tmp";
+const LONG: &str = "var-tmp";
 
 /// The directories of one program.
 #[derive(Debug, Clone)]
@@ -68,9 +71,6 @@ impl Private {
         }
     }
 }
-
-const SHORT: &str = "tmp";
-const LONG: &str = "var-tmp";
 
 impl Mount {
     /// Words for mount(8): type, options, source, target.
