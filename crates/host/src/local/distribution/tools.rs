@@ -81,8 +81,7 @@ fn is_whole(target: &Path) -> Result<bool> {
 async fn make(work: &Path, target: &Path, python: &Path, progress: &Progress) -> Result<()> {
     let home = std::env::var_os("HOME").unwrap_or_else(|| "/root".into());
     let unpacked = work.join("unpacked");
-    let program =
-        pip::install(python.to_owned()).args(["--quiet", "--no-compile", "--no-deps", "--only-binary=:all:", "--target"]).arg(&unpacked);
+    let program = pip::install(python).args(["--quiet", "--no-compile", "--no-deps", "--only-binary=:all:", "--target"]).arg(&unpacked);
     let finished = program.arg(NODE).env("HOME", &home).cancel(progress.cancel.clone()).time_limit(TIME).run().await?;
     if !finished.status.success() {
         let output = format!("{}\n{}", finished.stdout_text(), finished.stderr_text());

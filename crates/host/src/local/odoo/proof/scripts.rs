@@ -12,7 +12,7 @@ use std::{
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Fault, files::Files};
+use super::{Fault, bundles, files::Files};
 use crate::{
     error::{HostError, Result},
     local::exec::Program,
@@ -122,7 +122,7 @@ async fn locate(node: &Path, program: &impl Fn(Program) -> Program, broken: &Bro
         Some(found) => (Some(found.name), found.message),
         None => (part, broken.message.clone()),
     };
-    let bundle = &broken.name;
+    let bundle = bundles::name(&broken.name);
     let Some(address) = address else {
         return Ok(Fault::new(format!("the scripts `{bundle}` cannot be read: {message}"), String::new()));
     };
