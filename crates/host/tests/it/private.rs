@@ -1,7 +1,5 @@
 //! Directories that programs of tenants share with nobody, though they have the names that all know.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot look fails")]
-
 use std::{fs, os::unix::fs::MetadataExt, path::Path};
 
 use ocore_host::{Host, OdooSettings, testing::Sandbox};

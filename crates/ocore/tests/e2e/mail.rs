@@ -205,7 +205,7 @@ order = env["sale.order"].create({"partner_id": partner.id, "order_line": [(0, 0
     let quotation = mailbox.opened("subject:quotation to:ada").await?;
     ensure!(text(&quotation, "HTML").contains("ready for review") && quotation["ReplyTo"].is_array(), "{quotation}");
     let file = &quotation["Attachments"][0];
-    ensure!(text(file, "FileName").ends_with(".pdf"), "{quotation}");
+    ensure!(text(file, "FileName").rsplit_once('.').is_some_and(|(_, ending)| ending == "pdf"), "{quotation}");
     let path = format!("{}/api{}/api/v1/message/{}/part/{}", scene.owner.url, mailbox.base, text(&quotation, "ID"), text(file, "PartID"));
     let answer = reqwest::Client::new().get(&path).bearer_auth(&scene.key).send().await?;
     ensure!(answer.status() == 200 && answer.headers()["x-content-type-options"] == "nosniff", "{answer:?}");
