@@ -63,7 +63,7 @@ pub struct Step {
 
 /// The one select behind every [`Deployment`]; what is given is put behind it.
 macro_rules! select_deployments {
-    ($filter:tt $(, $argument:expr)*) => {
+    ($filter:tt $(+ $more:tt)* $(, $argument:expr)*) => {
         sqlx::query_as!(
             Deployment,
             r#"select deployments.id as "id: DeploymentId", deployments.organization_id as "organization_id: OrganizationId",
@@ -84,7 +84,7 @@ macro_rules! select_deployments {
                from deployments
                join instances on instances.id = deployments.instance_id
                left join users on users.id = deployments.triggered_by
-               "# + $filter
+               "# + $filter $(+ $more)*
             $(, $argument)*
         )
     };
@@ -109,6 +109,31 @@ pub struct DeploymentFilter {
     pub oldest_first: bool,
 }
 
+/// Those of one environment or project, in one order: each order has its index.
+macro_rules! select_listed {
+    ($of:tt, $order:tt, $connection:expr, $scope:expr, $id:expr, $filter:expr, $page:expr) => {
+        select_deployments!(
+            $of + " and deployments.organization_id = $1
+         and ($5::text is null or deployments.status = $5) and ($6::text is null or deployments.trigger_type = $6)
+         and ($7::text is null or deployments.branch = $7) and ($8::timestamptz is null or deployments.created_at >= $8)
+         and ($9::timestamptz is null or deployments.created_at < $9)
+         " + $order
+                + " limit $3 offset $4",
+            $scope.organization_id.as_uuid(),
+            $id.as_uuid(),
+            $page.limit,
+            $page.offset,
+            $filter.status.map(DeploymentStatus::as_str),
+            $filter.trigger.map(Trigger::as_str),
+            $filter.branch.as_deref(),
+            $filter.since,
+            $filter.until
+        )
+        .fetch_all($connection)
+        .await?
+    };
+}
+
 pub async fn list_of_environment(
     connection: &mut PgConnection,
     scope: &Scope,
@@ -116,45 +141,26 @@ pub async fn list_of_environment(
     filter: &DeploymentFilter,
     page: Page,
 ) -> Result<Vec<Deployment>> {
-    // Two queries, so that each order has its index.
     Ok(if filter.oldest_first {
-        select_deployments!(
-            "where deployments.environment_id = $2 and deployments.organization_id = $1
-         and ($5::text is null or deployments.status = $5) and ($6::text is null or deployments.trigger_type = $6)
-         and ($7::text is null or deployments.branch = $7) and ($8::timestamptz is null or deployments.created_at >= $8)
-         and ($9::timestamptz is null or deployments.created_at < $9)
-         order by deployments.created_at asc, deployments.id asc limit $3 offset $4",
-            scope.organization_id.as_uuid(),
-            environment.as_uuid(),
-            page.limit,
-            page.offset,
-            filter.status.map(DeploymentStatus::as_str),
-            filter.trigger.map(Trigger::as_str),
-            filter.branch.as_deref(),
-            filter.since,
-            filter.until
+        select_listed!(
+            "where deployments.environment_id = $2",
+            "order by deployments.created_at asc, deployments.id asc",
+            connection,
+            scope,
+            environment,
+            filter,
+            page
         )
-        .fetch_all(connection)
-        .await?
     } else {
-        select_deployments!(
-            "where deployments.environment_id = $2 and deployments.organization_id = $1
-         and ($5::text is null or deployments.status = $5) and ($6::text is null or deployments.trigger_type = $6)
-         and ($7::text is null or deployments.branch = $7) and ($8::timestamptz is null or deployments.created_at >= $8)
-         and ($9::timestamptz is null or deployments.created_at < $9)
-         order by deployments.created_at desc, deployments.id desc limit $3 offset $4",
-            scope.organization_id.as_uuid(),
-            environment.as_uuid(),
-            page.limit,
-            page.offset,
-            filter.status.map(DeploymentStatus::as_str),
-            filter.trigger.map(Trigger::as_str),
-            filter.branch.as_deref(),
-            filter.since,
-            filter.until
+        select_listed!(
+            "where deployments.environment_id = $2",
+            "order by deployments.created_at desc, deployments.id desc",
+            connection,
+            scope,
+            environment,
+            filter,
+            page
         )
-        .fetch_all(connection)
-        .await?
     })
 }
 
@@ -165,45 +171,26 @@ pub async fn list_of_project(
     filter: &DeploymentFilter,
     page: Page,
 ) -> Result<Vec<Deployment>> {
-    // Two queries, so that each order has its index.
     Ok(if filter.oldest_first {
-        select_deployments!(
-            "where deployments.project_id = $2 and deployments.organization_id = $1
-         and ($5::text is null or deployments.status = $5) and ($6::text is null or deployments.trigger_type = $6)
-         and ($7::text is null or deployments.branch = $7) and ($8::timestamptz is null or deployments.created_at >= $8)
-         and ($9::timestamptz is null or deployments.created_at < $9)
-         order by deployments.created_at asc, deployments.id asc limit $3 offset $4",
-            scope.organization_id.as_uuid(),
-            project.as_uuid(),
-            page.limit,
-            page.offset,
-            filter.status.map(DeploymentStatus::as_str),
-            filter.trigger.map(Trigger::as_str),
-            filter.branch.as_deref(),
-            filter.since,
-            filter.until
+        select_listed!(
+            "where deployments.project_id = $2",
+            "order by deployments.created_at asc, deployments.id asc",
+            connection,
+            scope,
+            project,
+            filter,
+            page
         )
-        .fetch_all(connection)
-        .await?
     } else {
-        select_deployments!(
-            "where deployments.project_id = $2 and deployments.organization_id = $1
-         and ($5::text is null or deployments.status = $5) and ($6::text is null or deployments.trigger_type = $6)
-         and ($7::text is null or deployments.branch = $7) and ($8::timestamptz is null or deployments.created_at >= $8)
-         and ($9::timestamptz is null or deployments.created_at < $9)
-         order by deployments.created_at desc, deployments.id desc limit $3 offset $4",
-            scope.organization_id.as_uuid(),
-            project.as_uuid(),
-            page.limit,
-            page.offset,
-            filter.status.map(DeploymentStatus::as_str),
-            filter.trigger.map(Trigger::as_str),
-            filter.branch.as_deref(),
-            filter.since,
-            filter.until
+        select_listed!(
+            "where deployments.project_id = $2",
+            "order by deployments.created_at desc, deployments.id desc",
+            connection,
+            scope,
+            project,
+            filter,
+            page
         )
-        .fetch_all(connection)
-        .await?
     })
 }
 
