@@ -132,9 +132,10 @@ impl LocalHost {
 /// The temporary ones lie below a directory that only root enters, so that nobody reaches them but at the place where they are mounted; their names are
 /// root's.
 fn make(temporary: &Path, home: &Path, uid: u32) -> io::Result<()> {
+    // Also where one was made before and whoever made it was killed before it was closed.
     let ensure = |path: &Path, mode: u32, owner: u32| -> io::Result<()> {
         match fs::create_dir(path) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             made => made?,
         }
         chown(path, Some(owner), Some(owner))?;
@@ -162,4 +163,27 @@ pub(in crate::local) fn require_visible(directories: &[&Path]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    #[test]
+    fn directories_that_were_left_half_made_are_closed() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let place = tempfile::tempdir().unwrap();
+        let (temporary, home) = (place.path().join("temporary"), place.path().join("home"));
+        for path in [&temporary, &home, &temporary.join(SHORT)] {
+            fs::create_dir(path).unwrap();
+        }
+        make(&temporary, &home, 41_237).unwrap();
+        let found = |path: &Path| fs::metadata(path).map(|status| (status.uid(), status.mode() & 0o7777)).unwrap();
+        assert_eq!((found(&temporary), found(&home)), ((0, 0o700), (41_237, 0o700)));
+        assert_eq!((found(&temporary.join(SHORT)), found(&temporary.join(LONG))), ((0, 0o1777), (0, 0o1777)));
+    }
 }

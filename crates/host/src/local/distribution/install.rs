@@ -388,9 +388,14 @@ fn finish(version: &str, id: String, work: &Path, target: &Path) -> Result<()> {
     };
     durable::write_json(&work.join(RECORD), &record)?;
     fs::set_permissions(work.join(RECORD), fs::Permissions::from_mode(0o644)).map_err(write_error(work))?;
+    put_in_place(work, target)
+}
+
+/// Moves what is whole to where it is looked for, once it is on the disk.
+pub(super) fn put_in_place(work: &Path, target: &Path) -> Result<()> {
     let place = || -> io::Result<()> {
         rustix::fs::syncfs(fs::File::open(work)?)?;
-        // What is there is no whole one: it has no record.
+        // What is there is no whole one: it has no record, or that of an earlier revision.
         if target.exists() {
             fs::remove_dir_all(target)?;
         }

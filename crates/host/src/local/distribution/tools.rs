@@ -12,7 +12,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::install::{lock, open_to_all, write_error};
+use super::install::{lock, open_to_all, put_in_place, write_error};
 use crate::{
     api::Progress,
     error::{HostError, Result},
@@ -127,13 +127,5 @@ fn finish(work: &Path, target: &Path) -> Result<()> {
     place().map_err(write_error(work))?;
     open_to_all(work)?;
     durable::write_json(&work.join(RECORD), &Record { revision: REVISION })?;
-    let replace = || -> io::Result<()> {
-        rustix::fs::syncfs(fs::File::open(work)?)?;
-        if target.exists() {
-            fs::remove_dir_all(target)?;
-        }
-        fs::rename(work, target)?;
-        durable::sync_parent(target)
-    };
-    replace().map_err(write_error(target))
+    put_in_place(work, target)
 }

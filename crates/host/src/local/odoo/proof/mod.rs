@@ -33,6 +33,7 @@ use crate::{
         LocalHost,
         cgroups::Part,
         exec::{Program, RunAs},
+        private::Private,
         process::Process,
         slots::{self, SlotDetails},
     },
@@ -267,7 +268,7 @@ impl Proving<'_> {
         let pages = scripts::by_page(&self.pages, &self.scripts);
         let program = |program: Program| {
             let user = RunAs { uid: user.uid, gid: user.uid, groups: Vec::new() };
-            program.run_as(user).group(group.clone()).goes_first().cancel(self.progress.cancel.clone())
+            program.run_as(user).private(&Private::Fleeting).group(group.clone()).goes_first().cancel(self.progress.cancel.clone())
         };
         let found = scripts::check(&node, program, &self.scripts, &pages, &self.files).await?;
         for fault in found {
